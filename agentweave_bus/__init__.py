@@ -1,0 +1,1 @@
+"""AgentWeave Bus: signed, authorized agents on a NATS bus."""

@@ -1,0 +1,221 @@
+"""Every error that this package raises, in one tree.
+
+The branches follow what a caller can do about the failure::
+
+    AgentWeaveError
+    ├── ConfigurationError          change a file or a variable; ``key`` and ``hint`` say which
+    ├── InvalidSpiffeIdError        the text is no SPIFFE ID (also a ValueError)
+    ├── IdentityError               who I am, or who the peer is, could not be established
+    │   ├── SvidUnavailableError    no SVID, or none that is still valid
+    │   ├── BundleUnavailableError  no trust bundle for a trust domain
+    │   └── ChainRefusedError       a certificate chain did not verify
+    ├── EnvelopeError               bytes that are not an acceptable envelope
+    │   ├── MalformedEnvelopeError  size, framing, types, canonical form
+    │   ├── SignatureRefusedError   proof, root or payload hash
+    │   ├── DelegationRefusedError  the ``via`` chain breaks a rule (``rule`` is 1 to 6)
+    │   └── TimeRefusedError        expired, future or stale
+    ├── PayloadError                a payload that is no bounded JSON value, or not what the handler takes
+    ├── PolicyError                 the policy could not be loaded or asked
+    │   ├── PolicyLoadError         does not compile, or breaks a rule for policies
+    │   └── PolicyUnavailableError  no trustworthy answer in time (always a denial)
+    ├── AuditError                  the audit log can't be written, or does not verify
+    ├── BusError                    the broker
+    │   └── BusPermissionError      the broker refused a subject; ``subject`` names it
+    └── AgentCallError              a call ended without a result
+        ├── FederationError         the peer's trust domain is not allowed, or its bundle is missing
+        ├── AuthorizationError      denied; ``reason`` and ``audit_id`` say by what
+        ├── CallRefusedError        the peer refused the request; ``step`` and ``reason`` say why
+        ├── CallTimeoutError        no answer before the deadline; the work may have been done
+        └── UnreachableError        nothing received the request
+            ├── NoResponderError    no replica of the agent is subscribed
+            └── CircuitOpenError    recent calls failed; not tried again yet
+
+Messages are for the person who reads them. Programs read attributes, never messages.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AgentCallError",
+    "AgentWeaveError",
+    "AuditError",
+    "AuthorizationError",
+    "BundleUnavailableError",
+    "BusError",
+    "BusPermissionError",
+    "CallRefusedError",
+    "CallTimeoutError",
+    "ChainRefusedError",
+    "CircuitOpenError",
+    "ConfigurationError",
+    "DelegationRefusedError",
+    "EnvelopeError",
+    "FederationError",
+    "IdentityError",
+    "InvalidSpiffeIdError",
+    "MalformedEnvelopeError",
+    "NoResponderError",
+    "PayloadError",
+    "PolicyError",
+    "PolicyLoadError",
+    "PolicyUnavailableError",
+    "SignatureRefusedError",
+    "SvidUnavailableError",
+    "TimeRefusedError",
+    "UnreachableError",
+]
+
+
+class AgentWeaveError(Exception):
+    """Root of every error of this package."""
+
+
+class ConfigurationError(AgentWeaveError):
+    """A setting is unknown, malformed or not allowed here.
+
+    ``key`` is the dotted name of the setting (``authorization.default_action``) where there is one;
+    ``hint`` is the way out, one sentence.
+    """
+
+    def __init__(self, message: str, *, key: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message} {hint}")
+        self.key = key
+        self.hint = hint
+
+
+class InvalidSpiffeIdError(AgentWeaveError, ValueError):
+    """A text that is no valid SPIFFE ID (SPIFFE-ID section 2)."""
+
+
+class IdentityError(AgentWeaveError):
+    """An identity could not be established."""
+
+
+class SvidUnavailableError(IdentityError):
+    """No X.509-SVID could be had, or the one at hand has expired."""
+
+
+class BundleUnavailableError(IdentityError):
+    """There is no trust bundle for ``trust_domain``."""
+
+    def __init__(self, message: str, *, trust_domain: str) -> None:
+        super().__init__(message)
+        self.trust_domain = trust_domain
+
+
+class ChainRefusedError(IdentityError):
+    """A certificate chain is not a valid X.509-SVID of its trust domain."""
+
+
+class EnvelopeError(AgentWeaveError):
+    """Bytes that are not an acceptable envelope."""
+
+
+class MalformedEnvelopeError(EnvelopeError):
+    """The frame or head breaks a bound or the canonical form."""
+
+
+class SignatureRefusedError(EnvelopeError):
+    """The proof does not cover the head, or the head does not cover the payload."""
+
+
+class DelegationRefusedError(EnvelopeError):
+    """The ``via`` chain breaks a rule of delegation; ``rule`` is its number, 1 to 6."""
+
+    def __init__(self, message: str, *, rule: int) -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
+class TimeRefusedError(EnvelopeError):
+    """The envelope is expired, not yet valid, from the future or stale."""
+
+
+class PayloadError(AgentWeaveError):
+    """A payload is not a bounded JSON value, or not what the capability takes."""
+
+
+class PolicyError(AgentWeaveError):
+    """A policy could not be loaded or asked."""
+
+
+class PolicyLoadError(PolicyError):
+    """A policy does not compile, or breaks a rule for policies."""
+
+
+class PolicyUnavailableError(PolicyError):
+    """No trustworthy answer came in time. Always treated as a denial."""
+
+
+class AuditError(AgentWeaveError):
+    """The audit log can't be written, or does not verify."""
+
+
+class BusError(AgentWeaveError):
+    """The broker can't be reached or refused the connection."""
+
+
+class BusPermissionError(BusError):
+    """The broker refused ``subject`` to this identity."""
+
+    def __init__(self, message: str, *, subject: str) -> None:
+        super().__init__(message)
+        self.subject = subject
+
+
+class AgentCallError(AgentWeaveError):
+    """A call ended without a result. Catching this one catches all that can happen to a call."""
+
+
+class FederationError(AgentCallError):
+    """The peer's trust domain is not in ``allowed_trust_domains``, or its bundle is missing."""
+
+    def __init__(self, message: str, *, trust_domain: str) -> None:
+        super().__init__(message)
+        self.trust_domain = trust_domain
+
+
+class AuthorizationError(AgentCallError):
+    """A policy denied the call.
+
+    ``reason`` is the policy's, ``audit_id`` names the audit record of the decision on the side that
+    denied, and ``direction`` is ``outbound`` (this side) or ``inbound`` (the callee's side).
+    """
+
+    def __init__(
+        self, message: str, *, reason: str = "", audit_id: str = "", direction: str = "inbound"
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason or message
+        self.audit_id = audit_id
+        self.direction = direction
+
+
+class CallRefusedError(AgentCallError):
+    """The callee verified who asked and refused the request at admission ``step`` with ``reason``."""
+
+    def __init__(self, message: str, *, step: str = "", reason: str = "", audit_id: str = "") -> None:
+        super().__init__(message)
+        self.step = step
+        self.reason = reason
+        self.audit_id = audit_id
+
+
+class CallTimeoutError(AgentCallError):
+    """No verified answer came before the deadline; the callee may have done the work."""
+
+
+class UnreachableError(AgentCallError):
+    """Nothing received the request, so nothing ran."""
+
+
+class NoResponderError(UnreachableError):
+    """No replica of the called agent is subscribed to the capability."""
+
+
+class CircuitOpenError(UnreachableError):
+    """Calls to this agent failed lately; it is not tried again before ``retry_after`` seconds."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

@@ -1,0 +1,197 @@
+"""YAML documents from outside: read with bounds, with the line of every key.
+
+Owns size, depth and node bounds, the refusal of duplicate keys, and where a key was written. Knows
+nothing of what the keys mean. Aliases are allowed, but what they expand to counts against the node
+bound, so a small file can't grow into a large value; merge keys and tags are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from agentweave_bus.exceptions import ConfigurationError
+
+__all__ = ["MAX_DEPTH", "MAX_FILE_BYTES", "MAX_NODES", "Document", "KeyPath", "parse_value", "read_document"]
+
+MAX_FILE_BYTES: Final = 256 * 1024
+MAX_NODES: Final = 10_000
+MAX_DEPTH: Final = 24
+
+KeyPath = tuple[str | int, ...]
+
+_MERGE_TAG: Final = "tag:yaml.org,2002:merge"
+_MAP_TAG: Final = "tag:yaml.org,2002:map"
+_SEQ_TAG: Final = "tag:yaml.org,2002:seq"
+_SCALAR_TAGS: Final = frozenset(
+    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "timestamp")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A parsed file: its value, its name for messages and the line (from 1) of every key."""
+
+    name: str
+    value: dict[str, Any]
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+
+    def line_of(self, path: KeyPath) -> int | None:
+        """Return the line of ``path``, or of the closest key above it that was written."""
+        for length in range(len(path), 0, -1):
+            if (line := self.lines.get(path[:length])) is not None:
+                return line
+        return None
+
+
+def read_document(path: Path) -> Document:
+    """Read one YAML file whose top level is a mapping; an empty file is an empty mapping.
+
+    Raises:
+        ConfigurationError: it can't be read, is too large, or is not acceptable YAML; the message
+            names file and line.
+
+    """
+    text = _read_text(path)
+    value, lines = _parse(text, str(path))
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{path}: expected keys and values at the top level.")
+    return Document(str(path), value, lines)
+
+
+def parse_value(text: str, name: str) -> Any:
+    """Parse one YAML value, such as an environment variable's, under the same bounds.
+
+    Raises:
+        ConfigurationError: it is not acceptable YAML; ``name`` says where it came from.
+
+    """
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigurationError(f"{name}: the value is longer than {MAX_FILE_BYTES} characters.")
+    return _parse(text, name)[0]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigurationError(f"{path} can't be read: {error.strerror or error}.") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigurationError(f"{path} is larger than {MAX_FILE_BYTES // 1024} KiB.")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+
+
+def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
+    loader: _Loader | None = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, {}
+        converter = _Converter(loader, name)
+        return converter.convert(node, (), 0), converter.lines
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{name}{_where(error)}: {_what(error)}.") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _where(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return "" if mark is None else f":{mark.line + 1}"
+
+
+def _what(error: yaml.YAMLError) -> str:
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    return f"not valid YAML: {problem}"
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, with a bound on how deep and how much is composed."""
+
+    depth = 0
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        self.nodes += 1
+        # Checked before descending: the composer recurses, and a deep file must not reach
+        # Python's own recursion limit.
+        if self.depth > MAX_DEPTH or self.nodes > MAX_NODES:
+            mark = self.get_mark()
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MAX_DEPTH} levels or {MAX_NODES} values", problem_mark=mark
+            )
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+class _Converter:
+    """Turns composed nodes into plain values; counts what aliases expand to."""
+
+    def __init__(self, loader: _Loader, name: str) -> None:
+        self._loader = loader
+        self._name = name
+        self._visited = 0
+        self.lines: dict[KeyPath, int] = {}
+
+    def convert(self, node: yaml.Node, path: KeyPath, depth: int) -> Any:
+        self._visited += 1
+        if self._visited > MAX_NODES or depth > MAX_DEPTH:
+            raise self._refused(node, "aliases expand to too many values or refer to themselves")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path, depth)
+        if isinstance(node, yaml.SequenceNode):
+            return self._sequence(node, path, depth)
+        return self._scalar(node)
+
+    def _scalar(self, node: yaml.Node) -> Any:
+        if node.tag not in _SCALAR_TAGS:
+            raise self._refused(node, f"the tag {node.tag!r} is not allowed")
+        try:
+            return self._loader.construct_object(node, deep=True)
+        except ValueError as error:  # such as an integer of more digits than Python converts
+            raise self._refused(node, str(error)) from error
+
+    def _sequence(self, node: yaml.SequenceNode, path: KeyPath, depth: int) -> list[Any]:
+        if node.tag != _SEQ_TAG:
+            raise self._refused(node, f"the tag {node.tag!r} is not allowed")
+        values = []
+        for index, child in enumerate(node.value):
+            self.lines[*path, index] = child.start_mark.line + 1
+            values.append(self.convert(child, (*path, index), depth + 1))
+        return values
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath, depth: int) -> dict[str, Any]:
+        if node.tag != _MAP_TAG:
+            raise self._refused(node, f"the tag {node.tag!r} is not allowed")
+        result: dict[str, Any] = {}
+        for key_node, child in node.value:
+            key = self._key(key_node)
+            if key in result:
+                raise self._refused(key_node, f"the key {key!r} is written twice")
+            self.lines[*path, key] = key_node.start_mark.line + 1
+            result[key] = self.convert(child, (*path, key), depth + 1)
+        return result
+
+    def _key(self, node: yaml.Node) -> str:
+        if node.tag == _MERGE_TAG:
+            raise self._refused(node, "merge keys ('<<') are not supported; write the keys out")
+        if not isinstance(node, yaml.ScalarNode):
+            raise self._refused(node, "a key must be a word")
+        return str(node.value)
+
+    def _refused(self, node: yaml.Node, problem: str) -> ConfigurationError:
+        return ConfigurationError(f"{self._name}:{node.start_mark.line + 1}: {problem}.")

@@ -1,0 +1,82 @@
+"""The file of ``agentweave up`` and ``agentweave supervise``: which agents run, under which grants."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from agentweave_bus.config.document import KeyPath
+from agentweave_bus.config.fields import ConfigModel, FilePath, HandlerPath, Name, Port, TrustDomain
+from agentweave_bus.config.loading import validated
+from agentweave_bus.config.operation import ObservabilityConfig
+from agentweave_bus.config.sources import Settings
+
+__all__ = ["DEFAULT_STACK_FILE", "StackAgent", "StackBus", "StackConfig", "load_stack"]
+
+DEFAULT_STACK_FILE: Final = "agentweave.yaml"
+
+_FILE_KEYS: Final[tuple[KeyPath, ...]] = (("grants",), ("policies",), ("agents", "*", "config"))
+
+
+class StackAgent(ConfigModel):
+    """One agent: its configuration file, optionally its class, and how many processes run it."""
+
+    config: FilePath
+    class_: Annotated[HandlerPath | None, Field(alias="class")] = None
+    replicas: Annotated[int, Field(strict=True, ge=1, le=256)] = 1
+
+
+class StackBus(ConfigModel):
+    """The embedded broker; port 0 takes a free one."""
+
+    port: Port = 0
+
+
+class StackConfig(ConfigModel):
+    """A whole stack. ``grants`` and ``policies`` are alternatives; neither means that nobody may call."""
+
+    trust_domain: TrustDomain = "agentweave.local"
+    state_dir: FilePath = Path(".agentweave")
+    agents: tuple[StackAgent, ...] = ()
+    grants: FilePath | None = None
+    policies: FilePath | None = None
+    clients: tuple[Name, ...] = ("cli",)
+    bus: StackBus = StackBus()
+    observability: ObservabilityConfig = ObservabilityConfig()
+
+    @field_validator("agents")
+    @classmethod
+    def _each_once(cls, value: tuple[StackAgent, ...]) -> tuple[StackAgent, ...]:
+        files = [agent.config for agent in value]
+        if twice := {str(file) for file in files if files.count(file) > 1}:
+            raise ValueError(f"listed twice: {', '.join(sorted(twice))}; use replicas to run more of one")
+        return value
+
+    @model_validator(mode="after")
+    def _one_policy_source(self) -> Self:
+        if self.grants is not None and self.policies is not None:
+            raise ValueError("give either grants (a file) or policies (a directory), not both")
+        return self
+
+
+def load_stack(path: str | Path | None = None) -> StackConfig:
+    """Return the checked stack file.
+
+    Without ``path`` it is ``agentweave.yaml`` of the working directory, or where there is none an
+    empty stack: broker, identities and policy engine, no agents. Names of files are relative to the
+    stack file, ``state_dir`` to the working directory.
+
+    Raises:
+        ConfigurationError: with every problem found.
+
+    """
+    settings = Settings()
+    if path is None and Path(DEFAULT_STACK_FILE).exists():
+        path = DEFAULT_STACK_FILE
+    if path is not None:
+        settings.read_file(Path(path), _FILE_KEYS)
+    settings.read_variables(os.environ)
+    return validated(StackConfig, settings, "production")

@@ -1,0 +1,260 @@
+"""Every metric, declared once.
+
+A :class:`Metrics` belongs to one process (or one test) and is handed to whoever counts; nothing here
+is global. Names keep the prefix and the spelling of the reference documents, so that their queries
+and alerts work. Label values come from closed sets: a capability that was not declared is counted as
+``other``, so that a stranger can't grow the exposition by inventing names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+__all__ = ["BreakerState", "Direction", "DropReason", "Metrics", "RequestStatus"]
+
+OTHER: Final = "other"
+
+_REQUEST_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_TASK_BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600)
+
+
+class RequestStatus(StrEnum):
+    """How a request ended: a failure is ``error``, whatever failed; a denial and a refusal are not."""
+
+    SUCCESS = "success"
+    ERROR = "error"
+    DENIED = "denied"
+    REFUSED = "refused"
+
+
+class Direction(StrEnum):
+    """Seen from this process: requests that it serves, or that it makes."""
+
+    INBOUND = "inbound"
+    OUTBOUND = "outbound"
+
+
+class BreakerState(StrEnum):
+    """The states of a circuit breaker, from good to bad."""
+
+    CLOSED = "closed"
+    HALF_OPEN = "half_open"
+    OPEN = "open"
+
+
+class DropReason(StrEnum):
+    """Why a reply was thrown away without waking anybody."""
+
+    LATE = "late"
+    DUPLICATE = "duplicate"
+    FORGED = "forged"
+
+
+class _CounterIn:
+    """Makes metrics in one registry; the short names keep the declarations readable."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        return Counter(name, meaning, labels, registry=self._registry)
+
+    def gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(name, meaning, labels, registry=self._registry)
+
+    def histogram(self, name: str, meaning: str, buckets: Iterable[float], *labels: str) -> Histogram:
+        return Histogram(name, meaning, labels, buckets=tuple(buckets), registry=self._registry)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """The metrics of one process; :meth:`create` makes them in a registry of their own.
+
+    Use the methods where there is one: they know the label values. The fields are for what is
+    counted without labels, and for tests.
+    """
+
+    registry: CollectorRegistry
+    requests: Counter
+    request_duration: Histogram
+    task_duration: Histogram
+    calls_in_flight: Gauge
+    authz_allowed: Counter
+    authz_denied: Counter
+    authz_standing_reused: Counter
+    authz_breaker_state: Gauge
+    authz_endpoint_breaker_state: Gauge
+    opa_requests: Counter
+    opa_errors: Counter
+    policy_load_errors: Counter
+    svid_rotations: Counter
+    svid_rotation_errors: Counter
+    certificate_expiry: Gauge
+    mtls_handshakes: Counter
+    federation_errors: Counter
+    admission_refusals: Counter
+    replies_dropped: Counter
+    bus_reconnects: Counter
+    audit_write_failures: Counter
+    _capabilities: set[tuple[str, str]] = field(default_factory=set, repr=False)
+    _endpoint_states: dict[str, BreakerState] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def create(cls, registry: CollectorRegistry | None = None) -> Metrics:
+        """Declare every metric in ``registry``, by default a new one."""
+        registry = CollectorRegistry() if registry is None else registry
+        new = _CounterIn(registry)
+        metrics = cls(
+            registry=registry,
+            requests=new.counter(
+                "agentweave_requests_total",
+                "Requests that ended, by how they ended.",
+                "direction",
+                "capability",
+                "status",
+            ),
+            request_duration=new.histogram(
+                "agentweave_request_duration_seconds",
+                "From the request's arrival (or sending) to its answer.",
+                _REQUEST_BUCKETS,
+                "direction",
+                "capability",
+            ),
+            task_duration=new.histogram(
+                "agentweave_task_duration_seconds",
+                "Time spent in handlers.",
+                _TASK_BUCKETS,
+                "capability",
+            ),
+            calls_in_flight=new.gauge(
+                "agentweave_calls_in_flight", "Requests that have not ended yet.", "direction"
+            ),
+            authz_allowed=new.counter("agentweave_authz_allowed_total", "Decisions to allow.", "direction"),
+            authz_denied=new.counter("agentweave_authz_denied_total", "Decisions to deny.", "direction"),
+            authz_standing_reused=new.counter(
+                "agentweave_authz_standing_reused_total", "Requests that a standing answer allowed."
+            ),
+            authz_breaker_state=new.gauge(
+                "agentweave_authz_circuit_breaker_state",
+                "1 for the state of the best policy endpoint, 0 for the others.",
+                "state",
+            ),
+            authz_endpoint_breaker_state=new.gauge(
+                "agentweave_authz_endpoint_circuit_breaker_state",
+                "1 for the endpoint's state, 0 for the others.",
+                "endpoint",
+                "state",
+            ),
+            opa_requests=new.counter("agentweave_opa_requests_total", "Questions put to a policy engine."),
+            opa_errors=new.counter(
+                "agentweave_opa_errors_total", "Questions without a trustworthy answer in time."
+            ),
+            policy_load_errors=new.counter(
+                "agentweave_policy_load_errors_total", "Policy revisions refused; the one before stays."
+            ),
+            svid_rotations=new.counter("agentweave_svid_rotation_total", "SVIDs taken into use."),
+            svid_rotation_errors=new.counter(
+                "agentweave_svid_rotation_errors_total", "Attempts to get a new SVID that failed."
+            ),
+            certificate_expiry=new.gauge(
+                "agentweave_certificate_expiry_timestamp_seconds",
+                "When the current SVID expires, in seconds since the epoch.",
+            ),
+            mtls_handshakes=new.counter(
+                "agentweave_mtls_handshakes_total",
+                "TLS handshakes, by whether the peer was who it had to be.",
+                "result",
+            ),
+            federation_errors=new.counter(
+                "agentweave_federation_errors_total",
+                "Peers of a trust domain that is not allowed or has no bundle.",
+            ),
+            admission_refusals=new.counter(
+                "agentweave_admission_refusals_total",
+                "Envelopes refused before a handler ran, by admission step and class of reason.",
+                "step",
+                "reason",
+            ),
+            replies_dropped=new.counter(
+                "agentweave_replies_dropped_total", "Replies that nobody was woken for.", "reason"
+            ),
+            bus_reconnects=new.counter(
+                "agentweave_bus_reconnects_total", "Connections to the broker made anew."
+            ),
+            audit_write_failures=new.counter(
+                "agentweave_audit_write_failures_total", "Audit records that could not be written."
+            ),
+        )
+        metrics._start_at_zero()
+        return metrics
+
+    def declare_capability(self, direction: Direction, capability: str) -> None:
+        """Give ``capability`` series of its own; others are counted as ``other``.
+
+        Agents declare what they serve and what their grants let them call.
+        """
+        self._capabilities.add((direction, capability))
+        for status in RequestStatus:
+            self.requests.labels(direction, capability, status)
+
+    def request_ended(
+        self, direction: Direction, capability: str, status: RequestStatus, seconds: float
+    ) -> None:
+        """Count a request that took ``seconds``."""
+        name = self._known(direction, capability)
+        self.requests.labels(direction, name, status).inc()
+        self.request_duration.labels(direction, name).observe(seconds)
+
+    def handler_ended(self, capability: str, seconds: float) -> None:
+        """Count the ``seconds`` that a handler ran."""
+        self.task_duration.labels(self._known(Direction.INBOUND, capability)).observe(seconds)
+
+    def decided(self, direction: Direction, *, allowed: bool, standing: bool = False) -> None:
+        """Count a decision; ``standing`` when it reused an earlier answer."""
+        (self.authz_allowed if allowed else self.authz_denied).labels(direction).inc()
+        if standing:
+            self.authz_standing_reused.inc()
+
+    def breaker_changed(self, endpoint: str, state: BreakerState) -> None:
+        """Note the ``state`` of the breaker of a policy ``endpoint``."""
+        self._endpoint_states[endpoint] = state
+        order = list(BreakerState)
+        best = min(self._endpoint_states.values(), key=order.index)
+        for each in BreakerState:
+            self.authz_breaker_state.labels(each).set(each is best)
+            self.authz_endpoint_breaker_state.labels(endpoint, each).set(each is state)
+
+    def handshake_ended(self, *, accepted: bool) -> None:
+        """Count a TLS handshake."""
+        self.mtls_handshakes.labels("accepted" if accepted else "refused").inc()
+
+    def admission_refused(self, step: str, reason: str) -> None:
+        """Count a refusal at ``step``; ``reason`` is a class of reasons, never a sentence."""
+        self.admission_refusals.labels(step, reason).inc()
+
+    def reply_dropped(self, reason: DropReason) -> None:
+        """Count a reply that was thrown away."""
+        self.replies_dropped.labels(reason).inc()
+
+    def _known(self, direction: str, capability: str) -> str:
+        return capability if (direction, capability) in self._capabilities else OTHER
+
+    def _start_at_zero(self) -> None:
+        """Expose every series of a closed label set from the start: ``rate()`` needs the zero."""
+        for direction in Direction:
+            self.authz_allowed.labels(direction)
+            self.authz_denied.labels(direction)
+            self.calls_in_flight.labels(direction)
+            for status in RequestStatus:
+                self.requests.labels(direction, OTHER, status)
+        for state in BreakerState:
+            self.authz_breaker_state.labels(state).set(state is BreakerState.CLOSED)
+        for result in ("accepted", "refused"):
+            self.mtls_handshakes.labels(result)
+        for reason in DropReason:
+            self.replies_dropped.labels(reason)

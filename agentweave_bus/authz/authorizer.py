@@ -1,0 +1,374 @@
+"""The authorizer: the only way anyone asks a policy, and it fails closed.
+
+In this order:
+
+1. a standing answer that still holds (:mod:`agentweave_bus.authz.standing`) is used again;
+2. otherwise the policy is asked over the full input, within a time limit. An exception, a timeout, an
+   undefined result or an answer of the wrong shape is a denial with a reason;
+3. limits that can be counted here are counted, on every use (:mod:`agentweave_bus.authz.limiter`);
+4. in development only, ``default_action`` may let a denied action through, loudly.
+
+It writes no audit records: whoever asked does, and sets ``audit_id`` on the decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from agentweave_bus.authz.decision import AuthzDecision, new_decision_id
+from agentweave_bus.authz.engine import PolicyAnswer, package_of
+from agentweave_bus.authz.grants import Grants
+from agentweave_bus.authz.limiter import DAY_SECONDS, LocalLimiter
+from agentweave_bus.authz.policy_input import write_input
+from agentweave_bus.authz.provider import AuthorizationProvider
+from agentweave_bus.authz.standing import Asked, StandingCache, standing_key
+from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from agentweave_bus.authz.decision import AuthzContext
+    from agentweave_bus.authz.engine import PolicyEngine, Standing
+    from agentweave_bus.authz.standing import StandingKey
+
+__all__ = ["DEFAULT_POLICY_PATH", "Authorizer", "DefaultAction"]
+
+DefaultAction: TypeAlias = Literal["deny", "log-only", "allow"]
+
+DEFAULT_POLICY_PATH: Final = "agentweave/grants"
+DEFAULT_TIMEOUT_S: Final = 1.0
+"""How long one question may take in all (seconds); engines have tighter budgets of their own."""
+POLL_SECONDS: Final = 1.0
+"""How often a changed policy or grants file is looked for."""
+
+_log = logging.getLogger(__name__)
+
+
+class Authorizer:
+    """Asks one engine, for one agent. Use it from one event loop.
+
+    Args:
+        engine: a policy engine, or an :class:`AuthorizationProvider` of your own.
+        policy_path: the agent's policy package (``order/authz``); providers don't get it.
+        grants: what the grants say, for the cheap look before something costly; None: no such look.
+        grants_path: read ``grants`` from here, and again when the file changes.
+        environment: ``development`` or anything else, which counts as production.
+        default_action: ``deny``. ``log-only`` lets every denied action through and logs it, ``allow``
+            lets through what the policy has no answer for; both in development only.
+        timeout_s: for one question.
+        refresh: called by :meth:`reload` and :meth:`run`: brings the engine's policy up to date,
+            raising ``PolicyError`` when it had to keep the old one.
+        on_decision: told of every decision (for metrics).
+        on_alarm: told, in one sentence, when a reload failed and the old policy stays.
+        monotonic: the clock of standing answers and limits a minute (seconds).
+        wall: seconds since the epoch, for limits a day.
+
+    Raises:
+        ConfigurationError: ``default_action`` is not allowed here, or ``grants_path`` can't be read.
+
+    """
+
+    def __init__(
+        self,
+        engine: PolicyEngine | AuthorizationProvider,
+        *,
+        policy_path: str = DEFAULT_POLICY_PATH,
+        grants: Grants | None = None,
+        grants_path: Path | None = None,
+        environment: str = "production",
+        default_action: DefaultAction = "deny",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        refresh: Callable[[], Awaitable[None]] | None = None,
+        on_decision: Callable[[AuthzContext, AuthzDecision], None] | None = None,
+        on_alarm: Callable[[str], None] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        _check_default_action(default_action, environment)
+        self._engine = engine
+        self._package = package_of(policy_path)
+        self._grants_path = grants_path
+        self._grants_stamp = _stamp(grants_path)
+        self._grants = grants if grants_path is None else Grants.load(grants_path)
+        self._default_action = default_action
+        self._timeout_s = timeout_s
+        self._refresh = refresh
+        self._on_decision = on_decision
+        self._on_alarm = on_alarm
+        self._monotonic = monotonic
+        self._wall = wall
+        self._standing = StandingCache()
+        self._limiter = LocalLimiter()
+        self._epoch = 0
+        self._alarm = ""
+        self._reload_wanted = asyncio.Event()
+
+    @property
+    def grants(self) -> Grants | None:
+        """The grants in use, if there are any."""
+        return self._grants
+
+    @property
+    def revision(self) -> str:
+        """Names the policy in use; empty for a provider of your own."""
+        engine = self._engine
+        return "" if isinstance(engine, AuthorizationProvider) else engine.revision
+
+    async def authorize(self, context: AuthzContext) -> AuthzDecision:
+        """Decide whether the action may happen. Never raises for trouble with the policy: it denies."""
+        key = standing_key(context)
+        decision = self._standing.get(key, self._now())
+        if decision is None:
+            decision = await self._ask(context, key)
+        if decision.allowed and decision.limits:
+            decision = self._within_limits(context, decision)
+        if not decision.allowed and self._default_action != "deny":
+            decision = self._softened(context, decision)
+        if self._on_decision is not None:
+            self._on_decision(context, decision)
+        return decision
+
+    def permits_quickly(self, context: AuthzContext) -> bool:
+        """Say, without asking anyone, whether a standing answer or the grants speak for the action.
+
+        For a first look before something costly. A False says only that the full decision has to come
+        first; a True is no permission.
+        """
+        if self.standing_allows(context):
+            return True
+        if self._grants is None:
+            return False
+        # A principal was checked where the delegation began; its origin alone may name one.
+        principal = None if context.via else context.principal
+        return self._grants.permits(
+            context.caller,
+            context.callee,
+            context.action,
+            context.kind,
+            origin=context.origin,
+            principal_issuer=None if principal is None else str(principal.get("iss", "")),
+        )
+
+    def standing_allows(self, context: AuthzContext) -> bool:
+        """Say whether a kept standing answer allows the action now. Uses up no limit."""
+        return self._standing.get(standing_key(context), self._now()) is not None
+
+    async def allows_action_in_general(self, context: AuthzContext) -> bool:
+        """Say whether the caller may take this action at all, whatever the payload.
+
+        Decides who is told what is wrong with a payload. Uses up no limit; trouble with the policy
+        is a no.
+        """
+        if self.permits_quickly(context):
+            return True
+        engine = self._engine
+        if isinstance(engine, AuthorizationProvider):
+            return False
+        return await self._ask_standing(engine, context) is not None
+
+    async def run(self) -> None:
+        """Follow changes of the policy and the grants until cancelled. The caller owns this task."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            await self.reload()
+
+    def reload_soon(self) -> None:
+        """Make :meth:`run` look for changes now (for a signal handler)."""
+        self._reload_wanted.set()
+
+    async def reload(self) -> bool:
+        """Bring policy and grants up to date. On a mistake both stay as they were; return False then."""
+        try:
+            if self._refresh is not None:
+                await self._refresh()
+            self._reload_grants()
+        except (AgentWeaveError, OSError) as problem:
+            self._raise_alarm(f"the new policy was refused, the old one stays: {problem}")
+            return False
+        self._alarm = ""
+        return True
+
+    def forget_standing(self) -> None:
+        """Drop every standing answer, also those being asked for now. For revocations."""
+        self._epoch += 1
+        self._standing.clear()
+
+    def _now(self) -> Asked:
+        return Asked(self._monotonic(), self._generation())
+
+    def _generation(self) -> tuple[int, str]:
+        return self._epoch, self.revision
+
+    async def _ask(self, context: AuthzContext, key: StandingKey) -> AuthzDecision:
+        engine, asked = self._engine, self._now()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                if isinstance(engine, AuthorizationProvider):
+                    return _checked(await engine.authorize(context))
+                answer = await engine.evaluate(self._package, write_input(context.to_input()))
+        except TimeoutError:
+            return self._no_answer(context, f"the policy gave no answer within {self._timeout_s:g} s")
+        except AgentWeaveError as problem:
+            return self._no_answer(context, str(problem))
+        except Exception as problem:  # noqa: BLE001  whatever an engine raises is a denial (fail closed)
+            _log.error("the authorization engine failed", exc_info=problem)
+            return self._no_answer(context, f"the authorization engine failed ({type(problem).__name__})")
+        if not answer.defined:
+            return self._no_answer(context, "the policy has no answer to this")
+        decision = _read(answer)
+        if (
+            decision.allowed
+            and decision.revision == asked.generation[1]
+            and engine.has_standing(self._package)
+        ):
+            await self._keep_standing(engine, context, key, decision, asked)
+        return decision
+
+    async def _keep_standing(
+        self,
+        engine: PolicyEngine,
+        context: AuthzContext,
+        key: StandingKey,
+        decision: AuthzDecision,
+        asked: Asked,
+    ) -> None:
+        swapped_meanwhile = decision.revision != asked.generation[1]
+        if swapped_meanwhile or self._standing.is_known_not_to_stand(key, asked):
+            return
+        standing = await self._ask_standing(engine, context)
+        if self._generation() != asked.generation:
+            return
+        if standing is None:
+            self._standing.keep_none(key, asked)
+        else:
+            kept = replace(decision, limits=standing.limits, reason=standing.reason or decision.reason)
+            self._standing.keep(key, kept, standing.cache_seconds, asked)
+
+    async def _ask_standing(self, engine: PolicyEngine, context: AuthzContext) -> Standing | None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                question = write_input(context.standing_input())
+                return await engine.evaluate_standing(self._package, question)
+        except (TimeoutError, AgentWeaveError) as problem:
+            _log.warning("no standing answer: %s", problem)
+        except Exception as problem:  # noqa: BLE001  no standing answer is always a safe answer
+            _log.error("the authorization engine failed over a standing answer", exc_info=problem)
+        return None
+
+    def _within_limits(self, context: AuthzContext, decision: AuthzDecision) -> AuthzDecision:
+        refusal = self._limiter.take(
+            context, decision.limits, now_s=int(self._monotonic()), today=int(self._wall() // DAY_SECONDS)
+        )
+        return decision if refusal is None else replace(decision, allowed=False, reason=refusal)
+
+    def _no_answer(self, context: AuthzContext, reason: str) -> AuthzDecision:
+        if self._default_action == "allow":
+            _log.warning("default_action 'allow' lets %s by: %s", context.action, reason)
+            return AuthzDecision(allowed=True, reason=f"allowed by default_action: {reason}")
+        return AuthzDecision(allowed=False, reason=reason, revision=self.revision)
+
+    def _softened(self, context: AuthzContext, decision: AuthzDecision) -> AuthzDecision:
+        if self._default_action != "log-only":
+            return decision
+        _log.warning(
+            "log-only: %s of %s by %s would be denied: %s",
+            context.action,
+            context.callee,
+            context.caller,
+            decision.reason,
+        )
+        return replace(decision, allowed=True, reason=f"log-only: would be denied: {decision.reason}")
+
+    def _reload_grants(self) -> None:
+        stamp = _stamp(self._grants_path)
+        if self._grants_path is None or stamp == self._grants_stamp:
+            return
+        self._grants = Grants.load(self._grants_path)
+        self._grants_stamp = stamp
+        self.forget_standing()
+        _log.info("grants read again from %s", self._grants_path)
+
+    def _raise_alarm(self, sentence: str) -> None:
+        if sentence == self._alarm:
+            return
+        self._alarm = sentence
+        _log.error("%s", sentence)
+        if self._on_alarm is not None:
+            self._on_alarm(sentence)
+
+
+def _check_default_action(action: str, environment: str) -> None:
+    if action not in ("deny", "log-only", "allow"):
+        raise ConfigurationError(
+            f"authorization.default_action is {action!r}.",
+            key="authorization.default_action",
+            hint="Write deny (in development also log-only or allow).",
+        )
+    if action != "deny" and environment != "development":
+        raise ConfigurationError(
+            f"Security violation: {action!r} mode not allowed in {environment} environment.",
+            key="authorization.default_action",
+            hint="Set authorization.default_action to deny.",
+        )
+
+
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    if path is None:
+        return None
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _checked(decision: object) -> AuthzDecision:
+    if not isinstance(decision, AuthzDecision):
+        return AuthzDecision(
+            allowed=False, reason=f"the provider answered with a {type(decision).__name__}, not a decision"
+        )
+    return _approved(decision)
+
+
+def _approved(decision: AuthzDecision) -> AuthzDecision:
+    if decision.allowed and decision.require_approval:
+        return replace(decision, allowed=False, reason=f"needs a person's approval: {decision.reason}")
+    return decision
+
+
+def _read(answer: PolicyAnswer) -> AuthzDecision:
+    """Read a policy's answer. Only ``true`` is a yes: not 1, not "true", not a non-empty object."""
+    if isinstance(answer.result, bool):
+        said = "allows it" if answer.result else "does not allow it"
+        return AuthzDecision(allowed=answer.result, reason=f"the policy {said}", revision=answer.revision)
+    return _read_object(answer.result, answer)
+
+
+def _read_object(result: Any, answer: PolicyAnswer) -> AuthzDecision:
+    if not isinstance(result, dict) or not isinstance(result.get("allow"), bool):
+        return _denied("the policy's answer holds no allow that is true or false", answer)
+    limits, reason = result.get("limits", {}), result.get("reason", "")
+    approval = result.get("require_approval", False)
+    if not (isinstance(limits, dict) and isinstance(reason, str) and isinstance(approval, bool)):
+        return _denied("limits, reason or require_approval of the policy's answer is malformed", answer)
+    fallback = "the policy allows it" if result["allow"] else "the policy does not allow it"
+    return _approved(
+        AuthzDecision(
+            allowed=result["allow"],
+            reason=reason or fallback,
+            limits=limits,
+            revision=answer.revision,
+            require_approval=approval,
+            decision_id=new_decision_id(),
+        )
+    )
+
+
+def _denied(reason: str, answer: PolicyAnswer) -> AuthzDecision:
+    return AuthzDecision(allowed=False, reason=reason, revision=answer.revision)

@@ -1,0 +1,225 @@
+"""What a policy is asked, and what it answers: two plain values.
+
+:class:`AuthzContext` is everything that is known about an action when it is about to happen.
+``to_input`` writes it in the shape that policies read, ``standing_input`` in the reduced shape over
+which a *standing* answer may be given. :class:`AuthzDecision` is the answer.
+
+This module knows no engine, no file and no network.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["STANDING_LINK_KEYS", "AuthzContext", "AuthzDecision", "Direction", "new_decision_id"]
+
+Direction: TypeAlias = Literal["inbound", "outbound"]
+
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+_OWN_KEYS: Final = frozenset(
+    {
+        "caller_trust_domain",
+        "evidence",
+        "kind",
+        "payload",
+        "principal",
+        "reissued_by",
+        "scope",
+        "sender_expired",
+        "stored_at",
+        "task_id",
+        "transport",
+        "via",
+    }
+)
+STANDING_LINK_KEYS: Final = ("iss", "aud", "cap", "kind")
+
+
+def new_decision_id() -> str:
+    """Return a fresh random identifier of a decision (128 bits, hexadecimal)."""
+    return os.urandom(16).hex()
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class AuthzDecision:
+    """Whether an action may happen, and why.
+
+    ``AuthzDecision(allowed=True, reason="...")`` and ``AuthzDecision(allow=True, reason="...")`` mean
+    the same, and both names can be read.
+
+    Attributes:
+        allowed: True only if the action may happen now.
+        reason: one sentence for people.
+        audit_id: names the audit record; empty until whoever writes that record has set it
+            (``dataclasses.replace(decision, audit_id=...)``).
+        limits: what the policy attached to its answer, such as ``{"max_per_minute": 60}``.
+        revision: of the policy that answered; empty if none did.
+        require_approval: the policy wants a person's approval first; ``allowed`` is then False.
+        standing: an earlier answer was used again; ``decision_id`` is that of the earlier one.
+        decision_id: names this answer of the policy.
+
+    Raises:
+        TypeError: the verdict is missing, is no ``bool``, or the two spellings contradict each other.
+
+    """
+
+    allowed: bool
+    reason: str
+    audit_id: str
+    limits: Mapping[str, Any]
+    revision: str
+    require_approval: bool
+    standing: bool
+    decision_id: str
+
+    def __init__(
+        self,
+        allowed: bool | None = None,
+        reason: str = "",
+        audit_id: str = "",
+        *,
+        limits: Mapping[str, Any] = _NOTHING,
+        revision: str = "",
+        require_approval: bool = False,
+        standing: bool = False,
+        decision_id: str = "",
+        allow: bool | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "allowed", _verdict(allowed, allow))
+        put(self, "reason", reason)
+        put(self, "audit_id", audit_id)
+        put(self, "limits", limits)
+        put(self, "revision", revision)
+        put(self, "require_approval", require_approval)
+        put(self, "standing", standing)
+        put(self, "decision_id", decision_id or new_decision_id())
+
+    @property
+    def allow(self) -> bool:
+        """The same as ``allowed``."""
+        return self.allowed
+
+    def __bool__(self) -> bool:
+        raise TypeError("a decision is not a truth value: read .allowed")
+
+
+def _verdict(allowed: object, allow: object) -> bool:
+    verdict = allow if allowed is None else allowed
+    if type(verdict) is not bool:
+        raise TypeError("a decision needs allowed=True or allowed=False (or allow=)")
+    if allow is not None and allow is not verdict:
+        raise TypeError("allowed= and allow= contradict each other")
+    return verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthzContext:
+    """One action that somebody is about to take.
+
+    Attributes:
+        caller: verified SPIFFE ID of who asks.
+        callee: SPIFFE ID of who is asked.
+        action: a capability, an event's name, or an operator's act such as ``control:cancel``.
+        direction: ``outbound`` at the caller, ``inbound`` at the callee.
+        payload: the validated arguments as a JSON value; ``Decimal`` stands for a number.
+        task_id: the envelope's ``id``.
+        kind: of the envelope: ``call``, ``task``, ``event``, ``control``.
+        transport: ``bus`` or ``a2a``.
+        via: the verified delegation, origin first; each link a mapping with ``iss``, ``aud``, ``cap``,
+            ``kind`` and whatever else was verified (``sender_expired``, ``reissued_by``, ...).
+        principal: for whom the origin says that it acts.
+        scope: the ``<SPIFFE ID>#<capability>`` pairs that the call is limited to.
+        evidence: what proved the caller: ``envelope`` or ``tls``.
+        stored_at: milliseconds since the epoch; when the broker stored a task or event.
+        sender_expired: the sender's certificate has run out since it signed.
+        reissued_by: the control role that brought the task back.
+        extra: further facts for the policy; they can't replace those above.
+
+    """
+
+    caller: str
+    callee: str
+    action: str
+    direction: Direction
+    payload: Any = None
+    task_id: str = ""
+    kind: str = "call"
+    transport: str = "bus"
+    via: Sequence[Mapping[str, Any]] = ()
+    principal: Mapping[str, Any] | None = None
+    scope: Sequence[str] | None = None
+    evidence: str = "envelope"
+    stored_at: int | None = None
+    sender_expired: bool = False
+    reissued_by: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def caller_trust_domain(self) -> str:
+        """The trust domain of ``caller``; empty if that is no SPIFFE ID."""
+        scheme, _, rest = self.caller.partition("spiffe://")
+        return "" if scheme else rest.partition("/")[0]
+
+    @property
+    def origin(self) -> str | None:
+        """The SPIFFE ID with which the delegation began, or None for a call of the caller's own."""
+        return self.via[0].get("iss") if self.via else None
+
+    def to_input(self) -> dict[str, Any]:
+        """Return the document that a policy sees as ``input`` (design section 8).
+
+        What is not known is left out rather than null: in Rego a null is a value, and
+        ``not input.context.principal`` would be false for it.
+        """
+        context = {key: value for key, value in self.extra.items() if key not in _OWN_KEYS}
+        context.update(self._shared_facts())
+        context["payload"] = self.payload
+        context["task_id"] = self.task_id
+        context["via"] = [dict(link) for link in self.via]
+        context["evidence"] = self.evidence
+        context["sender_expired"] = self.sender_expired
+        _put_known(context, "stored_at", self.stored_at)
+        _put_known(context, "reissued_by", self.reissued_by)
+        return self._document(context)
+
+    def standing_input(self) -> dict[str, Any]:
+        """Return the reduced ``input`` of a policy's ``standing`` rule.
+
+        It holds caller, callee, action, direction, kind, transport, scope, principal and each link's
+        ``iss``, ``aud``, ``cap`` and ``kind``; nothing else, so that an answer to it holds for every
+        action that agrees in these.
+        """
+        context = self._shared_facts()
+        context["via"] = [{key: link.get(key) for key in STANDING_LINK_KEYS} for link in self.via]
+        return self._document(context)
+
+    def _shared_facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "kind": self.kind,
+            "transport": self.transport,
+            "caller_trust_domain": self.caller_trust_domain,
+        }
+        _put_known(facts, "principal", None if self.principal is None else dict(self.principal))
+        _put_known(facts, "scope", None if self.scope is None else list(self.scope))
+        return facts
+
+    def _document(self, context: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "caller_spiffe_id": str(self.caller),
+            "callee_spiffe_id": str(self.callee),
+            "action": self.action,
+            "direction": self.direction,
+            "context": context,
+        }
+
+
+def _put_known(facts: dict[str, Any], key: str, value: object) -> None:
+    if value is not None:
+        facts[key] = value

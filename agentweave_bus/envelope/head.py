@@ -1,0 +1,304 @@
+"""Heads as bytes: one strict parser, used for what is received and for what is sent.
+
+A head is a msgpack map of text keys. Each key has one type and one check; each kind has its own set
+of keys; a few checks join keys. The sealer builds the same map and puts it through the same checks, so
+nothing leaves that a receiver would refuse here.
+
+The keys of delegation (``par``, ``scope``, ``prn``) are checked for form only; on which kinds they may
+stand is the first rule in :mod:`.delegation`.
+"""
+
+from __future__ import annotations
+
+import re
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from agentweave_bus.envelope.codec import pack, unpack_exact
+from agentweave_bus.envelope.envelope import DEFAULT_LIMITS, Draft, Head, Kind, Limits
+from agentweave_bus.exceptions import InvalidSpiffeIdError, MalformedEnvelopeError
+from agentweave_bus.spiffe_id import SpiffeID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["head_from_map", "map_from_draft", "pack_head", "parse_head"]
+
+_LARGEST_INT: Final = 2**53 - 1  # what every JSON reader holds exactly
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[57][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_CAPABILITY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_EVENT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}(?:\.[a-z0-9][a-z0-9_-]{0,63}){0,7}")
+_SUBJECT: Final = re.compile(r"[!-)+-=?-~]{1,1024}")  # printable ASCII without the wildcards '*' and '>'
+_CONTENT_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,62}/[a-z0-9][a-z0-9!#$&^_.+;=-]{0,126}")
+_INSTANCE: Final = re.compile(r"[A-Za-z0-9]{22}")
+_KEY: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+def parse_head(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Head:
+    """Parse the bytes of a head. Verify them first; these same bytes are what is parsed.
+
+    Raises:
+        MalformedEnvelopeError: a bound, the canonical form, a key, a type or a value is wrong.
+
+    """
+    _check_size(data, limits)
+    value = unpack_exact(
+        data, "the head", max_items=limits.max_scope_entries, max_bytes=limits.max_head_bytes
+    )
+    return head_from_map(value, limits)
+
+
+def pack_head(value: dict[str, Any], limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """Encode a map that :func:`head_from_map` has accepted."""
+    data = pack(value)
+    _check_size(data, limits)
+    return data
+
+
+def _check_size(data: bytes, limits: Limits) -> None:
+    if len(data) > limits.max_head_bytes:
+        raise MalformedEnvelopeError(f"the head has {len(data)} bytes; {limits.max_head_bytes} at most")
+
+
+def head_from_map(value: Any, limits: Limits = DEFAULT_LIMITS) -> Head:
+    """Check a decoded head: exact types, known keys, those that its kind has, and what joins them.
+
+    Raises:
+        MalformedEnvelopeError: the message names the key and what is wrong with it.
+
+    """
+    if type(value) is not dict:
+        raise MalformedEnvelopeError("the head is no map")
+    fields: dict[str, Any] = {}
+    for key, item in value.items():
+        check = _CHECKS.get(key) if type(key) is str else None
+        if check is None:
+            raise MalformedEnvelopeError(f"the head has an unknown key: {str(key)[:40]!r}")
+        fields[key] = check(key, item, limits)
+    if not fields.keys() >= _REQUIRED:
+        missing = ", ".join(sorted(_REQUIRED - fields.keys()))
+        raise MalformedEnvelopeError(f"the head lacks: {missing}")
+    head = Head(**fields)
+    _check_kind(head, fields)
+    _check_lifetime(head, limits)
+    return head
+
+
+_DRAFT_FIELDS: Final = tuple(name for name in Head.__slots__ if name in Draft.__slots__)
+
+
+def map_from_draft(
+    draft: Draft, *, iss: SpiffeID, x5t: bytes, pd: bytes, par: bytes | None
+) -> dict[str, Any]:
+    """Build the map of a head, in a fixed order of keys, without those that are not set."""
+    value: dict[str, Any] = {"kind": draft.kind.value, "id": draft.id, "iss": str.__str__(iss), "x5t": x5t}
+    for name in _DRAFT_FIELDS:
+        item = getattr(draft, name)
+        if item is not None and name not in value:
+            value[name] = _plain(item)
+    value["pd"] = pd
+    if par is not None:
+        value["par"] = par
+    return value
+
+
+def _plain(item: Any) -> Any:
+    if isinstance(item, str):
+        return str.__str__(item)
+    if isinstance(item, tuple):
+        return [_plain(one) for one in item]
+    if isinstance(item, (dict, MappingProxyType)):
+        return {_plain(key): _plain(one) for key, one in item.items()}
+    return item
+
+
+# --- checks of single keys: (key, decoded value, limits) -> the value that Head holds -------------
+
+
+def _wrong(key: str, why: str) -> MalformedEnvelopeError:
+    return MalformedEnvelopeError(f"the head's {key!r} {why}")
+
+
+def _text(key: str, value: Any, limits: Limits) -> str:
+    if type(value) is not str:
+        raise _wrong(key, f"is a {type(value).__name__}, not text")
+    if not value or len(value) > limits.max_value_bytes or not value.isprintable():
+        raise _wrong(key, f"must be 1 to {limits.max_value_bytes} printable characters")
+    return value
+
+
+def _matching(pattern: re.Pattern[str], wanted: str) -> Callable[[str, Any, Limits], str]:
+    def check(key: str, value: Any, _limits: Limits) -> str:
+        if type(value) is not str or not pattern.fullmatch(value):
+            raise _wrong(key, f"is not {wanted}")
+        return value
+
+    return check
+
+
+def _kind(key: str, value: Any, _limits: Limits) -> Kind:
+    kind = _KINDS.get(value) if type(value) is str else None
+    if kind is None:
+        raise _wrong(key, "is no kind of envelope")
+    return kind
+
+
+def _spiffe_id(key: str, value: Any, _limits: Limits) -> SpiffeID:
+    if type(value) is not str:
+        raise _wrong(key, "is no SPIFFE ID")
+    try:
+        return SpiffeID(value)
+    except InvalidSpiffeIdError as error:
+        raise _wrong(key, f"is no SPIFFE ID: {error}") from error
+
+
+def _hash(key: str, value: Any, _limits: Limits) -> bytes:
+    if type(value) is not bytes or len(value) != 32:  # noqa: PLR2004 - SHA-256
+        raise _wrong(key, "is not 32 bytes")
+    return value
+
+
+def _count(key: str, value: Any, _limits: Limits) -> int:
+    if type(value) is not int or not 0 <= value <= _LARGEST_INT:
+        raise _wrong(key, "is no integer from 0 to 2^53 - 1")
+    return value
+
+
+def _priority(key: str, value: Any, _limits: Limits) -> int:
+    if type(value) is not int or not 0 <= value <= 9:  # noqa: PLR2004 - ten levels
+        raise _wrong(key, "is no integer from 0 to 9")
+    return value
+
+
+def _scope(key: str, value: Any, limits: Limits) -> tuple[str, ...]:
+    if type(value) is not list or not 1 <= len(value) <= limits.max_scope_entries:
+        raise _wrong(key, f"is no list of 1 to {limits.max_scope_entries} entries")
+    for entry in value:
+        _check_scope_entry(key, entry)
+    return tuple(value)
+
+
+def _check_scope_entry(key: str, entry: Any) -> None:
+    if type(entry) is not str:
+        raise _wrong(key, "has an entry that is not text")
+    agent, _, name = entry.partition("#")
+    _spiffe_id(key, agent, DEFAULT_LIMITS)
+    if name != "*" and not _EVENT_NAME.fullmatch(name):
+        raise _wrong(key, "has an entry that is not '<SPIFFE ID>#<capability>' or '<SPIFFE ID>#*'")
+
+
+def _principal(key: str, value: Any, limits: Limits) -> MappingProxyType[str, str]:
+    if type(value) is not dict or len(value) > limits.max_map_entries or not value.keys() >= {"iss", "sub"}:
+        raise _wrong(key, f"is no map of at most {limits.max_map_entries} texts with 'iss' and 'sub'")
+    for name, item in value.items():
+        _map_key(key, name)
+        _text(f"{key}.{name}", item, limits)
+    return MappingProxyType(value)
+
+
+def _retry(key: str, value: Any, limits: Limits) -> MappingProxyType[str, int]:
+    if type(value) is not dict or not 1 <= len(value) <= limits.max_map_entries:
+        raise _wrong(key, f"is no map of 1 to {limits.max_map_entries} integers")
+    for name, item in value.items():
+        _map_key(key, name)
+        _count(f"{key}.{name}", item, limits)
+    return MappingProxyType(value)
+
+
+def _map_key(key: str, name: Any) -> None:
+    if type(name) is not str or not _KEY.fullmatch(name):
+        raise _wrong(key, "has a key that is not 1 to 32 of a-z, 0-9 and '_', a letter first")
+
+
+def _log(key: str, value: Any, limits: Limits) -> tuple[str, int, bytes]:
+    if type(value) is not list or len(value) != 3:  # noqa: PLR2004 - id, sequence, hash
+        raise _wrong(key, "is no list of id, sequence and hash")
+    return (_text(key, value[0], limits), _count(key, value[1], limits), _hash(key, value[2], limits))
+
+
+_KINDS: Final = {kind.value: kind for kind in Kind}
+
+_CHECKS: Final[dict[str, Callable[[str, Any, Limits], Any]]] = {
+    "kind": _kind,
+    "id": _matching(_UUID, "a UUID of version 7 or 5 in lower case"),
+    "iss": _spiffe_id,
+    "x5t": _hash,
+    "aud": _spiffe_id,
+    "cap": _matching(_EVENT_NAME, "a capability or event name"),
+    "sub": _matching(_SUBJECT, "a subject of 1 to 1024 printable characters without wildcards"),
+    "iat": _count,
+    "exp": _count,
+    "nbf": _count,
+    "pd": _hash,
+    "ct": _matching(_CONTENT_TYPE, "a content type in lower case"),
+    "re": _hash,
+    "par": _hash,
+    "scope": _scope,
+    "prn": _principal,
+    "reply": _matching(_INSTANCE, "an instance token of 22 letters and digits"),
+    "att": _count,
+    "seq": _count,
+    "prev": _hash,
+    "ctx": _text,
+    "idk": _text,
+    "prio": _priority,
+    "retry": _retry,
+    "every": _text,
+    "log": _log,
+    "trace": _text,
+}
+
+_REQUIRED: Final = frozenset({"kind", "id", "iss", "x5t", "aud", "cap", "sub", "iat", "exp", "pd", "ct"})
+
+
+# --- checks that join keys ------------------------------------------------------------------------
+
+_ANY_KIND: Final = _REQUIRED | {"par", "scope", "prn", "ctx", "log", "trace"}
+_WORK: Final = frozenset({"reply", "idk", "prio", "retry"})
+_ANSWER: Final = frozenset({"re"})
+
+_KEYS: Final = {
+    Kind.CALL: _ANY_KIND | _WORK,
+    Kind.TASK: _ANY_KIND | _WORK | {"nbf", "every"},
+    Kind.REISSUE: _ANY_KIND | _WORK | {"nbf", "every", "att"},
+    Kind.EVENT: _ANY_KIND | {"idk"},
+    Kind.REPLY: _ANY_KIND | _ANSWER,
+    Kind.REFUSAL: _ANY_KIND | _ANSWER,
+    Kind.CONTROL: _ANY_KIND | _ANSWER | {"reply"},
+    Kind.PROGRESS: _ANY_KIND | _ANSWER | {"seq", "prev"},
+    Kind.RECORD: _ANY_KIND | _ANSWER | {"seq", "prev", "att"},
+}
+_MUST_ANSWER: Final = frozenset({Kind.REPLY, Kind.REFUSAL, Kind.PROGRESS})
+_TO_A_DOMAIN: Final = frozenset({Kind.EVENT, Kind.RECORD})
+
+
+def _check_kind(head: Head, fields: dict[str, Any]) -> None:
+    if not fields.keys() <= _KEYS[head.kind]:
+        extra = ", ".join(sorted(fields.keys() - _KEYS[head.kind]))
+        raise MalformedEnvelopeError(f"a {head.kind} has no key {extra}")
+    if head.kind in _MUST_ANSWER and head.re is None:
+        raise MalformedEnvelopeError(f"a {head.kind} says in 're' what it answers")
+    if head.kind is Kind.PROGRESS and head.seq is None:
+        raise MalformedEnvelopeError("progress has a 'seq'")
+    if (head.prev is not None) != bool(head.seq):
+        raise MalformedEnvelopeError("'prev' stands exactly where 'seq' is above 0")
+    _check_ends(head)
+
+
+def _check_ends(head: Head) -> None:
+    if not head.iss.path:
+        raise _wrong("iss", "is a trust domain, not a workload")
+    if (head.kind in _TO_A_DOMAIN) == bool(head.aud.path):
+        wanted = "a trust domain" if head.kind in _TO_A_DOMAIN else "a workload"
+        raise _wrong("aud", f"of kind {head.kind} must be {wanted}")
+    if head.kind not in _TO_A_DOMAIN and not _CAPABILITY.fullmatch(head.cap):
+        raise _wrong("cap", "is no capability name")
+
+
+def _check_lifetime(head: Head, limits: Limits) -> None:
+    longest = limits.max_call_lifetime_ms if head.kind is Kind.CALL else limits.max_lifetime_ms
+    if not 0 < head.exp - head.iat <= longest:
+        raise _wrong("exp", f"must lie after 'iat', by {longest} ms at most")
+    if head.nbf is not None and not head.nbf < head.exp:
+        raise _wrong("nbf", "must lie before 'exp'")

@@ -1,0 +1,71 @@
+"""Replay: what an instance remembers of what it has admitted, and the key of what all replicas claim.
+
+The filter is cheap and local; it holds for one process. Across replicas and restarts a call that has
+side effects is claimed in a stream of the called agent, under :func:`claim_key`.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from agentweave_bus.envelope.envelope import DEFAULT_LIMITS, Limits
+
+if TYPE_CHECKING:
+    from agentweave_bus.spiffe_id import SpiffeID
+
+__all__ = ["ReplayFilter", "claim_key"]
+
+
+class ReplayFilter:
+    """Admits the digest of a head once, for as long as that head could pass the check of time.
+
+    It is for the kinds that count *now*: those are taken from 2 s before their ``iat`` to 30 s after,
+    so a digest that was admitted can't pass again later than 32 s after. Two generations of that
+    length are kept, and forgetting one costs nothing. When ``max_entries`` digests are held, new ones
+    are refused: forgetting early would let a replay in.
+    """
+
+    def __init__(self, *, max_entries: int = 400_000, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._max_entries = max_entries
+        self._generation_ms = limits.max_age_ms + limits.clock_slack_ms
+        self._turned_ms = 0
+        self._young: set[bytes] = set()
+        self._old: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def admit(self, digest: bytes, now_ms: int) -> bool:
+        """Remember ``digest``; say false when it was admitted before, or there is no room for it.
+
+        Call it after :func:`.verification.check_time_now`, and never answer what it refuses.
+        """
+        self._turn(now_ms)
+        if digest in self._young or digest in self._old or len(self) >= self._max_entries:
+            return False
+        self._young.add(digest)
+        return True
+
+    def _turn(self, now_ms: int) -> None:
+        # A clock that goes back turns nothing, so nothing is forgotten early.
+        elapsed = now_ms - self._turned_ms
+        if elapsed <= self._generation_ms:
+            return
+        self._old = self._young if elapsed <= 2 * self._generation_ms else set()
+        self._young = set()
+        self._turned_ms = now_ms
+
+
+def claim_key(iss: SpiffeID | str, aud: SpiffeID | str, cap: str, unique: str) -> str:
+    """Return the key of a claim, state or idempotency record: 64 lower-case hexadecimal digits.
+
+    It is SHA-256 over the four texts, each as its length (4 bytes, big-endian) and its UTF-8 bytes.
+    ``unique`` is the head's ``id`` or ``idk``.
+    """
+    digest = sha256()
+    for part in (iss, aud, cap, unique):
+        data = part.encode()
+        digest.update(len(data).to_bytes(4, "big"))
+        digest.update(data)
+    return digest.hexdigest()

@@ -1,0 +1,185 @@
+"""What is sealed opens to the same; what is not exactly that is refused."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agentweave_bus.envelope import (
+    Kind,
+    Sealer,
+    decode_payload,
+    encode_payload,
+)
+from agentweave_bus.exceptions import (
+    ChainRefusedError,
+    FederationError,
+    MalformedEnvelopeError,
+    SignatureRefusedError,
+)
+from agentweave_bus.identity.authority import Authority
+from tests.unit.envelope.world import CLIENT, DOMAIN, NOW, ORDER, START, World, agent, draft, sign_head
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(-1e30, 1e30, allow_subnormal=False).filter(lambda x: x == 0 or abs(x) > 1e-30)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text("abcé", max_size=6), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=JSON)
+def test_what_is_sealed_opens_to_the_same_value(world: World, value: object) -> None:
+    sealed = world.call(CLIENT, ORDER, payload=value)
+    opened = world.verifier().open(sealed.frame, now_ms=NOW)
+    assert decode_payload(opened.payload) == value
+    assert opened.head == sealed.head
+    assert opened.digest == sealed.digest
+    assert opened.sender.spiffe_id == opened.head.iss == CLIENT
+    assert opened.head.x5t == world.svid(CLIENT).x5t
+    assert opened.frame == sealed.frame
+
+
+@pytest.mark.parametrize("curve", ["p256", "p384"])
+def test_the_curve_of_the_leaf_decides_the_algorithm(world: World, curve: str) -> None:
+    svid = world.issue(CLIENT, curve=curve)
+    opened = world.open(world.call(CLIENT, ORDER, svid=svid))
+    assert opened.sender.public_key.curve.name == {"p256": "secp256r1", "p384": "secp384r1"}[curve]
+
+
+@pytest.mark.anyio
+async def test_one_turn_of_the_loop_is_one_signature(world: World) -> None:
+    sealer = world.sealer(CLIENT)
+    payloads = [encode_payload({"n": n}) for n in range(5)]
+    sealed = await asyncio.gather(*(sealer.seal(draft(ORDER), payload) for payload in payloads))
+    assert {one.link.proof.signature for one in sealed} == {sealed[0].link.proof.signature}
+    assert [(one.link.proof.size, one.link.proof.index) for one in sealed] == [(5, n) for n in range(5)]
+    for one, payload in zip(sealed, payloads, strict=True):
+        assert world.verifier().open(one.frame, now_ms=NOW).payload == payload  # each by itself
+
+
+@pytest.mark.anyio
+async def test_a_batch_has_at_most_256_heads(world: World) -> None:
+    sealer = world.sealer(CLIENT)
+    sealed = await asyncio.gather(*(sealer.seal(draft(ORDER), b"\xc0") for _ in range(300)))
+    assert sorted({one.link.proof.size for one in sealed}) == [44, 256]
+    verifier = world.verifier()
+    for one in sealed:
+        verifier.open(one.frame, now_ms=NOW)
+
+
+@pytest.mark.anyio
+async def test_a_batch_holds_heads_of_one_certificate(world: World) -> None:
+    svids = [world.issue(CLIENT), world.issue(CLIENT)]
+    sealer = Sealer(lambda: svids[0])
+    first = asyncio.ensure_future(sealer.seal(draft(ORDER), b"\xc0"))
+    second = asyncio.ensure_future(sealer.seal(draft(ORDER), b"\xc0"))
+    await asyncio.sleep(0)  # both are queued; the flush has not run yet
+    svids.reverse()
+    third = await sealer.seal(draft(ORDER), b"\xc0")
+    assert (await first).link.proof.size == (await second).link.proof.size == 2
+    assert third.link.proof.size == 1
+    assert third.head.x5t == svids[0].x5t
+    for one in (await first, third):
+        world.open(one)
+
+
+@pytest.mark.anyio
+async def test_who_was_cancelled_is_left_out(world: World) -> None:
+    sealer = world.sealer(CLIENT)
+    gone = asyncio.ensure_future(sealer.seal(draft(ORDER), b"\xc0"))
+    stays = asyncio.ensure_future(sealer.seal(draft(ORDER), b"\xc0"))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert (await stays).link.proof.size in {1, 2}
+    assert gone.cancelled() or await asyncio.wait([gone])
+    world.open(await stays)
+
+
+@pytest.mark.anyio
+async def test_a_failing_key_fails_every_caller(world: World) -> None:
+    class Broken:
+        spiffe_id, x5t, cert_chain = CLIENT, world.svid(CLIENT).x5t, world.svid(CLIENT).cert_chain
+
+        @property
+        def private_key(self) -> object:
+            raise RuntimeError("the key is gone")
+
+    sealer = Sealer(lambda: Broken())  # type: ignore[arg-type,return-value]
+    results = await asyncio.gather(
+        *(sealer.seal(draft(ORDER), b"\xc0") for _ in range(3)), return_exceptions=True
+    )
+    assert [str(one) for one in results] == ["the key is gone"] * 3
+
+
+def test_the_sealer_refuses_what_a_receiver_would(world: World) -> None:
+    with pytest.raises(MalformedEnvelopeError, match="'id'"):
+        world.call(CLIENT, ORDER, id="7")
+    with pytest.raises(MalformedEnvelopeError, match="no key every"):
+        world.call(CLIENT, ORDER, every="PT1H")
+    with pytest.raises(MalformedEnvelopeError, match="payload has"):
+        world.sealer(CLIENT).seal_now(draft(ORDER), b"x" * 800_000)
+
+
+def test_a_signature_in_another_name_is_refused(world: World) -> None:
+    forged = world.forge(PAYER := agent("payment"), ORDER, raw={"iss": str(CLIENT)})
+    with pytest.raises(SignatureRefusedError, match=f"{PAYER} signed a head in the name of {CLIENT}"):
+        world.open(forged)
+
+
+def test_a_head_of_another_certificate_of_the_same_agent_is_refused(world: World) -> None:
+    other = world.issue(CLIENT)
+    with pytest.raises(SignatureRefusedError, match="another certificate"):
+        world.open(world.forge(CLIENT, ORDER, raw={"x5t": other.x5t}))
+
+
+def test_another_payload_is_refused(world: World) -> None:
+    sealed = world.call(CLIENT, ORDER)
+    forged = sign_head(sealed.link.head_bytes, world.svid(CLIENT), encode_payload({"n": 2}))
+    with pytest.raises(SignatureRefusedError, match="payload"):
+        world.open(forged)
+
+
+def test_a_foreign_domain_is_a_federation_error(world: World) -> None:
+    stranger = Authority("other.example", not_before=START).issue(
+        agent("x", "other.example"), not_before=START
+    )
+    with pytest.raises(FederationError):
+        world.open(world.call(CLIENT, ORDER, svid=stranger))
+
+
+def test_a_foreign_authority_can_not_speak_for_this_domain(world: World) -> None:
+    stranger = Authority("other.example", not_before=START).issue(
+        CLIENT, not_before=START, allow_foreign=True
+    )
+    with pytest.raises(ChainRefusedError):
+        world.open(world.call(CLIENT, ORDER, svid=stranger))
+
+
+def test_an_expired_sender_is_refused(world: World) -> None:
+    svid = world.issue(CLIENT, lifetime_ms=3_000_000)
+    with pytest.raises(ChainRefusedError):
+        world.open(world.call(CLIENT, ORDER, svid=svid))
+
+
+def test_certificates_beside_the_path_are_refused(world: World) -> None:
+    svid = world.svid(CLIENT)
+    padded = type(svid)(CLIENT, (*svid.cert_chain, world.svid(ORDER).cert_chain[0]), svid.private_key)
+    with pytest.raises(ChainRefusedError, match="beside"):
+        world.open(world.call(CLIENT, ORDER, svid=padded))
+
+
+def test_an_intermediate_on_the_path_is_welcome() -> None:
+    world = World(Authority(DOMAIN, intermediate=True, not_before=START))
+    sealed = world.call(CLIENT, ORDER)
+    assert len(sealed.link.chain) == 2
+    assert world.open(sealed).head.kind is Kind.CALL

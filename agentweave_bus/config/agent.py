@@ -21,6 +21,7 @@ from agentweave_bus.config.fields import (
     Name,
     TrustDomain,
     environment_of,
+    is_name,
 )
 from agentweave_bus.config.operation import BusConfig, ObservabilityConfig, ServerConfig
 from agentweave_bus.config.security import AuthorizationConfig, IdentityConfig, TransportConfig
@@ -53,6 +54,12 @@ class AgentSection(ConfigModel):
         """The identity that the SVID must have."""
         return SpiffeID.of(self.trust_domain, *self.path.split("/"))
 
+    @field_validator("path")
+    @classmethod
+    def _valid_path(cls, value: str) -> str:
+        SpiffeID.of("any.domain", *value.split("/"))
+        return value
+
     @field_validator("capabilities")
     @classmethod
     def _unique(cls, value: tuple[CapabilityConfig, ...] | None) -> tuple[CapabilityConfig, ...] | None:
@@ -64,12 +71,12 @@ class AgentSection(ConfigModel):
     @model_validator(mode="before")
     @classmethod
     def _default_path(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and "path" not in data and isinstance(data.get("name"), str):
+        if isinstance(data, Mapping) and "path" not in data and is_name(data.get("name")):
             return {**data, "path": f"agent/{data['name']}"}
         return data
 
     @model_validator(mode="after")
-    def _valid_spiffe_id(self) -> Self:
+    def _not_too_long(self) -> Self:
         SpiffeID.of(self.trust_domain, *self.path.split("/"))
         return self
 
@@ -140,7 +147,7 @@ def fill_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
     if _is_trust_domain(domain):
         _fill(filled, ("identity", "allowed_trust_domains"), [domain])
         _fill(filled, ("bus", "server_spiffe_id"), f"spiffe://{domain}/agentweave/broker")
-    if isinstance(name, str) and "/" not in name:
+    if is_name(name):
         _fill(filled, ("authorization", "audit", "destination"), f".agentweave/audit/{name}.jsonl")
     return filled
 

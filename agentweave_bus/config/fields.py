@@ -36,6 +36,7 @@ __all__ = [
     "TcpPort",
     "TrustDomain",
     "environment_of",
+    "is_name",
 ]
 
 Environment = Literal["production", "development"]
@@ -70,8 +71,13 @@ def environment_of(info: ValidationInfo) -> Environment:
     return "production"
 
 
+def is_name(value: object) -> bool:
+    """Tell whether ``value`` can be an agent's or capability's name."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None and value not in {".", ".."}
+
+
 def _name(text: str) -> str:
-    if not _NAME.fullmatch(text) or text in {".", ".."}:
+    if not is_name(text):
         raise ValueError(f"{text!r} may hold 1 to 64 letters, digits, '.', '-' and '_' only")
     return text
 

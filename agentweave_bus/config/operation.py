@@ -38,6 +38,8 @@ def _bus_url(text: str) -> str:
 def _url_path(text: str) -> str:
     if not text.startswith("/") or "?" in text or "#" in text:
         raise ValueError(f"{text!r} must be a path that starts with '/'")
+    if text in {"/healthz", "/readyz"}:
+        raise ValueError(f"{text} is the health check's own path")
     return text
 
 

@@ -1,0 +1,129 @@
+"""The data that policies read: ``grants.yaml`` and ``data.yaml`` or ``data.json``, as one document.
+
+``grants.yaml`` becomes ``data.grants``, ``data.operators`` and, from its ``partners``,
+``data.partner.registered_domains`` and ``data.partner.partner_limits``, through the same model that the
+broker's permissions come from (:class:`agentweave_bus.authz.grants.Grants`), so that a misspelled limit
+is an error and not a missing limit. A data file is taken as it is. What two files both say is an error.
+
+Reads files; knows no engine.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+
+from agentweave_bus.authz.grants import Grants
+from agentweave_bus.authz.policy_input import parse_strict, write_input
+from agentweave_bus.exceptions import ConfigurationError, PayloadError, PolicyLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from pathlib import Path
+
+__all__ = ["DATA_FILES", "GRANTS_FILES", "MAX_FILE_BYTES", "read_bytes", "read_data"]
+
+GRANTS_FILES: Final = ("grants.yaml", "grants.yml")
+DATA_FILES: Final = ("data.yaml", "data.yml", "data.json")
+MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+
+
+def read_data(source: Path | None) -> bytes:
+    """Return the data document of ``source`` as JSON bytes.
+
+    ``source`` is a directory with any of ``GRANTS_FILES`` and ``DATA_FILES``, one grants file, or None
+    for no data (and so no grant).
+
+    Raises:
+        PolicyLoadError: a file can't be read, is malformed, or contradicts another.
+
+    """
+    document: dict[str, Any] = {}
+    for path in () if source is None else _files_of(source):
+        is_grants = path.name in GRANTS_FILES or path == source
+        _merge(document, _read_grants(path) if is_grants else _read_mapping(path), path)
+    try:
+        return write_input(document)
+    except PayloadError as error:
+        raise PolicyLoadError(f"the data of {source} can't be given to a policy: {error}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's bytes, bounded.
+
+    Raises:
+        PolicyLoadError: it can't be read, or has more than ``MAX_FILE_BYTES``.
+
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise PolicyLoadError(f"{path} can't be read: {error.strerror}") from error
+    if len(raw) > MAX_FILE_BYTES:
+        raise PolicyLoadError(f"{path} has more than {MAX_FILE_BYTES} bytes")
+    return raw
+
+
+def _files_of(source: Path) -> list[Path]:
+    if not source.exists():
+        raise PolicyLoadError(f"{source} does not exist; name a directory with grants.yaml, or such a file")
+    if source.is_file():
+        return [source]
+    return [source / name for name in (*GRANTS_FILES, *DATA_FILES) if (source / name).is_file()]
+
+
+def _read_grants(path: Path) -> dict[str, Any]:
+    try:
+        return Grants.load(path).to_policy_data()
+    except ConfigurationError as error:
+        raise PolicyLoadError(str(error)) from error
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    raw = read_bytes(path)
+    try:
+        value = parse_strict(raw) if path.suffix == ".json" else _parse_yaml(raw)
+    except (PayloadError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise PolicyLoadError(f"{path} is malformed: {error}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise PolicyLoadError(f"{path} must hold a mapping at its top")
+    return value
+
+
+def _parse_yaml(raw: bytes) -> Any:
+    return yaml.load(raw, _StrictLoader)  # noqa: S506 - it is a SafeLoader
+
+
+def _merge(document: dict[str, Any], more: dict[str, Any], path: Path) -> None:
+    for key, value in more.items():
+        mine = document.get(key)
+        if not mine:
+            document[key] = value
+        elif isinstance(mine, dict) and isinstance(value, dict):
+            _merge(mine, value, path)
+        else:
+            raise PolicyLoadError(f"{path} says {key!r}, and so does another file beside it; keep one")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without its traps: no key twice, keys are text, a date stays text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Build a mapping, refusing a key that is no text or comes twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if not isinstance(key, str) or keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} comes twice, or is no text (quote it)", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, expression) for tag, expression in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}

@@ -1,0 +1,341 @@
+"""From Rego to WebAssembly: what is compiled, how, and what may not be.
+
+**One source of truth.** The repository's ``policies/`` holds the shipped Rego, its tests, and the
+``policy.wasm`` that :func:`compile_policies` makes of it and a test compares byte for byte.
+``agentweave_bus/authz/shipped`` is a link to that directory: a checkout reads through it, and a wheel
+holds copies of what it shows. Nothing is kept twice.
+
+**Own Rego** in a user's directory is compiled together with the shipped packages (but for those that the
+user defines anew) by the ``opa`` binary, into a cache that is keyed by the content of every file. So it
+is compiled once. A machine without ``opa`` takes a directory that :func:`precompile` has prepared.
+
+**Standing rules** are checked when they are compiled: ``opa deps`` must show that the rule reaches only
+what its reduced input holds, and the rule compiled by itself must not ask the host for the clock. A
+foreign ``policy.wasm`` shows neither, so its standing rules are never asked. This check is the second
+net: an engine asks standing rules with the reduced input only, and without a clock.
+
+Runs ``opa`` as a process. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from agentweave_bus.authz.host_builtins import CLOCK_BUILTINS
+from agentweave_bus.authz.policy_data import MAX_FILE_BYTES, read_bytes
+from agentweave_bus.exceptions import PolicyLoadError
+
+__all__ = [
+    "OPA_VERSION",
+    "SHIPPED",
+    "CompiledPolicy",
+    "compile_policies",
+    "default_cache",
+    "find_opa",
+    "load_policy",
+    "precompile",
+]
+
+OPA_VERSION: Final = "1.21.3"
+"""The compiler of the shipped WebAssembly, whose bytes depend on it."""
+
+SHIPPED: Final = Path(__file__).parent / "shipped"
+"""The shipped policies, compiled and as source."""
+
+_WASM: Final = "policy.wasm"
+_LOCK: Final = "policy.lock"
+_RULES: Final = ("allow", "decision", "standing")
+_COMPILE_SECONDS: Final = 60.0
+_MAX_COMPLAINT: Final = 4000
+_STANDING_CONTEXT: Final = ("kind", "transport", "caller_trust_domain", "scope", "principal", "via")
+_STANDING_INPUT: Final = (
+    *((name,) for name in ("caller_spiffe_id", "callee_spiffe_id", "action", "direction")),
+    *(
+        ("context", name)
+        for name in ("kind", "transport", "caller_trust_domain", "scope", "principal", "via")
+    ),
+)
+_STANDING_LINK: Final = ("iss", "aud", "cap", "kind")
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPolicy:
+    """A policy as WebAssembly.
+
+    Attributes:
+        wasm: the module.
+        standing_checked: its standing rules have passed the check and may be asked.
+
+    """
+
+    wasm: bytes
+    standing_checked: bool
+
+
+def find_opa() -> Path | None:
+    """Return the ``opa`` binary: of ``$AGENTWEAVE_TOOLS``, of the tools cache, or of ``PATH``."""
+    for folder in (os.environ.get("AGENTWEAVE_TOOLS"), str(Path.home() / ".cache/agentweave/tools"), None):
+        found = None if folder == "" else shutil.which("opa", path=folder)
+        if found:
+            return Path(found)
+    return None
+
+
+def default_cache() -> Path:
+    """Return where compiled policies are kept: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agentweave" / "policies"
+
+
+def load_policy(source: Path | None, cache: Path) -> CompiledPolicy:
+    """Return the compiled policy of ``source``: shipped, precompiled, from the cache, or compiled now.
+
+    A directory without Rego (or one grants file, or None) gets the shipped policy.
+
+    Raises:
+        PolicyLoadError: it does not compile, breaks a rule for policies, or needs an ``opa`` binary
+            that is not there.
+
+    """
+    if source is None or not source.is_dir():
+        return _shipped()
+    sources = _rego_files(source)
+    if not sources:
+        return CompiledPolicy(read_bytes(source / _WASM), False) if (source / _WASM).exists() else _shipped()
+    if sources == _rego_files(SHIPPED):
+        return _shipped()
+    digest = _digest(sources | _shipped_as_library())
+    known = _locked(source, digest) or _cached(cache / f"{digest}.wasm")
+    return CompiledPolicy(known or _compile_own(source, sources, cache / f"{digest}.wasm"), True)
+
+
+def precompile(directory: Path) -> None:
+    """Compile a user's ``directory`` and put ``policy.wasm`` and ``policy.lock`` into it.
+
+    The lock names the digests of sources and module. As long as they hold, whoever loads the directory
+    needs no ``opa``.
+
+    Raises:
+        PolicyLoadError: as for :func:`load_policy`.
+
+    """
+    sources = _rego_files(directory)
+    wasm = _compile_merged(directory, sources)
+    lock = {"sources": _digest(sources | _shipped_as_library()), "wasm": hashlib.sha256(wasm).hexdigest()}
+    (directory / _WASM).write_bytes(wasm)
+    (directory / _LOCK).write_text(json.dumps(lock, indent=2) + "\n", encoding="utf-8")
+
+
+def compile_policies(directory: Path) -> bytes:
+    """Compile every package of ``directory`` as one would by hand, and return the WebAssembly.
+
+    It runs ``opa build -t wasm -e … .`` inside the directory, with one ``-e`` for each ``allow``,
+    ``decision`` and ``standing`` rule in the order of their paths, and checks the standing rules.
+
+    Raises:
+        PolicyLoadError: there is no ``opa``, or it does not compile; the message is the compiler's.
+
+    """
+    entrypoints = _entrypoints(directory, _rego_files(directory))
+    if not entrypoints:
+        raise PolicyLoadError(f"{directory} defines no allow, decision or standing rule in any package")
+    for entrypoint in entrypoints:
+        if entrypoint.endswith("/standing"):
+            _check_standing(directory, entrypoint)
+    return _build(directory, entrypoints)
+
+
+# --- where a policy comes from -------------------------------------------------------------------------
+
+
+def _shipped() -> CompiledPolicy:
+    return CompiledPolicy(read_bytes(SHIPPED / _WASM), True)
+
+
+def _rego_files(directory: Path) -> dict[str, bytes]:
+    """Return the policy sources below ``directory`` by their relative path; tests and dotfiles apart."""
+    paths = sorted(path.relative_to(directory) for path in directory.rglob("*.rego"))
+    kept = (path for path in paths if not path.name.endswith("_test.rego"))
+    return {
+        path.as_posix(): read_bytes(directory / path)
+        for path in kept
+        if not any(part.startswith(".") for part in path.parts)
+    }
+
+
+def _shipped_as_library() -> dict[str, bytes]:
+    return {f"agentweave_shipped/{name}": raw for name, raw in _rego_files(SHIPPED).items()}
+
+
+def _digest(sources: dict[str, bytes]) -> str:
+    total = hashlib.sha256()
+    for name, raw in sorted(sources.items()):
+        total.update(f"{len(name.encode())}:{name}{len(raw)}:".encode() + raw)
+    return total.hexdigest()
+
+
+def _locked(directory: Path, digest: str) -> bytes | None:
+    if not (directory / _LOCK).is_file() or not (directory / _WASM).is_file():
+        return None
+    wasm = read_bytes(directory / _WASM)
+    try:
+        lock = json.loads(read_bytes(directory / _LOCK))
+    except ValueError as error:
+        raise PolicyLoadError(f"{directory / _LOCK} is malformed; compile the directory again") from error
+    fits = lock == {"sources": digest, "wasm": hashlib.sha256(wasm).hexdigest()}
+    return wasm if fits else None
+
+
+def _cached(path: Path) -> bytes | None:
+    """Return a module compiled earlier, unless others than its owner could have put it there."""
+    try:
+        folder, file = path.parent.stat(), path.stat()
+    except OSError:
+        return None
+    own = os.geteuid()
+    if {folder.st_uid, file.st_uid} != {own} or (folder.st_mode | file.st_mode) & 0o022:
+        return None
+    return read_bytes(path)
+
+
+def _compile_own(directory: Path, sources: dict[str, bytes], target: Path) -> bytes:
+    wasm = _compile_merged(directory, sources)
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+        file.write(wasm)
+    Path(file.name).replace(target)
+    return wasm
+
+
+# --- compiling -----------------------------------------------------------------------------------------
+
+
+def _compile_merged(directory: Path, sources: dict[str, bytes]) -> bytes:
+    """Compile the user's sources, with the shipped packages beside them."""
+    with tempfile.TemporaryDirectory(prefix="agentweave-policy-") as folder:
+        merged = Path(folder)
+        _write_sources(merged, sources)
+        own = {_package_of(merged, name) for name in sources}
+        for name, raw in _shipped_as_library().items():
+            _write_sources(merged, {name: raw})
+            if _package_of(merged, name) in own:
+                (merged / name).unlink()
+        try:
+            return compile_policies(merged)
+        except PolicyLoadError as error:
+            raise PolicyLoadError(f"{directory}: {error}") from error
+
+
+def _write_sources(folder: Path, sources: dict[str, bytes]) -> None:
+    for name, raw in sources.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(raw)
+
+
+def _entrypoints(directory: Path, sources: dict[str, bytes]) -> list[str]:
+    found = {
+        f"{_path(module['package']['path'][1:])}/{rule['head']['name']}"
+        for module in (_parse(directory, name) for name in sources)
+        for rule in module.get("rules", ())
+        if rule["head"].get("name") in _RULES and "args" not in rule["head"]
+    }
+    return sorted(found)
+
+
+def _package_of(directory: Path, name: str) -> str:
+    return _path(_parse(directory, name)["package"]["path"][1:])
+
+
+def _parse(directory: Path, name: str) -> Any:
+    return json.loads(_run_opa(directory, "parse", "--format", "json", name))
+
+
+def _path(terms: list[dict[str, Any]]) -> str:
+    return "/".join(str(term["value"]) for term in terms)
+
+
+def _build(directory: Path, entrypoints: list[str]) -> bytes:
+    chosen = [part for entrypoint in entrypoints for part in ("-e", entrypoint)]
+    with tempfile.TemporaryDirectory(prefix="agentweave-policy-") as folder:
+        bundle = Path(folder) / "bundle.tar.gz"
+        _run_opa(directory, "build", "-t", "wasm", *chosen, "-o", str(bundle), ".")
+        return _member(bundle.read_bytes(), _WASM)
+
+
+def _member(bundle: bytes, name: str) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(bundle), mode="r:gz") as archive:
+        file = archive.extractfile(f"/{name}")
+        if file is None:
+            raise PolicyLoadError(f"the compiled bundle has no {name}")
+        return file.read(MAX_FILE_BYTES + 1)
+
+
+def _run_opa(directory: Path, *arguments: str) -> bytes:
+    opa = find_opa()
+    if opa is None:
+        raise PolicyLoadError(
+            "compiling Rego needs the 'opa' binary, and there is none: put OPA "
+            f"{OPA_VERSION} on PATH ('make tools' builds it), or load a directory that was compiled "
+            "before (with policy.wasm and policy.lock). Changing grants.yaml needs no compiler."
+        )
+    try:
+        done = subprocess.run(  # noqa: S603 - a fixed program, arguments are ours
+            [opa, *arguments], cwd=directory, capture_output=True, timeout=_COMPILE_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PolicyLoadError(f"{opa} could not be run: {error}") from error
+    if done.returncode != 0:
+        raise PolicyLoadError(f"opa {arguments[0]} says: {_complaint(done)}")
+    return done.stdout
+
+
+def _complaint(done: subprocess.CompletedProcess[bytes]) -> str:
+    """Return what the compiler said, as ``file:line: message`` where it said it in JSON."""
+    text = (done.stderr or done.stdout).decode(errors="replace").strip()
+    try:
+        errors = json.loads(text)["errors"]
+        lines = [f"{at['location']['file']}:{at['location']['row']}: {at['message']}" for at in errors]
+    except (ValueError, KeyError, TypeError):
+        return text[:_MAX_COMPLAINT]
+    return "\n".join(lines)[:_MAX_COMPLAINT]
+
+
+# --- standing rules ------------------------------------------------------------------------------------
+
+
+def _check_standing(directory: Path, entrypoint: str) -> None:
+    """Refuse a standing rule that depends on what its answer would not hold for."""
+    reference = "data." + entrypoint.replace("/", ".")
+    found = json.loads(_run_opa(directory, "deps", "--format", "json", "-d", ".", reference))
+    for base in found.get("base", ()):
+        if base[0]["value"] == "input" and not _stands_still(base[1:]):
+            raise PolicyLoadError(
+                f"{reference} depends on {_path(base).replace('/', '.')}, which differs from one request to "
+                "the next; a standing answer may depend on caller, callee, action, direction, kind, "
+                "transport, scope, principal and on iss, aud, cap and kind of via only"
+            )
+    clock = sorted(CLOCK_BUILTINS & _host_functions(_build(directory, [entrypoint])))
+    if clock:
+        raise PolicyLoadError(f"{reference} reads the clock ({clock[0]}); a standing answer may not")
+
+
+def _stands_still(terms: list[dict[str, Any]]) -> bool:
+    path = tuple(term["value"] if term["type"] == "string" else None for term in terms)
+    if path[:2] == ("context", "via"):
+        return len(path) < 4 or path[3] in _STANDING_LINK  # noqa: PLR2004 - context, via, index, key
+    return any(path[: len(allowed)] == allowed for allowed in _STANDING_INPUT)
+
+
+def _host_functions(wasm: bytes) -> set[str]:
+    from agentweave_bus.authz.wasm_module import ModuleLimits, PolicyModule  # noqa: PLC0415 - wasmtime is optional
+
+    return set(PolicyModule(wasm, ModuleLimits()).builtins.values())

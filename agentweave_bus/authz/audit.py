@@ -1,0 +1,368 @@
+"""The audit log: append-only JSON Lines in which every record carries the hash of the line before.
+
+One *chain* per process instance. ``append`` returns when the operating system has the line; a thread
+of the log's own then makes it safe on disk (``fsync``), and :meth:`AuditLog.witness` tells how far that
+has come, so that peers can note it in their own logs and nobody can cut or replace this one unseen.
+
+Files lie beside each other: for ``/var/log/shop/order.log`` they are called
+``order.<UTC start>.<chain>.<number>.jsonl``. A new file goes on with the same chain; a new process
+begins a new chain, whose first record names where each earlier one in the directory ended.
+
+``docs/audit.md`` describes the records. Checking them is :mod:`agentweave_bus.authz.audit_report`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from base64 import b64encode
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+import anyio.to_thread
+
+from agentweave_bus.authz.audit_format import (
+    FIRST_PREV,
+    RESERVED_KEYS,
+    VERSION,
+    LogName,
+    chain_tails,
+    encode_record,
+    line_hash,
+)
+from agentweave_bus.authz.frames import DEFAULT_MAX_BYTES, DEFAULT_RETENTION_S, FrameStore
+from agentweave_bus.authz.redaction import Redaction
+from agentweave_bus.exceptions import AuditError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["AuditEntry", "AuditLog", "LogWitness", "ProofParts"]
+
+DEFAULT_MAX_FILE_BYTES: Final = 64 * 1024 * 1024
+SYNC_INTERVAL_S: Final = 0.05
+"""A crash of the machine (not of the process) can lose the records of about this time (seconds)."""
+CLOSE_TIMEOUT_S: Final = 30.0
+
+_MAX_KNOWN_CERTIFICATES: Final = 1024
+
+
+class AuditEntry(NamedTuple):
+    """One record that the operating system has. ``hash`` is SHA-256 of its line."""
+
+    audit_id: str
+    seq: int
+    hash: bytes
+
+
+class LogWitness(NamedTuple):
+    """How far a log is safely on disk: what a peer notes about it. ``hash`` is of record ``seq``."""
+
+    chain: str
+    seq: int
+    hash: bytes
+
+
+class ProofParts(Protocol):
+    """The proof of an envelope, as the envelope part holds it."""
+
+    @property
+    def signature(self) -> bytes:
+        """ASN.1 DER ECDSA over the root."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Leaves of the tree."""
+        ...
+
+    @property
+    def index(self) -> int:
+        """Which of them this head is."""
+        ...
+
+    @property
+    def path(self) -> Sequence[bytes]:
+        """The way to the root, 32 bytes each."""
+        ...
+
+
+class AuditLog:
+    """Writes one chain. Opened by its constructor, closed by :meth:`aclose`. Any thread may append.
+
+    Args:
+        path: names the log; files are written beside it (see the module's description). A directory
+            gets files called ``audit...``.
+        instance: names this process in the chain's first record, such as its SPIFFE ID and replica.
+        redact: field names (``card_number``, at any depth) or dotted paths from the payload
+            (``customer.name``) whose values are not written.
+        max_file_bytes: a file that has reached this is followed by a new one.
+        max_frames_bytes: for the frames kept by digest; 0 keeps none.
+        frame_retention_s: how long frames stay (seconds).
+        clock_ms: milliseconds since the epoch.
+
+    Raises:
+        AuditError: the directory can't be made or written.
+
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        instance: str,
+        *,
+        redact: Iterable[str] = (),
+        max_file_bytes: int = DEFAULT_MAX_FILE_BYTES,
+        max_frames_bytes: int = DEFAULT_MAX_BYTES,
+        frame_retention_s: float = DEFAULT_RETENTION_S,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self.chain: Final = os.urandom(16).hex()
+        self._name = LogName.of(path)
+        self._redaction = Redaction(redact)
+        self._max_file_bytes = max_file_bytes
+        self._clock_ms = clock_ms
+        self._lock = threading.RLock()
+        self._seq, self._hash = -1, FIRST_PREV
+        self._fd, self._size, self._number = -1, 0, 0
+        self._retired: list[int] = []
+        self._refusal = ""
+        self._certificates: dict[tuple[bytes, ...], str] = {}
+        self._witness: LogWitness | None = None
+        self._directory_changed = False
+        self._dirty = threading.Event()
+        self._closing = threading.Event()
+        self._start = datetime.fromtimestamp(clock_ms() / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
+        self._open(instance)
+        self._frames = FrameStore(
+            self._name.directory,
+            self._name.stem,
+            self.chain,
+            max_bytes=max_frames_bytes,
+            retention_s=frame_retention_s,
+            clock_ms=clock_ms,
+        )
+        self._syncer = threading.Thread(target=self._sync_until_closed, name="audit-sync", daemon=True)
+        self._syncer.start()
+
+    @property
+    def file(self) -> Path:
+        """The file being written."""
+        return self._name.file(self._start, self.chain, self._number)
+
+    def append(self, record: Mapping[str, Any]) -> AuditEntry:
+        """Write a record and return its id. The operating system has it when this returns.
+
+        ``record`` is a JSON object (a ``Decimal`` stands for a number) without the keys that the log
+        itself writes; its ``input`` is redacted as configured.
+
+        Raises:
+            AuditError: it can't be written. Nothing may happen that was to be recorded by it.
+
+        """
+        if not RESERVED_KEYS.isdisjoint(record):
+            raise AuditError(f"{', '.join(sorted(RESERVED_KEYS))} are written by the log itself")
+        if self._redaction and isinstance(record.get("input"), dict):
+            record = {**record, "input": self._redaction.apply(record["input"])}
+        body = encode_record(record)
+        with self._lock:
+            if self._size >= self._max_file_bytes:
+                self._rotate()
+            return self._append(body)
+
+    def evidence(self, head: bytes, proof: ProofParts, chain: Sequence[bytes]) -> dict[str, Any]:
+        """Return what proves a signed head later: for a record's ``evidence``.
+
+        Certificates are long and few, so each chain of them is written once per file, as a record of
+        its own, and named by its digest.
+
+        Raises:
+            AuditError: that record can't be written.
+
+        """
+        return {
+            "head": _base64(head),
+            "proof": [
+                _base64(proof.signature),
+                proof.size,
+                proof.index,
+                [_base64(entry) for entry in proof.path],
+            ],
+            "certificates": self._certificates_named(tuple(chain)),
+        }
+
+    def witnessed(
+        self, log: tuple[str, int, bytes] | None, head: bytes, proof: ProofParts, chain: Sequence[bytes]
+    ) -> dict[str, Any]:
+        """Return the fields of a record that note a peer's log: what its signed head said, and proof.
+
+        ``log`` is the head's ``log``; without one the evidence alone is returned.
+
+        Raises:
+            AuditError: the certificates' record can't be written.
+
+        """
+        evidence = {"evidence": self.evidence(head, proof, chain)}
+        if log is None:
+            return evidence
+        return {"witness": {"chain": log[0], "seq": log[1], "hash": log[2].hex()}, **evidence}
+
+    def keep_frame(self, digest: bytes, frame: bytes) -> None:
+        """Keep a whole frame under the digest of its head, within the bounds configured.
+
+        Raises:
+            AuditError: it can't be written.
+
+        """
+        self._frames.keep(digest, frame)
+
+    def find_frame(self, digest: bytes) -> bytes | None:
+        """Return the frame kept under ``digest``, or None. Reads files: not for the event loop."""
+        return self._frames.find(digest)
+
+    def witness(self) -> LogWitness | None:
+        """Return the last record that is safely on disk; None before there is one."""
+        return self._witness
+
+    async def aclose(self) -> None:
+        """Write the closing record, make everything safe on disk and close. Harmless when repeated.
+
+        Raises:
+            AuditError: the end can't be written or made safe.
+
+        """
+        await anyio.to_thread.run_sync(self.close)
+
+    def close(self) -> None:
+        """Do what :meth:`aclose` does, blocking."""
+        if self._closing.is_set():
+            return
+        try:
+            self.append({"event": "end"})
+        finally:
+            self._closing.set()
+            self._dirty.set()
+            self._syncer.join(CLOSE_TIMEOUT_S)
+            with self._lock:
+                broken, self._refusal = self._refusal, self._refusal or "it is closed"
+                os.close(self._fd)
+            self._frames.close()
+        if broken:
+            raise AuditError(f"the audit log can't be written: {broken}")
+
+    # --- files -----------------------------------------------------------------------------------------
+
+    def _open(self, instance: str) -> None:
+        try:
+            self._name.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            earlier = [tail.to_json() for tail in chain_tails(self._name)]
+            self._next_file()
+        except OSError as problem:
+            raise AuditError(f"{self._name.directory}: no audit log can be written: {problem}") from problem
+        first = {"event": "start", "version": VERSION, "chain": self.chain, "instance": instance}
+        self._append(encode_record({**first, "previous": earlier}))
+
+    def _rotate(self) -> None:
+        ended = {"file": self.file.name, "chain": self.chain, "seq": self._seq, "hash": self._hash.hex()}
+        retired = self._fd
+        try:
+            self._next_file()
+        except OSError as problem:
+            raise AuditError(f"the audit log's next file can't be made: {problem}") from problem
+        self._retired.append(retired)
+        self._certificates.clear()
+        self._append(encode_record({"event": "rotate", "version": VERSION, "previous": [ended]}))
+
+    def _next_file(self) -> None:
+        path = self._name.file(self._start, self.chain, self._number + 1)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(path, flags, 0o600)
+        self._number, self._size, self._directory_changed = self._number + 1, 0, True
+
+    # --- records ---------------------------------------------------------------------------------------
+
+    def _append(self, body: bytes) -> AuditEntry:
+        if self._refusal:
+            raise AuditError(f"the audit log can't be written: {self._refusal}")
+        seq = self._seq + 1
+        audit_id = f"{self.chain}-{seq}"
+        front = f'{{"audit_id":"{audit_id}","ts":{self._clock_ms()},"seq":{seq},"prev":"{self._hash.hex()}"'
+        line = front.encode() + (b"}" if body == b"{}" else b"," + body[1:])
+        self._write(line + b"\n")
+        self._seq, self._hash = seq, line_hash(line)
+        if not self._dirty.is_set():
+            self._dirty.set()
+        return AuditEntry(audit_id, seq, self._hash)
+
+    def _write(self, line: bytes) -> None:
+        try:
+            written = os.write(self._fd, line)
+        except OSError as problem:
+            raise AuditError(f"the audit log can't be written: {problem.strerror}") from problem
+        if written != len(line):
+            self._take_back(written)
+            raise AuditError("the audit log can't be written: the disk is full")
+        self._size += written
+
+    def _take_back(self, written: int) -> None:
+        """Remove half a line. If even that fails, nothing more may follow it."""
+        try:
+            os.ftruncate(self._fd, self._size)
+        except OSError as problem:
+            self._refusal = f"{written} bytes of a record could not be taken back: {problem.strerror}"
+
+    def _certificates_named(self, chain: tuple[bytes, ...]) -> str:
+        with self._lock:
+            known = self._certificates.get(chain)
+            if known is not None:
+                return known
+            if len(self._certificates) >= _MAX_KNOWN_CERTIFICATES:
+                self._certificates.clear()
+            digest = sha256(b"".join(len(der).to_bytes(4) + der for der in chain)).hexdigest()
+            certificates = [_base64(der) for der in chain]
+            self.append({"event": "certificates", "digest": digest, "certificates": certificates})
+            self._certificates[chain] = digest
+            return digest
+
+    # --- on disk ---------------------------------------------------------------------------------------
+
+    def _sync_until_closed(self) -> None:
+        while not self._closing.is_set():
+            self._dirty.wait()
+            self._dirty.clear()
+            self._sync()
+            self._closing.wait(SYNC_INTERVAL_S)
+        self._sync()
+
+    def _sync(self) -> None:
+        with self._lock:
+            retired, self._retired = self._retired, []
+            directory_changed, self._directory_changed = self._directory_changed, False
+            current, reached = self._fd, LogWitness(self.chain, self._seq, self._hash)
+        try:
+            for fd in retired:
+                os.fsync(fd)
+                os.close(fd)
+            os.fsync(current)
+            if directory_changed:
+                _sync_directory(self._name.directory)
+        except OSError as problem:  # what the disk has is unknown from here on: fail closed
+            with self._lock:
+                self._refusal = f"fsync failed: {problem.strerror}"
+        else:
+            self._witness = reached
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _base64(raw: bytes) -> str:
+    return b64encode(raw).decode("ascii")

@@ -1,0 +1,486 @@
+"""Checking audit logs: finds any change, gap, cut, swap or replacement, and says what it can't show.
+
+A chain is checked against itself (numbers and hashes run on), against later chains of the same log
+(which name where it ended) and against what peers noted in *their* logs while it grew. Only the last
+kind holds against somebody who owns the machine, and only as far as it reaches; the report says how far.
+
+Reads files and verifies no signatures: a peer's note carries the signed head, and whether that is
+genuine is asked of the ``evidence_check`` passed in (the envelope part knows how).
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from agentweave_bus.authz.audit_format import FIRST_PREV, line_hash
+from agentweave_bus.exceptions import AgentWeaveError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["AuditReport", "ChainSummary", "EvidenceCheck", "Finding", "SignedHead", "verify_audit"]
+
+MAX_LINE_BYTES: Final = 16 * 1024 * 1024
+MAX_SEQ: Final = 2**40
+MAX_JUMP: Final = 1_000_000
+"""Records missing in one place that are still counted as a gap; a larger jump is damage."""
+HASH_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class SignedHead:
+    """What a record keeps of an envelope: all that is needed to verify who signed its head."""
+
+    head: bytes
+    signature: bytes
+    size: int
+    index: int
+    path: tuple[bytes, ...]
+    certificates: tuple[bytes, ...]
+    noted_ms: int
+
+
+EvidenceCheck: TypeAlias = Callable[[SignedHead], "tuple[str, int, bytes] | None"]
+"""Verifies a signed head and returns its ``log`` (chain, sequence, hash), or raises ``AgentWeaveError``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong, or worth knowing.
+
+    Attributes:
+        kind: ``changed``, ``gap``, ``reordered``, ``cut``, ``missing``, ``malformed`` or ``evidence``.
+        file: the file's name.
+        line: from 1; 0 for the file as a whole.
+        sentence: for people.
+
+    """
+
+    kind: str
+    file: str
+    line: int
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChainSummary:
+    """One chain as it was found.
+
+    Attributes:
+        chain: its id.
+        instance: who wrote it, by its own word.
+        records: how many were read.
+        first_seq: of the first record read.
+        last_seq: of the last.
+        ended: the last one is a closing record.
+        named_to: up to where a later chain of the same log vouches for it; -1 for nowhere.
+        witnessed_to: up to where a peer's log does; -1 for nowhere.
+
+    """
+
+    chain: str
+    instance: str
+    records: int
+    first_seq: int
+    last_seq: int
+    ended: bool
+    named_to: int
+    witnessed_to: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What a check found. ``ok`` means no problem; read ``cannot_show`` before relying on it."""
+
+    problems: tuple[Finding, ...]
+    notes: tuple[Finding, ...]
+    cannot_show: tuple[str, ...]
+    chains: tuple[ChainSummary, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing wrong was found."""
+        return not self.problems
+
+    @property
+    def records(self) -> int:
+        """How many records were read."""
+        return sum(chain.records for chain in self.chains)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON object."""
+        return {"ok": self.ok, "records": self.records, **asdict(self)}
+
+
+def verify_audit(paths: Iterable[str | Path], *, evidence_check: EvidenceCheck | None = None) -> AuditReport:
+    """Check the logs in ``paths``: files, or directories whose ``*.jsonl`` are meant.
+
+    Give the logs of peers, too: what they noted about each other is what shows a cut or a replacement.
+
+    Raises:
+        OSError: a file can't be read.
+
+    """
+    checker = _Checker(evidence_check)
+    for path in _in_order(paths):
+        checker.read(path)
+    return checker.report()
+
+
+def _in_order(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the files, each chain's in the order of their first records, whatever they are called."""
+    given = [Path(path) for path in paths]
+    files = {
+        file.resolve(): file
+        for path in given
+        for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])
+    }
+    return sorted(files.values(), key=_first_record)
+
+
+def _first_record(path: Path) -> tuple[str, int, str]:
+    with path.open("rb") as file:
+        record = _parsed(file.readline(MAX_LINE_BYTES))
+    return ("", 0, path.name) if record is None else (record.chain, record.seq, path.name)
+
+
+class _Record(NamedTuple):
+    chain: str
+    seq: int
+    ts: int
+    prev: bytes
+    body: dict[str, Any]
+
+
+def _parsed(line: bytes) -> _Record | None:
+    try:
+        body = json.loads(line)
+        chain, _, number = body["audit_id"].rpartition("-")
+        record = _Record(chain, body["seq"], body["ts"], bytes.fromhex(body["prev"]), body)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    sound = type(record.seq) is int and type(record.ts) is int and number == str(record.seq)
+    return record if sound and 0 <= record.seq < MAX_SEQ else None
+
+
+class _Place(NamedTuple):
+    file: str
+    line: int
+
+
+class _Claim(NamedTuple):
+    """A record's word about where another chain was."""
+
+    chain: str
+    seq: int
+    hash: bytes
+    observer: str
+    by_peer: bool
+    proved: bool
+    torn: int
+    place: _Place
+
+
+@dataclass(slots=True)
+class _Chain:
+    first_seq: int
+    hashes: bytearray = field(default_factory=bytearray)
+    instance: str = ""
+    next_seq: int = 0
+    last_hash: bytes = FIRST_PREV
+    last_event: str = ""
+    records: int = 0
+    torn: tuple[_Place, int] | None = None
+    named_to: int = -1
+    witnessed_to: int = -1
+
+    def hash_at(self, seq: int) -> bytes | None:
+        at = (seq - self.first_seq) * HASH_BYTES
+        found = bytes(self.hashes[at : at + HASH_BYTES]) if 0 <= at < len(self.hashes) else FIRST_PREV
+        return None if found == FIRST_PREV else found
+
+    def put(self, seq: int, digest: bytes) -> None:
+        at = (seq - self.first_seq) * HASH_BYTES
+        if at >= 0:
+            self.hashes.extend(bytes(max(0, at - len(self.hashes))))
+            self.hashes[at : at + HASH_BYTES] = digest
+
+
+class _Checker:
+    """Reads files one after the other, then compares what they say of each other."""
+
+    def __init__(self, evidence_check: EvidenceCheck | None) -> None:
+        self._evidence_check = evidence_check
+        self._problems: list[Finding] = []
+        self._notes: list[Finding] = []
+        self._chains: dict[str, _Chain] = {}
+        self._claims: dict[tuple[str, int, bytes, bool], _Claim] = {}
+        self._certificates: dict[str, tuple[bytes, ...]] = {}
+        self._redacted = False
+
+    # --- one file --------------------------------------------------------------------------------------
+
+    def read(self, path: Path) -> None:
+        chain: _Chain | None = None
+        self._certificates = {}
+        for number, line in _lines(path):
+            place = _Place(path.name, number)
+            if not line.endswith(b"\n"):
+                self._torn(chain, place, len(line))
+                return
+            chain = self._read_line(chain, line[:-1], place)
+        if chain is None:
+            self._problem("cut", _Place(path.name, 0), "the file holds no record: emptied, or a crash")
+
+    def _read_line(self, chain: _Chain | None, line: bytes, place: _Place) -> _Chain | None:
+        record, digest = _parsed(line), line_hash(line)
+        if record is not None and chain is not None and record.seq > chain.next_seq + MAX_JUMP:
+            record = None
+        if record is None:
+            self._problem("malformed", place, "this line is no audit record: it was changed or damaged")
+            if chain is not None:
+                chain.put(chain.next_seq, digest)
+                chain.next_seq, chain.last_hash = chain.next_seq + 1, digest
+            return chain
+        known = self._chain_of(record, place)
+        if chain is not None and chain is not known:
+            self._problem("reordered", place, "this record belongs to another chain than its file")
+        self._follow(known, record, place)
+        known.put(record.seq, digest)
+        known.next_seq, known.last_hash = record.seq + 1, digest
+        known.records, known.last_event = known.records + 1, str(record.body.get("event", ""))
+        self._look_inside(known, record, place)
+        return known
+
+    def _chain_of(self, record: _Record, place: _Place) -> _Chain:
+        known = self._chains.get(record.chain)
+        if known is None:
+            known = self._chains[record.chain] = _Chain(record.seq)
+            if record.seq > 0:
+                known.next_seq, known.last_hash = record.seq, record.prev
+                sentence = (
+                    f"records 0 to {record.seq - 1} of this chain, and the files with them, are missing"
+                )
+                self._problem("missing", place, sentence)
+        return known
+
+    def _follow(self, chain: _Chain, record: _Record, place: _Place) -> None:
+        expected = chain.next_seq
+        if record.seq > expected:
+            gone = str(expected) if record.seq == expected + 1 else f"{expected} to {record.seq - 1}"
+            self._problem("gap", place, f"record {gone} is missing before this one")
+        elif record.seq < expected:
+            self._problem("reordered", place, f"record {record.seq} stands where {expected} belongs")
+        elif chain.last_event == "end":
+            self._problem("changed", place, "this record follows the chain's closing record")
+        elif (record.seq == 0) != (record.body.get("event") == "start"):
+            self._problem("changed", place, "a chain begins with its start record, and has only one")
+        elif record.prev != chain.last_hash:
+            sentence = f"record {record.seq} was not written after the line that stands before it: "
+            self._problem("changed", place, sentence + "one of the two was changed")
+
+    def _torn(self, chain: _Chain | None, place: _Place, length: int) -> None:
+        if chain is None:
+            self._problem("cut", place, "the file's only record is torn")
+        else:
+            chain.torn = (place, length)
+
+    # --- what records say --------------------------------------------------------------------------------
+
+    def _look_inside(self, chain: _Chain, record: _Record, place: _Place) -> None:
+        body = record.body
+        if body.get("event") == "start":
+            chain.instance = str(body.get("instance", ""))
+            for earlier in _dicts(body.get("previous")):
+                self._claim(earlier, record, place, by_peer=False, proved=True)
+        elif body.get("event") == "certificates":
+            self._learn_certificates(body, place)
+        if isinstance(body.get("witness"), dict) or "evidence" in body:
+            self._peer(record, place)
+
+    def _learn_certificates(self, body: dict[str, Any], place: _Place) -> None:
+        try:
+            certificates = tuple(b64decode(item, validate=True) for item in body["certificates"])
+            joined = b"".join(len(der).to_bytes(4, "big") + der for der in certificates)
+        except (ValueError, KeyError, TypeError):
+            certificates, joined = (), b""
+        if not certificates or sha256(joined).hexdigest() != body.get("digest"):
+            self._problem("evidence", place, "these certificates are not those that their digest names")
+        else:
+            self._certificates[body["digest"]] = certificates
+
+    def _peer(self, record: _Record, place: _Place) -> None:
+        witness, evidence = record.body.get("witness"), record.body.get("evidence")
+        proved = False
+        if self._evidence_check is not None and isinstance(evidence, dict):
+            proved = self._proved(record, evidence, witness, place)
+        if isinstance(witness, dict):
+            self._claim(witness, record, place, by_peer=True, proved=proved)
+
+    def _proved(self, record: _Record, evidence: dict[str, Any], witness: object, place: _Place) -> bool:
+        check = self._evidence_check
+        signed = _signed_head(evidence, self._certificates, record.ts)
+        if signed is None or check is None:
+            self._problem("evidence", place, "the evidence is incomplete or malformed")
+            return False
+        try:
+            said = check(signed)
+        except AgentWeaveError as problem:
+            self._problem("evidence", place, f"the evidence does not verify: {problem}")
+            return False
+        noted = _witness_of(witness)
+        if noted is not None and (said is None or tuple(said) != noted):
+            self._problem("evidence", place, "the witness noted is not what the signed head says")
+            return False
+        return True
+
+    def _claim(
+        self, said: dict[str, Any], record: _Record, place: _Place, *, by_peer: bool, proved: bool
+    ) -> None:
+        noted = _witness_of(said)
+        if noted is None:
+            self._problem("malformed", place, "what this record says of another chain is malformed")
+            return
+        torn = said.get("torn", 0)
+        claim = _Claim(*noted, record.chain, by_peer, proved, torn if type(torn) is int else 0, place)
+        key = (*noted, by_peer)
+        if key not in self._claims or (proved and not self._claims[key].proved):
+            self._claims[key] = claim
+
+    # --- all together ------------------------------------------------------------------------------------
+
+    def report(self) -> AuditReport:
+        for claim in self._claims.values():
+            self._compare(claim)
+        for chain in self._chains.values():
+            self._check_end(chain)
+        return AuditReport(
+            problems=tuple(self._problems),
+            notes=tuple(self._notes),
+            cannot_show=tuple(self._limits()),
+            chains=tuple(self._summary(name, chain) for name, chain in self._chains.items()),
+        )
+
+    def _compare(self, claim: _Claim) -> None:
+        chain = self._chains.get(claim.chain)
+        if chain is None:
+            if not claim.by_peer:
+                sentence = f"chain {claim.chain} stood beside this one when it began, and is not here"
+                self._problem("missing", claim.place, sentence)
+            return
+        found = chain.hash_at(claim.seq)
+        who = _who(claim)
+        if claim.seq >= chain.next_seq:
+            sentence = f"chain {claim.chain} ends at record {chain.next_seq - 1}, but {who} saw {claim.seq}"
+            self._problem("cut", claim.place, sentence + ": the end was cut off")
+        elif found is not None and found != claim.hash:
+            sentence = f"record {claim.seq} of chain {claim.chain} is not the one that {who} saw"
+            self._problem("changed", claim.place, sentence + ": it, or something before it, was replaced")
+        elif found is not None and claim.observer != claim.chain:
+            self._vouched(chain, claim)
+
+    def _vouched(self, chain: _Chain, claim: _Claim) -> None:
+        if claim.by_peer:
+            chain.witnessed_to = max(chain.witnessed_to, claim.seq)
+            return
+        chain.named_to = max(chain.named_to, claim.seq)
+        if chain.torn and (claim.torn, claim.seq) == (chain.torn[1], chain.next_seq - 1):
+            sentence = "the file ends in the middle of a record, as it did when the next chain began"
+            self._notes.append(Finding("cut", *chain.torn[0], sentence))
+            chain.torn = None
+
+    def _check_end(self, chain: _Chain) -> None:
+        if chain.torn:
+            sentence = "the file ends in the middle of a record: the process died, or it was cut here"
+            self._problem("cut", chain.torn[0], sentence)
+
+    def _limits(self) -> Iterator[str]:
+        for name, chain in self._chains.items():
+            last, vouched = chain.next_seq - 1, max(chain.witnessed_to, chain.named_to)
+            if vouched < 0:
+                yield f"chain {name}: nobody else vouches for it; all of it could have been written anew"
+            elif vouched < last:
+                yield (
+                    f"chain {name}: after record {vouched} nobody else vouches for it; "
+                    "later records could have been cut off or replaced"
+                )
+            if chain.named_to > chain.witnessed_to:
+                yield (
+                    f"chain {name}: after record {chain.witnessed_to} only a later chain of the same log "
+                    "vouches for it; whoever can write the directory could have replaced both"
+                )
+        absent = {claim.chain for claim in self._claims.values() if claim.chain not in self._chains}
+        if absent:
+            yield f"the logs of {len(absent)} other chains that are mentioned here were not given"
+        if self._evidence_check is None:
+            yield "signatures under what peers noted were not checked: a peer's log could be lying"
+        yield "an action that was never recorded leaves no trace here; times are the writers' own clocks"
+
+    def _summary(self, name: str, chain: _Chain) -> ChainSummary:
+        return ChainSummary(
+            chain=name,
+            instance=chain.instance,
+            records=chain.records,
+            first_seq=chain.first_seq,
+            last_seq=chain.next_seq - 1,
+            ended=chain.last_event == "end",
+            named_to=chain.named_to,
+            witnessed_to=chain.witnessed_to,
+        )
+
+    def _problem(self, kind: str, place: _Place, sentence: str) -> None:
+        self._problems.append(Finding(kind, place.file, place.line, sentence))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES):
+            number += 1
+            yield number, line
+
+
+def _dicts(value: object) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _witness_of(value: object) -> tuple[str, int, bytes] | None:
+    if not isinstance(value, dict):
+        return None
+    chain, seq, digest = value.get("chain"), value.get("seq"), value.get("hash")
+    if not (isinstance(chain, str) and type(seq) is int and seq >= 0 and isinstance(digest, str)):
+        return None
+    try:
+        return chain, seq, bytes.fromhex(digest)
+    except ValueError:
+        return None
+
+
+def _signed_head(
+    evidence: dict[str, Any], certificates: dict[str, tuple[bytes, ...]], noted_ms: int
+) -> SignedHead | None:
+    try:
+        signature, size, index, path = evidence["proof"]
+        return SignedHead(
+            b64decode(evidence["head"], validate=True),
+            b64decode(signature, validate=True),
+            int(size),
+            int(index),
+            tuple(b64decode(entry, validate=True) for entry in path),
+            certificates[evidence["certificates"]],
+            noted_ms,
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _who(claim: _Claim) -> str:
+    if not claim.by_peer:
+        return "the next chain of its log"
+    return "a peer (proved by a signature)" if claim.proved else "a peer (by its log's word)"

@@ -19,6 +19,7 @@ The branches follow what a caller can do about the failure::
     │   ├── PolicyLoadError         does not compile, or breaks a rule for policies
     │   └── PolicyUnavailableError  no trustworthy answer in time (always a denial)
     ├── AuditError                  the audit log can't be written, or does not verify
+    ├── TaskFailedError             raised by a handler: the task failed, and the caller may read why
     ├── BusError                    the broker
     │   └── BusPermissionError      the broker refused a subject; ``subject`` names it
     └── AgentCallError              a call ended without a result
@@ -61,6 +62,7 @@ __all__ = [
     "PolicyUnavailableError",
     "SignatureRefusedError",
     "SvidUnavailableError",
+    "TaskFailedError",
     "TimeRefusedError",
     "UnreachableError",
 ]
@@ -151,6 +153,13 @@ class AuditError(AgentWeaveError):
     """The audit log can't be written, or does not verify."""
 
 
+class TaskFailedError(AgentWeaveError):
+    """Raised by a capability's handler to fail the task with a message that the caller may read.
+
+    Any other exception of a handler is told to the caller as a correlation id only.
+    """
+
+
 class BusError(AgentWeaveError):
     """The broker can't be reached or refused the connection."""
 
@@ -192,13 +201,26 @@ class AuthorizationError(AgentCallError):
 
 
 class CallRefusedError(AgentCallError):
-    """The callee verified who asked and refused the request at admission ``step`` with ``reason``."""
+    """The callee verified who asked and refused the request at admission ``step`` with ``reason``.
 
-    def __init__(self, message: str, *, step: str = "", reason: str = "", audit_id: str = "") -> None:
+    ``retry_after`` is given, in seconds, when nothing ran and a new call may fare better. ``step`` is
+    ``local`` when the request never left this process.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: str = "",
+        reason: str = "",
+        audit_id: str = "",
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.step = step
         self.reason = reason
         self.audit_id = audit_id
+        self.retry_after = retry_after
 
 
 class CallTimeoutError(AgentCallError):

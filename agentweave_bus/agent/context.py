@@ -1,0 +1,104 @@
+"""What a handler may know of the request it serves.
+
+A :class:`RequestContext` is made by whoever admitted the request, from verified values only, and is
+bound to a context variable while the handler runs, so that concurrent requests never see each other's.
+It travels into threads, and into tasks that a handler starts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from agentweave_bus.exceptions import AgentWeaveError
+
+if TYPE_CHECKING:
+    from agentweave_bus.envelope import Link, VerifiedLink
+
+__all__ = ["RequestContext", "bind_context", "current_context", "find_context"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestContext:
+    """One request, as it was verified.
+
+    ``caller_spiffe_id`` is who asked, proved by signature or mutual TLS. ``request_time`` is when the
+    caller signed it (UTC, aware). ``task_id`` is the request's id, which a retry keeps. ``deadline_ms``
+    is when the caller stops waiting (milliseconds since the epoch; ``None``: never). ``kind`` is the
+    envelope's kind (``call``, ``task``, ``event``), ``transport`` is ``bus`` or ``a2a``. ``via`` holds
+    the verified links of delegation, origin first (each with ``iss``, ``aud``, ``cap``, …), and is empty
+    when the caller asks for itself. ``principal`` is for whom the origin says that it acts (``iss``,
+    ``sub``, …), or ``None``. ``links`` is what a nested call must carry; ``trace`` a W3C traceparent,
+    which nobody verified.
+    """
+
+    caller_spiffe_id: str
+    request_time: datetime = field(default_factory=lambda: datetime.now(UTC))
+    task_id: str = ""
+    deadline_ms: int | None = None
+    kind: str = "call"
+    transport: str = "bus"
+    via: tuple[VerifiedLink, ...] = ()
+    principal: Mapping[str, Any] | None = None
+    links: tuple[Link, ...] = ()
+    trace: str | None = None
+    _expires: float = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Counted on the monotonic clock from here on: a clock that is set must not stretch a deadline.
+        object.__setattr__(self, "_expires", _monotonic(self.deadline_ms))
+        if self.request_time.tzinfo is None:
+            raise AgentWeaveError("request_time must be an aware datetime")
+
+    @property
+    def origin(self) -> str:
+        """The SPIFFE ID with which the chain of requests began: the caller's where there is no chain."""
+        return str(self.via[0].iss) if self.via else self.caller_spiffe_id
+
+    def remaining(self) -> float:
+        """Return the seconds until the deadline, at least 0; infinite when there is none."""
+        return max(0.0, self._expires - time.monotonic())
+
+
+def _monotonic(deadline_ms: int | None) -> float:
+    return math.inf if deadline_ms is None else time.monotonic() + deadline_ms / 1000 - time.time()
+
+
+_current: ContextVar[RequestContext | None] = ContextVar("agentweave_request", default=None)
+
+
+def find_context() -> RequestContext | None:
+    """Return the request that is being handled here, or ``None`` outside one."""
+    return _current.get()
+
+
+def current_context() -> RequestContext:
+    """Return the request that is being handled here.
+
+    Raises:
+        AgentWeaveError: no request is being handled here.
+
+    """
+    context = _current.get()
+    if context is None:
+        raise AgentWeaveError(
+            "no request is being handled here: the context exists only inside a capability,"
+            " and in tasks and threads that one starts"
+        )
+    return context
+
+
+@contextmanager
+def bind_context(context: RequestContext) -> Iterator[RequestContext]:
+    """Make ``context`` the current request inside the ``with`` block."""
+    token = _current.set(context)
+    try:
+        yield context
+    finally:
+        _current.reset(token)

@@ -1,0 +1,39 @@
+# Every target sets up what it needs and is quick the second time. `make` alone lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Where `make tools` puts real opa and nats-server, and where tests and `agentweave up` look for them.
+export AGENTWEAVE_TOOLS ?= $(HOME)/.cache/agentweave/tools
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint tools clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## start the example stack, carry an order through it, show what is refused
+	@$(BIN)/python -m workers.ecommerce.demo
+
+test: $(VENV)/.installed ## run the tests, without the slow ones
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/.installed ## run the slow tests
+	@$(BIN)/python -m pytest -q -m slow; code=$$?; [ $$code -eq 5 ] || exit $$code # 5: there are none
+
+lint: $(VENV)/.installed ## check style, types and the layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+tools: ## build the pinned opa and nats-server with Go, where there is Go
+	@.ci/tools "$(AGENTWEAVE_TOOLS)"
+
+clean: ## remove the virtual environment and caches; the state of stacks (.agentweave) stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt .ci/venv
+	@.ci/venv "$(PYTHON)" "$(VENV)"
+	@touch $@

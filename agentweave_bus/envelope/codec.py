@@ -68,6 +68,7 @@ def unpack_exact(data: bytes, what: str, *, max_items: int, max_bytes: int) -> A
             max_str_len=max_bytes,
             max_bin_len=max_bytes,
             max_ext_len=0,
+            ext_hook=_refuse_extension,
         )
         again = pack(value)
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
@@ -75,6 +76,10 @@ def unpack_exact(data: bytes, what: str, *, max_items: int, max_bytes: int) -> A
     if again != data:
         raise MalformedEnvelopeError(f"{what} is not in canonical form: it packs to other bytes again")
     return value
+
+
+def _refuse_extension(code: int, _data: bytes) -> object:
+    raise ValueError(f"an extension type ({code})")
 
 
 def _reason(error: Exception) -> str:
@@ -107,7 +112,7 @@ def decode_payload(data: bytes, limits: Limits = DEFAULT_LIMITS) -> JsonValue:
     if len(data) > limits.max_payload_bytes:
         raise PayloadError(f"the payload has {len(data)} bytes; at most {limits.max_payload_bytes} are read")
     try:
-        value = msgpack.unpackb(data, max_ext_len=0)
+        value = msgpack.unpackb(data, max_ext_len=0, ext_hook=_refuse_extension)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise PayloadError(f"the payload is not readable: {_reason(error)}") from error
     _check_json(value, _Budget(limits))
@@ -269,11 +274,13 @@ def _convert_object(value: object, budget: _Budget, depth: int) -> JsonValue:  #
 
 
 def _convert_structure(value: object, budget: _Budget, depth: int) -> JsonValue:
-    # A form that yields another object counts as a level, so that a cycle of them ends.
-    to_json = getattr(value, "to_json", None)
-    if callable(to_json) and not isinstance(value, type):
-        budget.spend(1, depth + 1)
-        return _convert(to_json(), budget, depth)
+    to_json = _to_json_of(value)
+    if to_json is not None:
+        form = to_json()
+        # An object that stands for an object counts as a level, so that a cycle of them ends.
+        depth += _to_json_of(form) is not None
+        budget.spend(1, depth)
+        return _convert(form, budget, depth)
     if isinstance(value, BaseModel):
         return _convert(value.model_dump(by_alias=True), budget, depth)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -284,6 +291,11 @@ def _convert_structure(value: object, budget: _Budget, depth: int) -> JsonValue:
     if isinstance(value, (list, tuple, set, frozenset)):
         return _convert_items(value, budget, depth + 1)
     raise PayloadError(f"the payload holds {_name(value)}, which has no JSON form")
+
+
+def _to_json_of(value: object) -> Callable[[], object] | None:
+    method = getattr(value, "to_json", None)
+    return method if callable(method) and not isinstance(value, type) else None
 
 
 # --- ids ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -21,7 +21,7 @@ from agentweave_bus.spiffe_id import check_trust_domain
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["X509Bundle"]
+__all__ = ["TrustSource", "X509Bundle"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,19 @@ class X509Bundle:
         except ValueError as error:
             raise _unreadable(trust_domain, error) from error
         return cls(trust_domain, parsed)
+
+
+class TrustSource(Protocol):
+    """Gives the bundle of one trust domain. Never a merged one."""
+
+    def bundle_for(self, trust_domain: str) -> X509Bundle:
+        """Return the bundle of ``trust_domain``.
+
+        Raises:
+            FederationError: the domain is not allowed, or its bundle is missing.
+
+        """
+        ...
 
 
 def _unreadable(trust_domain: str, error: ValueError) -> BundleUnavailableError:

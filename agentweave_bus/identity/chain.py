@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -30,10 +32,9 @@ from agentweave_bus.identity.revocation import RevocationList
 from agentweave_bus.spiffe_id import SpiffeID
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from agentweave_bus.identity.bundle import X509Bundle
-    from agentweave_bus.identity.provider import TrustSource
+    from agentweave_bus.identity.bundle import TrustSource, X509Bundle
 
 __all__ = [
     "MAX_CERTIFICATE_BYTES",
@@ -50,6 +51,17 @@ MAX_CHAIN_CERTIFICATES: Final = 8
 MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1)
+# What the parser raises, on access, about bytes that a stranger may have chosen.
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    Warning,  # about oddities, where warnings are errors
+)
 _BOTH_ROLES: Final = frozenset({ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH})
 
 
@@ -88,10 +100,13 @@ def load_certificate(der: bytes) -> x509.Certificate:
         raise ChainRefusedError(
             f"a certificate has {len(der)} bytes; at most {MAX_CERTIFICATE_BYTES} are read"
         )
-    try:
-        return x509.load_der_x509_certificate(der)
-    except ValueError as error:
-        raise ChainRefusedError(f"not a DER certificate: {error}") from error
+    with _unreadable_is_refused("a certificate of the chain"):
+        certificate = x509.load_der_x509_certificate(der)
+        # The parser overlooks a count of unused bits that is not zero, so one certificate could have
+        # several encodings. Nothing else in it is unsigned.
+        if not der.endswith(b"\0" + certificate.signature):
+            raise ChainRefusedError("a certificate of the chain has a signature that is no whole bytes")
+        return certificate
 
 
 def claimed_spiffe_id(leaf_der: bytes) -> SpiffeID:
@@ -116,8 +131,11 @@ def check_leaf(leaf: x509.Certificate) -> tuple[SpiffeID, ec.EllipticCurvePublic
         raise ChainRefusedError(
             f"{spiffe_id} names a trust domain, not a workload: the leaf's ID needs a path"
         )
-    _check_extensions(leaf, spiffe_id)
-    key = leaf.public_key()
+    with _unreadable_is_refused(f"the leaf of {spiffe_id}"):
+        _check_not_ca(leaf, spiffe_id)
+        _check_key_usage(leaf, spiffe_id)
+        _check_extended_key_usage(leaf, spiffe_id)
+        key = leaf.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, _CURVES):
         raise ChainRefusedError(f"the key of {spiffe_id} is neither P-256 nor P-384")
     return spiffe_id, key
@@ -233,13 +251,8 @@ def _load_chain(chain: Sequence[bytes]) -> list[x509.Certificate]:
 
 
 def _spiffe_id_of(leaf: x509.Certificate) -> SpiffeID:
-    try:
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except x509.ExtensionNotFound:
-        uris = []
-    except (ValueError, x509.DuplicateExtension) as error:
-        raise ChainRefusedError(f"the leaf's extensions can't be read: {error}") from error
+    with _unreadable_is_refused("the leaf's names"):
+        uris = _uri_names(leaf)
     if len(uris) != 1:
         raise ChainRefusedError(f"an X.509-SVID has exactly one URI name; this leaf has {len(uris)}")
     try:
@@ -248,13 +261,12 @@ def _spiffe_id_of(leaf: x509.Certificate) -> SpiffeID:
         raise ChainRefusedError(f"the leaf's URI name is no SPIFFE ID: {error}") from error
 
 
-def _check_extensions(leaf: x509.Certificate, spiffe_id: SpiffeID) -> None:
+def _uri_names(leaf: x509.Certificate) -> list[str]:
     try:
-        _check_not_ca(leaf, spiffe_id)
-        _check_key_usage(leaf, spiffe_id)
-        _check_extended_key_usage(leaf, spiffe_id)
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise ChainRefusedError(f"the extensions of {spiffe_id}'s leaf can't be read: {error}") from error
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return names.get_values_for_type(x509.UniformResourceIdentifier)
 
 
 def _check_not_ca(leaf: x509.Certificate, spiffe_id: SpiffeID) -> None:
@@ -302,7 +314,7 @@ def _build_path(
         moment = datetime.fromtimestamp(at_ms // 1000, UTC)
         builder = PolicyBuilder().store(bundle.store).time(moment).max_chain_depth(MAX_CHAIN_CERTIFICATES)
         path = builder.build_client_verifier().verify(leaf, intermediates).chain
-    except (VerificationError, ValueError, OverflowError, OSError) as error:
+    except (VerificationError, UnsupportedAlgorithm, ValueError, OverflowError, OSError) as error:
         raise ChainRefusedError(
             f"the chain of {spiffe_id} does not verify against the bundle of {bundle.trust_domain}: "
             f"{_first_line(error)}{_expiry_note(leaf, at_ms)}"
@@ -316,6 +328,14 @@ def _validity_ms(path: list[x509.Certificate]) -> tuple[int, int]:
     not_before = max(certificate.not_valid_before_utc for certificate in path)
     not_after = min(certificate.not_valid_after_utc for certificate in path)
     return int(not_before.timestamp()) * 1000, int(not_after.timestamp()) * 1000
+
+
+@contextmanager
+def _unreadable_is_refused(what: str) -> Iterator[None]:
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise ChainRefusedError(f"{what} can't be read: {_first_line(error)}") from error
 
 
 def _sha256(certificate: x509.Certificate) -> bytes:

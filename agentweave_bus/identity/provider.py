@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -17,23 +17,10 @@ if TYPE_CHECKING:
     from agentweave_bus.identity.bundle import X509Bundle
     from agentweave_bus.identity.svid import X509Svid
 
-__all__ = ["IdentityProvider", "TrustSource"]
+__all__ = ["IdentityProvider"]
 
 _SHORTEST_WAIT: Final = 1.0
 _LONGEST_WAIT: Final = 60.0
-
-
-class TrustSource(Protocol):
-    """Gives the bundle of one trust domain. Never a merged one."""
-
-    def bundle_for(self, trust_domain: str) -> X509Bundle:
-        """Return the bundle of ``trust_domain``.
-
-        Raises:
-            FederationError: the domain is not allowed, or its bundle is missing.
-
-        """
-        ...
 
 
 class IdentityProvider(ABC):

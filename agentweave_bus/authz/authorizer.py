@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from agentweave_bus.authz.decision import AuthzDecision, new_decision_id
 from agentweave_bus.authz.engine import PolicyAnswer, package_of
-from agentweave_bus.authz.grants import Grants
 from agentweave_bus.authz.limiter import DAY_SECONDS, LocalLimiter
 from agentweave_bus.authz.policy_input import write_input
 from agentweave_bus.authz.provider import AuthorizationProvider
@@ -31,10 +30,11 @@ from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
     from agentweave_bus.authz.decision import AuthzContext
     from agentweave_bus.authz.engine import PolicyEngine, Standing
+    from agentweave_bus.authz.grants import Grants
+    from agentweave_bus.authz.policy_watch import PolicyWatch
     from agentweave_bus.authz.standing import StandingKey
 
 __all__ = ["DEFAULT_POLICY_PATH", "Authorizer", "DefaultAction"]
@@ -57,20 +57,20 @@ class Authorizer:
         engine: a policy engine, or an :class:`AuthorizationProvider` of your own.
         policy_path: the agent's policy package (``order/authz``); providers don't get it.
         grants: what the grants say, for the cheap look before something costly; None: no such look.
-        grants_path: read ``grants`` from here, and again when the file changes.
+        watch: the policy directory to follow; ``grants`` are then taken from there.
         environment: ``development`` or anything else, which counts as production.
         default_action: ``deny``. ``log-only`` lets every denied action through and logs it, ``allow``
             lets through what the policy has no answer for; both in development only.
         timeout_s: for one question.
-        refresh: called by :meth:`reload` and :meth:`run`: brings the engine's policy up to date,
-            raising ``PolicyError`` when it had to keep the old one.
+        refresh: called by :meth:`reload` and every second by :meth:`run`, for engines that follow
+            their policy themselves; raises ``PolicyError`` when it had to keep the old one.
         on_decision: told of every decision (for metrics).
         on_alarm: told, in one sentence, when a reload failed and the old policy stays.
         monotonic: the clock of standing answers and limits a minute (seconds).
         wall: seconds since the epoch, for limits a day.
 
     Raises:
-        ConfigurationError: ``default_action`` is not allowed here, or ``grants_path`` can't be read.
+        ConfigurationError: ``default_action`` is not allowed here.
 
     """
 
@@ -80,7 +80,7 @@ class Authorizer:
         *,
         policy_path: str = DEFAULT_POLICY_PATH,
         grants: Grants | None = None,
-        grants_path: Path | None = None,
+        watch: PolicyWatch | None = None,
         environment: str = "production",
         default_action: DefaultAction = "deny",
         timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -93,9 +93,8 @@ class Authorizer:
         _check_default_action(default_action, environment)
         self._engine = engine
         self._package = package_of(policy_path)
-        self._grants_path = grants_path
-        self._grants_stamp = _stamp(grants_path)
-        self._grants = grants if grants_path is None else Grants.load(grants_path)
+        self._own_grants = grants
+        self._watch = watch
         self._default_action = default_action
         self._timeout_s = timeout_s
         self._refresh = refresh
@@ -112,7 +111,7 @@ class Authorizer:
     @property
     def grants(self) -> Grants | None:
         """The grants in use, if there are any."""
-        return self._grants
+        return self._own_grants if self._watch is None else self._watch.grants
 
     @property
     def revision(self) -> str:
@@ -142,11 +141,12 @@ class Authorizer:
         """
         if self.standing_allows(context):
             return True
-        if self._grants is None:
+        grants = self.grants
+        if grants is None:
             return False
         # A principal was checked where the delegation began; its origin alone may name one.
         principal = None if context.via else context.principal
-        return self._grants.permits(
+        return grants.permits(
             context.caller,
             context.callee,
             context.action,
@@ -175,22 +175,28 @@ class Authorizer:
     async def run(self) -> None:
         """Follow changes of the policy and the grants until cancelled. The caller owns this task."""
         while True:
+            asked_for = False
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
-                    await self._reload_wanted.wait()
+                    asked_for = await self._reload_wanted.wait()
             self._reload_wanted.clear()
-            await self.reload()
+            await self.reload(force=asked_for)
 
     def reload_soon(self) -> None:
-        """Make :meth:`run` look for changes now (for a signal handler)."""
+        """Make :meth:`run` read policy and grants again now (for a signal handler)."""
         self._reload_wanted.set()
 
-    async def reload(self) -> bool:
-        """Bring policy and grants up to date. On a mistake both stay as they were; return False then."""
+    async def reload(self, *, force: bool = True) -> bool:
+        """Bring policy and grants up to date, also when nothing seems changed (``force``).
+
+        On a mistake both stay as they were, ``on_alarm`` is told, and the result is False.
+        """
         try:
             if self._refresh is not None:
                 await self._refresh()
-            self._reload_grants()
+            if self._watch is not None and await self._watch.refresh(force=force):
+                self.forget_standing()
+                _log.info("policy and grants read again, revision %s", self.revision)
         except (AgentWeaveError, OSError) as problem:
             self._raise_alarm(f"the new policy was refused, the old one stays: {problem}")
             return False
@@ -288,15 +294,6 @@ class Authorizer:
         )
         return replace(decision, allowed=True, reason=f"log-only: would be denied: {decision.reason}")
 
-    def _reload_grants(self) -> None:
-        stamp = _stamp(self._grants_path)
-        if self._grants_path is None or stamp == self._grants_stamp:
-            return
-        self._grants = Grants.load(self._grants_path)
-        self._grants_stamp = stamp
-        self.forget_standing()
-        _log.info("grants read again from %s", self._grants_path)
-
     def _raise_alarm(self, sentence: str) -> None:
         if sentence == self._alarm:
             return
@@ -319,13 +316,6 @@ def _check_default_action(action: str, environment: str) -> None:
             key="authorization.default_action",
             hint="Set authorization.default_action to deny.",
         )
-
-
-def _stamp(path: Path | None) -> tuple[int, int, int] | None:
-    if path is None:
-        return None
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _checked(decision: object) -> AuthzDecision:

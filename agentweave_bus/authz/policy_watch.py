@@ -1,0 +1,105 @@
+"""Following a policy directory: when a file in it changes, everything is read again, or nothing is.
+
+A change is seen by names, sizes, times and inodes of the files; contents are read only then. What
+can't be loaded leaves the engine and the grants as they were, and is not tried again until something
+changes again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import anyio.to_thread
+
+from agentweave_bus.authz.grants import Grants
+from agentweave_bus.authz.policy_data import GRANTS_FILES
+from agentweave_bus.exceptions import AgentWeaveError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["PolicyWatch"]
+
+_SUFFIXES: Final = frozenset({".rego", ".yaml", ".yml", ".json", ".wasm", ".lock"})
+
+_Fingerprint: TypeAlias = "tuple[tuple[str, int, int, int], ...]"
+
+
+class PolicyWatch:
+    """The policy directory (or one grants file) of an agent, read once by the constructor.
+
+    Args:
+        source: the directory or file.
+        load: makes the engine take it (``EmbeddedEngine.load``): both policy and data or, with an
+            exception, neither. None for engines that get their policy elsewhere.
+
+    Raises:
+        PolicyLoadError: the engine refused it.
+        ConfigurationError: the grants are malformed.
+
+    """
+
+    def __init__(self, source: Path, load: Callable[[Path], object] | None = None) -> None:
+        self._source = source
+        self._load = load
+        self._seen = self._fingerprint()
+        self._failure: AgentWeaveError | None = None
+        self._grants = self._read()
+
+    @property
+    def grants(self) -> Grants | None:
+        """The grants in use; None if the directory has none."""
+        return self._grants
+
+    async def refresh(self, *, force: bool = False) -> bool:
+        """Look for a change and follow it; ``force`` reads everything anyway. Return whether it did.
+
+        Raises:
+            PolicyLoadError: the engine refused what it found, now or before.
+            ConfigurationError: the grants are malformed.
+
+        """
+        return await anyio.to_thread.run_sync(self._refresh, force)
+
+    def _refresh(self, force: bool) -> bool:
+        found = self._fingerprint()
+        if found == self._seen and not force:
+            if self._failure is not None:
+                raise self._failure
+            return False
+        self._seen = found
+        try:
+            self._grants = self._read()
+        except AgentWeaveError as problem:
+            self._failure = problem
+            raise
+        self._failure = None
+        return True
+
+    def _read(self) -> Grants | None:
+        path = self._grants_file()
+        grants = None if path is None else Grants.load(path)
+        if self._load is not None:
+            self._load(self._source)
+        return grants
+
+    def _grants_file(self) -> Path | None:
+        if not self._source.is_dir():
+            return self._source
+        candidates = (self._source / name for name in GRANTS_FILES)
+        return next((path for path in candidates if path.is_file()), None)
+
+    def _fingerprint(self) -> _Fingerprint:
+        files = sorted(self._source.rglob("*")) if self._source.is_dir() else [self._source]
+        return tuple(entry for path in files if (entry := _stamp(path)) is not None)
+
+
+def _stamp(path: Path) -> tuple[str, int, int, int] | None:
+    if path.suffix not in _SUFFIXES:
+        return None
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return str(path), status.st_mtime_ns, status.st_size, status.st_ino

@@ -10,7 +10,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -109,11 +109,23 @@ class _Problem:
         return cls(key, origin, _sentence(key, details), _nearest_value(details))
 
 
+_WANTED: Final = {
+    "model_type": "a mapping of keys and values",
+    "model_attributes_type": "a mapping of keys and values",
+    "dict_type": "a mapping of keys and values",
+    "tuple_type": "a list",
+    "string_type": "text; put it in quotes",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+}
+
+
 def _sentence(key: str, details: Any) -> str:
     error = details.get("ctx", {}).get("error")
     if error is not None:
         return f"{key}: {error}." if key else f"{error}."
-    message = details["msg"].removeprefix("Input should be ")
+    message = _WANTED.get(details["type"], details["msg"].removeprefix("Input should be "))
     wanted = message if message == details["msg"] else f"must be {message}"
     return f"{key}: {wanted}, not {_shown(details.get('input'))}."
 

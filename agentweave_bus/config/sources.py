@@ -22,6 +22,9 @@ __all__ = ["Settings", "choose_environment", "choose_path"]
 
 PREFIX: Final = "AGENTWEAVE_"
 SEPARATOR: Final = "__"
+# A stack's settings have a prefix of their own: its processes inherit its environment, and a
+# variable must not mean a key of the stack in one and an unknown key of an agent in the other.
+STACK_PREFIX: Final = "AGENTWEAVE_STACK__"
 _ENVIRONMENTS: Final = ("production", "development")
 
 
@@ -78,14 +81,20 @@ class Settings:
     def read_variables(self, variables: Mapping[str, str]) -> None:
         """Take over every ``AGENTWEAVE_<SECTION>__<KEY>``; values are YAML."""
         for name in sorted(variables):
-            if not name.startswith(PREFIX) or SEPARATOR not in name:
-                continue
-            path = tuple(name.removeprefix(PREFIX).lower().split(SEPARATOR))
-            if not all(path):
-                raise ConfigurationError(
-                    f"{name}: an empty part; write {PREFIX}SECTION{SEPARATOR}KEY.", key=name
-                )
-            self.put(path, parse_value(variables[name], name), name)
+            if name.startswith(PREFIX) and SEPARATOR in name and not name.startswith(STACK_PREFIX):
+                self._read_variable(name, name.removeprefix(PREFIX), variables[name])
+
+    def read_stack_variables(self, variables: Mapping[str, str]) -> None:
+        """Take over every ``AGENTWEAVE_STACK__<KEY>``; values are YAML."""
+        for name in sorted(variables):
+            if name.startswith(STACK_PREFIX):
+                self._read_variable(name, name.removeprefix(STACK_PREFIX), variables[name])
+
+    def _read_variable(self, name: str, rest: str, text: str) -> None:
+        path = tuple(rest.lower().split(SEPARATOR))
+        if not all(path):
+            raise ConfigurationError(f"{name}: a part of the name is empty.", key=name, hint="Remove it.")
+        self.put(path, parse_value(text, name), name)
 
     def read_overrides(self, overrides: Mapping[str, Any]) -> None:
         """Take over what the program gives: nested mappings, or dotted names at the top."""

@@ -67,7 +67,8 @@ def load_stack(path: str | Path | None = None) -> StackConfig:
 
     Without ``path`` it is ``agentweave.yaml`` of the working directory, or where there is none an
     empty stack: broker, identities and policy engine, no agents. Names of files are relative to the
-    stack file, ``state_dir`` to the working directory.
+    stack file, ``state_dir`` to the working directory. Variables ``AGENTWEAVE_STACK__<KEY>`` beat the
+    file.
 
     Raises:
         ConfigurationError: with every problem found.
@@ -78,5 +79,5 @@ def load_stack(path: str | Path | None = None) -> StackConfig:
         path = DEFAULT_STACK_FILE
     if path is not None:
         settings.read_file(Path(path), _FILE_KEYS)
-    settings.read_variables(os.environ)
+    settings.read_stack_variables(os.environ)
     return validated(StackConfig, settings, "production")

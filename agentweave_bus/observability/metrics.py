@@ -8,14 +8,22 @@ and alerts work. Label values come from closed sets: a capability that was not d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-__all__ = ["BreakerState", "Direction", "DropReason", "Metrics", "RequestStatus"]
+__all__ = [
+    "DECLARATIONS",
+    "BreakerState",
+    "Declaration",
+    "Direction",
+    "DropReason",
+    "Metrics",
+    "RequestStatus",
+]
 
 OTHER: Final = "other"
 
@@ -55,20 +63,115 @@ class DropReason(StrEnum):
     FORGED = "forged"
 
 
-class _CounterIn:
-    """Makes metrics in one registry; the short names keep the declarations readable."""
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """One metric: its name, what it counts, and its labels; ``buckets`` make it a histogram."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    kind: type[Counter | Gauge | Histogram]
+    name: str
+    meaning: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
 
-    def counter(self, name: str, meaning: str, *labels: str) -> Counter:
-        return Counter(name, meaning, labels, registry=self._registry)
+    def in_registry(self, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+        """Make the metric in ``registry``."""
+        if issubclass(self.kind, Histogram):
+            return Histogram(self.name, self.meaning, self.labels, buckets=self.buckets, registry=registry)
+        return self.kind(self.name, self.meaning, self.labels, registry=registry)
 
-    def gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
-        return Gauge(name, meaning, labels, registry=self._registry)
 
-    def histogram(self, name: str, meaning: str, buckets: Iterable[float], *labels: str) -> Histogram:
-        return Histogram(name, meaning, labels, buckets=tuple(buckets), registry=self._registry)
+DECLARATIONS: Final[Mapping[str, Declaration]] = {
+    "requests": Declaration(
+        Counter,
+        "agentweave_requests_total",
+        "Requests that ended, by how they ended.",
+        ("direction", "capability", "status"),
+    ),
+    "request_duration": Declaration(
+        Histogram,
+        "agentweave_request_duration_seconds",
+        "From a request's arrival (or sending) to its answer.",
+        ("direction", "capability"),
+        _REQUEST_BUCKETS,
+    ),
+    "task_duration": Declaration(
+        Histogram,
+        "agentweave_task_duration_seconds",
+        "Time spent in handlers.",
+        ("capability",),
+        _TASK_BUCKETS,
+    ),
+    "calls_in_flight": Declaration(
+        Gauge, "agentweave_calls_in_flight", "Requests that have not ended yet.", ("direction",)
+    ),
+    "authz_allowed": Declaration(
+        Counter, "agentweave_authz_allowed_total", "Decisions to allow.", ("direction",)
+    ),
+    "authz_denied": Declaration(
+        Counter, "agentweave_authz_denied_total", "Decisions to deny.", ("direction",)
+    ),
+    "authz_standing_reused": Declaration(
+        Counter,
+        "agentweave_authz_standing_reused_total",
+        "Requests that an earlier, standing answer allowed.",
+    ),
+    "authz_breaker_state": Declaration(
+        Gauge,
+        "agentweave_authz_circuit_breaker_state",
+        "1 for the state of the best policy endpoint, 0 for the others.",
+        ("state",),
+    ),
+    "authz_endpoint_breaker_state": Declaration(
+        Gauge,
+        "agentweave_authz_endpoint_circuit_breaker_state",
+        "1 for the state of this policy endpoint, 0 for the others.",
+        ("endpoint", "state"),
+    ),
+    "opa_requests": Declaration(
+        Counter, "agentweave_opa_requests_total", "Questions put to a policy engine."
+    ),
+    "opa_errors": Declaration(
+        Counter, "agentweave_opa_errors_total", "Questions without a trustworthy answer in time."
+    ),
+    "policy_load_errors": Declaration(
+        Counter, "agentweave_policy_load_errors_total", "Policy revisions refused; the one before stays."
+    ),
+    "svid_rotations": Declaration(Counter, "agentweave_svid_rotation_total", "SVIDs taken into use."),
+    "svid_rotation_errors": Declaration(
+        Counter, "agentweave_svid_rotation_errors_total", "Attempts to get a new SVID that failed."
+    ),
+    "certificate_expiry": Declaration(
+        Gauge,
+        "agentweave_certificate_expiry_timestamp_seconds",
+        "When the current SVID expires, in seconds since the epoch.",
+    ),
+    "mtls_handshakes": Declaration(
+        Counter,
+        "agentweave_mtls_handshakes_total",
+        "TLS handshakes, by whether the peer was who it had to be.",
+        ("result",),
+    ),
+    "federation_errors": Declaration(
+        Counter,
+        "agentweave_federation_errors_total",
+        "Peers of a trust domain that is not allowed or has no bundle.",
+    ),
+    "admission_refusals": Declaration(
+        Counter,
+        "agentweave_admission_refusals_total",
+        "Envelopes refused before a handler ran, by admission step and class of reason.",
+        ("step", "reason"),
+    ),
+    "replies_dropped": Declaration(
+        Counter, "agentweave_replies_dropped_total", "Replies that nobody was woken for.", ("reason",)
+    ),
+    "bus_reconnects": Declaration(
+        Counter, "agentweave_bus_reconnects_total", "Connections to the broker made anew."
+    ),
+    "audit_write_failures": Declaration(
+        Counter, "agentweave_audit_write_failures_total", "Audit records that could not be written."
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,90 +209,10 @@ class Metrics:
 
     @classmethod
     def create(cls, registry: CollectorRegistry | None = None) -> Metrics:
-        """Declare every metric in ``registry``, by default a new one."""
+        """Make every metric in ``registry``, by default a new one."""
         registry = CollectorRegistry() if registry is None else registry
-        new = _CounterIn(registry)
-        metrics = cls(
-            registry=registry,
-            requests=new.counter(
-                "agentweave_requests_total",
-                "Requests that ended, by how they ended.",
-                "direction",
-                "capability",
-                "status",
-            ),
-            request_duration=new.histogram(
-                "agentweave_request_duration_seconds",
-                "From the request's arrival (or sending) to its answer.",
-                _REQUEST_BUCKETS,
-                "direction",
-                "capability",
-            ),
-            task_duration=new.histogram(
-                "agentweave_task_duration_seconds",
-                "Time spent in handlers.",
-                _TASK_BUCKETS,
-                "capability",
-            ),
-            calls_in_flight=new.gauge(
-                "agentweave_calls_in_flight", "Requests that have not ended yet.", "direction"
-            ),
-            authz_allowed=new.counter("agentweave_authz_allowed_total", "Decisions to allow.", "direction"),
-            authz_denied=new.counter("agentweave_authz_denied_total", "Decisions to deny.", "direction"),
-            authz_standing_reused=new.counter(
-                "agentweave_authz_standing_reused_total", "Requests that a standing answer allowed."
-            ),
-            authz_breaker_state=new.gauge(
-                "agentweave_authz_circuit_breaker_state",
-                "1 for the state of the best policy endpoint, 0 for the others.",
-                "state",
-            ),
-            authz_endpoint_breaker_state=new.gauge(
-                "agentweave_authz_endpoint_circuit_breaker_state",
-                "1 for the endpoint's state, 0 for the others.",
-                "endpoint",
-                "state",
-            ),
-            opa_requests=new.counter("agentweave_opa_requests_total", "Questions put to a policy engine."),
-            opa_errors=new.counter(
-                "agentweave_opa_errors_total", "Questions without a trustworthy answer in time."
-            ),
-            policy_load_errors=new.counter(
-                "agentweave_policy_load_errors_total", "Policy revisions refused; the one before stays."
-            ),
-            svid_rotations=new.counter("agentweave_svid_rotation_total", "SVIDs taken into use."),
-            svid_rotation_errors=new.counter(
-                "agentweave_svid_rotation_errors_total", "Attempts to get a new SVID that failed."
-            ),
-            certificate_expiry=new.gauge(
-                "agentweave_certificate_expiry_timestamp_seconds",
-                "When the current SVID expires, in seconds since the epoch.",
-            ),
-            mtls_handshakes=new.counter(
-                "agentweave_mtls_handshakes_total",
-                "TLS handshakes, by whether the peer was who it had to be.",
-                "result",
-            ),
-            federation_errors=new.counter(
-                "agentweave_federation_errors_total",
-                "Peers of a trust domain that is not allowed or has no bundle.",
-            ),
-            admission_refusals=new.counter(
-                "agentweave_admission_refusals_total",
-                "Envelopes refused before a handler ran, by admission step and class of reason.",
-                "step",
-                "reason",
-            ),
-            replies_dropped=new.counter(
-                "agentweave_replies_dropped_total", "Replies that nobody was woken for.", "reason"
-            ),
-            bus_reconnects=new.counter(
-                "agentweave_bus_reconnects_total", "Connections to the broker made anew."
-            ),
-            audit_write_failures=new.counter(
-                "agentweave_audit_write_failures_total", "Audit records that could not be written."
-            ),
-        )
+        made: dict[str, Any] = {name: each.in_registry(registry) for name, each in DECLARATIONS.items()}
+        metrics = cls(registry=registry, **made)
         metrics._start_at_zero()
         return metrics
 

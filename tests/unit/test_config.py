@@ -395,6 +395,26 @@ def test_malformed_values_name_their_key(refused, text: str, key: str) -> None:
     assert refused(text).key == key
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("bus: 7", "bus: must be a mapping of keys and values, not 7."),
+        ("bus: {servers: x}", "bus.servers: must be a list, not 'x'."),
+        ("bus: {max_in_flight: x}", "bus.max_in_flight: must be a whole number, not 'x'."),
+        (
+            "authorization: {audit: {enabled: 1}}",
+            "authorization.audit.enabled: must be true or false, not 1.",
+        ),
+        (
+            "authorization: {policy_path: 1.5}",
+            "authorization.policy_path: must be text; put it in quotes, not 1.5.",
+        ),
+    ],
+)
+def test_wrong_types_are_told_in_the_files_words(refused, text: str, says: str) -> None:
+    assert str(refused(MINIMAL + text + "\n")).endswith(says)
+
+
 def test_a_value_near_an_allowed_one_gets_a_hint(refused) -> None:
     assert "Did you mean 'spiffe'?" in str(refused(MINIMAL + "identity: {provider: spife}\n"))
 

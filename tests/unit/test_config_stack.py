@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agentweave_bus.config import load_stack
+from agentweave_bus.config import load_config, load_stack
 from agentweave_bus.exceptions import ConfigurationError
 
 
@@ -69,8 +69,18 @@ observability: {logging: {format: text}}
 
 
 def test_variables_override(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AGENTWEAVE_BUS__PORT", "4333")
+    monkeypatch.setenv("AGENTWEAVE_STACK__BUS__PORT", "4333")
     assert load_stack().bus.port == 4333
+    monkeypatch.setenv("AGENTWEAVE_STACK__BUS__PRT", "4333")
+    with pytest.raises(ConfigurationError, match=r"AGENTWEAVE_STACK__BUS__PRT: .* 'bus\.port'"):
+        load_stack()
+
+
+def test_a_stack_and_its_agents_share_an_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTWEAVE_STACK__BUS__PORT", "4333")
+    monkeypatch.setenv("AGENTWEAVE_BUS__CALL_TIMEOUT", "7")
+    assert load_stack().bus.port == 4333
+    assert load_config(overrides={"agent": {"name": "a", "trust_domain": "b.io"}}).bus.call_timeout == 7
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client import generate_latest
 
-from agentweave_bus.observability.metrics import BreakerState, Direction, DropReason, Metrics, RequestStatus
+from agentweave_bus.observability.metrics import (
+    DECLARATIONS,
+    BreakerState,
+    Direction,
+    DropReason,
+    Metrics,
+    RequestStatus,
+)
 
 REFERENCE_NAMES = [
     "agentweave_requests_total",
@@ -20,6 +30,9 @@ REFERENCE_NAMES = [
     "agentweave_opa_requests_total",
     "agentweave_opa_errors_total",
 ]
+
+
+DOCUMENT = (Path(__file__).parents[3] / "docs" / "observability.md").read_text()
 
 
 def exposed(metrics: Metrics) -> str:
@@ -107,3 +120,24 @@ def test_processes_do_not_share_counters() -> None:
     one.svid_rotations.inc()
     assert "agentweave_svid_rotation_total 1.0" in exposed(one)
     assert "agentweave_svid_rotation_total 0.0" in exposed(two)
+
+
+def test_every_metric_is_documented_as_it_is_declared() -> None:
+    rows = re.findall(r"^\| `(agentweave_\w+)` \| (.*?) \| (.*?) \|$", DOCUMENT, re.MULTILINE)
+    shown = [(name, tuple(re.findall(r"`(\w+)`", labels)), meaning) for name, labels, meaning in rows]
+    assert shown == [(each.name, each.labels, each.meaning) for each in DECLARATIONS.values()]
+
+
+def test_every_declaration_has_its_field() -> None:
+    names = {each.name for each in fields(Metrics) if not each.name.startswith("_")}
+    assert names - {"registry"} == set(DECLARATIONS)
+
+
+def test_the_documented_alerts_use_series_that_exist() -> None:
+    metrics = Metrics.create()
+    metrics.request_ended(Direction.INBOUND, "x", RequestStatus.ERROR, 0.1)
+    series = {sample.name for family in metrics.registry.collect() for sample in family.samples}
+    (rules,) = [text for text in re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL) if "alert:" in text]
+    expressions = [rule["expr"] for rule in yaml.safe_load(rules)["groups"][0]["rules"]]
+    used = {name for text in expressions for name in re.findall(r"agentweave_\w+", text)}
+    assert used <= series

@@ -29,9 +29,20 @@ def policy_form(value: Any) -> Any:
         PayloadError: it has no JSON form, or a number exceeds its bounds.
 
     """
+    kind = type(value)
+    if kind is str or kind is bool or value is None:  # most of what travels
+        return value
+    if kind is dict:
+        return {key if type(key) is str else _key(key): policy_form(item) for key, item in value.items()}
+    if kind is list:
+        return [policy_form(item) for item in value]
+    return _converted(value)
+
+
+def _converted(value: Any) -> Any:
     if isinstance(value, Enum):
         return policy_form(value.value)
-    if value is None or isinstance(value, (bool, str, int, float)):
+    if isinstance(value, (str, int, float)):
         return to_json_value(value)
     if isinstance(value, Decimal):
         to_json_value(value)  # checks the bounds: eleven bytes can stand for 300 million digits

@@ -58,7 +58,6 @@ class ConfigModel(BaseModel):
         validate_default=False,
         revalidate_instances="always",
         allow_inf_nan=False,
-        populate_by_name=True,
         str_max_length=4096,
     )
 

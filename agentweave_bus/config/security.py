@@ -210,14 +210,14 @@ class AuthorizationConfig(ConfigModel):
     @field_validator("opa_endpoint")
     @classmethod
     def _endpoint_protected(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None:
+        if value is not None and info.data.get("provider", "opa") == "opa":
             _refuse_plain_http(value, info)
         return value
 
     @field_validator("opa_endpoints")
     @classmethod
     def _endpoints_protected(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        for value in values:
+        for value in values if info.data.get("provider", "opa") == "opa" else ():
             _refuse_plain_http(value, info)
         return values
 

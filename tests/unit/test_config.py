@@ -67,6 +67,23 @@ def test_a_name_and_a_trust_domain_are_enough(write) -> None:
     assert config.server is None
 
 
+def test_class_names_what_to_serve(write) -> None:
+    assert load_config(write(MINIMAL + "  class: shop.billing:BillingAgent\n")).agent.class_ == (
+        "shop.billing:BillingAgent"
+    )
+
+
+def test_a_final_allow_is_not_part_of_the_policy_package(write) -> None:
+    for text in ("acme/authz", "acme/authz/allow", "acme.authz.allow"):
+        config = load_config(write(MINIMAL + f"authorization: {{policy_path: {text}}}\n"))
+        assert config.authorization.policy_package == "acme/authz"
+
+
+def test_a_bus_server_without_a_port_has_the_usual_one(write) -> None:
+    config = load_config(write(MINIMAL + "bus: {servers: ['tls://nats.acme-corp.io']}\n"))
+    assert config.bus.servers == ("tls://nats.acme-corp.io:4222",)
+
+
 def test_the_path_makes_the_identity_of_a_client(write) -> None:
     config = load_config(write(MINIMAL + "  path: client/cli\n"))
     assert config.agent.spiffe_id == "spiffe://acme-corp.io/client/cli"
@@ -339,6 +356,14 @@ def test_plain_http_to_opa(refused, write) -> None:
     assert load_config(write(text("unix:///run/opa/opa.sock"))).warnings == ()
 
 
+def test_an_endpoint_that_nobody_asks_does_no_harm(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file written for an OPA server also works where the policies are embedded."""
+    path = write(MINIMAL + "authorization: {provider: opa, opa_endpoint: 'http://opa:8181'}\n")
+    monkeypatch.setenv("AGENTWEAVE_AUTHORIZATION__PROVIDER", "embedded")
+    assert load_config(path).authorization.provider == "embedded"
+    assert load_config(path).warnings == ()
+
+
 def test_the_default_endpoint_of_opa_is_no_way_around(refused) -> None:
     assert "http://127.0.0.1:8181 not allowed" in str(refused(MINIMAL + "authorization: {provider: opa}\n"))
 
@@ -371,6 +396,7 @@ def test_own_and_broker_domain_must_be_allowed(refused) -> None:
             "agent: {name: a, trust_domain: b.io, capabilities: [{name: x}, {name: x}]}\n",
             "agent.capabilities",
         ),
+        ("agent: {name: a, trust_domain: b.io, class_: 'a:B'}\n", "agent.class_"),
         (MINIMAL + "bus: {servers: ['nats://x:4222']}\n", "bus.servers[0]"),
         (MINIMAL + "bus: {servers: ['tls://user:pw@x:4222']}\n", "bus.servers[0]"),
         (MINIMAL + "bus: {servers: []}\n", "bus.servers"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,15 @@ async def test_unusable_files_are_named_and_never_quoted(
 def test_providers_meet_the_protocol() -> None:
     assert isinstance(EnvironmentSecrets(), SecretsProvider)
     assert isinstance(FileSecrets("."), SecretsProvider)
+
+
+async def test_the_documented_example_runs(tmp_path: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    (tmp_path / "openai-api-key").write_text("sk-1\n")
+    program = compile(
+        example.replace("/run/secrets", str(tmp_path)), "docs", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    )
+    names: dict[str, str] = {}
+    await eval(program, names)
+    assert names["api_key"] == "sk-1"

@@ -4,8 +4,8 @@ Everyone who signs, verifies or connects holds an :class:`IdentitySource`. It tu
 coherent :class:`IdentitySnapshot`, refuses an identity that is not the expected one, keeps the last good
 snapshot while a provider is in trouble, and never hands out an expired SVID. The owner's task group runs
 :meth:`IdentitySource.run`, which follows the provider. A provider's stream can end without a word, so
-the same loop is a watchdog: an SVID past two thirds of its lifetime has missed its rotation (issuers
-renew at half), and the provider is restarted until a newer one comes.
+the same loop is a watchdog: issuers renew at half of an SVID's lifetime, so one that has used two thirds
+of what was left when it came is overdue, and the provider is restarted until a newer one comes.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ class IdentitySource:
         self._hooks = hooks if hooks is not None else RotationHooks()
         self._clock = clock
         self._snapshot: IdentitySnapshot | None = None
+        self._received_at = 0.0
         self._last_error: Exception | None = None
         self._listeners: dict[object, Callable[[IdentitySnapshot], None]] = {}
 
@@ -252,9 +253,9 @@ class IdentitySource:
     def _seconds_until_overdue(self) -> float:
         if self._snapshot is None:
             return 0.0
-        svid = self._snapshot.svid
-        start, end = svid.not_before.timestamp(), svid.expiry.timestamp()
-        return start + (end - start) * _OVERDUE - self._clock()
+        # From receipt, not from notBefore: issuers backdate, by more than a short SVID's whole life.
+        left = self._snapshot.svid.expiry.timestamp() - self._received_at
+        return self._received_at + left * _OVERDUE - self._clock()
 
     def _longest_pause(self) -> float:
         """Seconds between attempts: the shorter the less life is left, but never a busy loop."""
@@ -299,8 +300,11 @@ class IdentitySource:
             return False
         generation = previous.generation + 1 if previous is not None else 1
         self._snapshot = IdentitySnapshot(svid, bundles, generation)
+        rotated = previous is None or previous.svid != svid
+        if rotated:
+            self._received_at = self._clock()
         if previous is not None:
-            self._announce(self._snapshot, rotated=previous.svid != svid)
+            self._announce(self._snapshot, rotated=rotated)
         return True
 
     def _announce(self, snapshot: IdentitySnapshot, *, rotated: bool) -> None:

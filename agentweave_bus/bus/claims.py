@@ -1,0 +1,136 @@
+"""Claims: one replica, once, may run a call that is not declared safe.
+
+A claim is a message on a subject that only the called agent may publish to, in a stream that takes
+one message a subject (``streams.claim_stream``). Whoever's message was stored holds the claim; a
+second one is refused by the broker. That holds across replicas, restarts of workers and restarts of
+the broker.
+
+What is not trusted: an acknowledgement that says ``duplicate``, or one that came on another subject
+than was asked with. What is unclear is reported as unavailable, and then nothing runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime
+from enum import Enum
+from typing import Any, Final
+
+from nats.aio.msg import Msg
+
+from agentweave_bus.bus.connection import Keeper, Session
+from agentweave_bus.bus.streams import claim_stream_name
+from agentweave_bus.bus.subjects import claim_subject
+from agentweave_bus.exceptions import BusError, UnreachableError
+from agentweave_bus.spiffe_id import SpiffeID
+
+__all__ = ["NEW_STREAM_S", "ClaimOutcome", "Claims", "PendingClaim"]
+
+_CLAIMED_ERRORS: Final = frozenset({10071, 10077})
+"""JetStream's err_code for a wrong last sequence and for a subject that is full."""
+
+_TIMEOUT_S: Final = 5.0
+
+NEW_STREAM_S: Final = 2.0
+"""A call sealed this close to the making of a claim stream may have been claimed in its predecessor."""
+
+
+class ClaimOutcome(Enum):
+    """What came of trying to claim a call."""
+
+    HELD = "held"
+    CLAIMED = "claimed"
+    """Someone, perhaps this agent before a restart, holds it already."""
+    UNAVAILABLE = "unavailable"
+    """The broker gave no clear answer, so the call must not run."""
+
+
+class PendingClaim:
+    """A claim that has been sent. Await :meth:`outcome`, or :meth:`abandon` it."""
+
+    def __init__(self, answer: asyncio.Future[Msg] | None) -> None:
+        self._answer = answer
+
+    async def outcome(self) -> ClaimOutcome:
+        """Wait for the broker's word, within the time that a claim may take."""
+        if self._answer is None:
+            return ClaimOutcome.UNAVAILABLE
+        try:
+            return _outcome((await asyncio.wait_for(self._answer, _TIMEOUT_S)).data)
+        except (BusError, TimeoutError):
+            return ClaimOutcome.UNAVAILABLE
+
+    def abandon(self) -> None:
+        """Wait no more. The claim may stand all the same; nothing runs on it."""
+        if self._answer is not None:
+            self._answer.cancel()
+
+
+class Claims:
+    """Claims calls for one agent."""
+
+    def __init__(self, me: SpiffeID, keeper: Keeper) -> None:
+        self._me = me
+        self._keeper = keeper
+        self._info_subject = f"$JS.API.STREAM.INFO.{claim_stream_name(me)}"
+        self._created_ms: int | None = None
+
+    async def on_session(self, session: Session) -> None:
+        """Learn when the stream was made: a new broker may have a new, empty one."""
+        self._created_ms = None
+        await self._learn(session)
+
+    async def created_ms(self) -> int | None:
+        """When the stream was created, in milliseconds since the epoch; ``None`` if it can't be told.
+
+        A call sealed before that may have been claimed in a stream that is lost, so it must not run.
+        """
+        if self._created_ms is None:
+            try:
+                await self._learn(await self._keeper.session(_TIMEOUT_S))
+            except UnreachableError:
+                return None
+        return self._created_ms
+
+    async def begin(self, key: str, digest: bytes) -> PendingClaim:
+        """Send the claim of the call ``key``, which records ``digest`` of its head.
+
+        What came of it is the result's ``outcome()``, so that other work can be done meanwhile.
+        """
+        try:
+            session = await self._keeper.session(_TIMEOUT_S)
+            return PendingClaim(await session.post(claim_subject(self._me, key), digest))
+        except (BusError, UnreachableError):
+            return PendingClaim(None)
+
+    async def _learn(self, session: Session) -> None:
+        try:
+            answer = await session.ask(self._info_subject, b"", timeout_s=_TIMEOUT_S)
+            created = json.loads(answer.data)["created"]
+            self._created_ms = int(datetime.fromisoformat(_microseconds(created)).timestamp() * 1000)
+        except (BusError, TimeoutError, ValueError, KeyError, TypeError):
+            self._created_ms = None
+
+
+def _outcome(data: bytes) -> ClaimOutcome:
+    try:
+        answer: Any = json.loads(data)
+    except ValueError:
+        return ClaimOutcome.UNAVAILABLE  # also an empty answer: no stream listens there
+    if not isinstance(answer, dict):
+        return ClaimOutcome.UNAVAILABLE
+    if (error := answer.get("error")) is not None:
+        claimed = isinstance(error, dict) and error.get("err_code") in _CLAIMED_ERRORS
+        return ClaimOutcome.CLAIMED if claimed else ClaimOutcome.UNAVAILABLE
+    fresh = isinstance(answer.get("seq"), int) and answer["seq"] > 0 and not answer.get("duplicate")
+    return ClaimOutcome.HELD if fresh else ClaimOutcome.UNAVAILABLE
+
+
+def _microseconds(rfc3339: str) -> str:
+    """Cut the broker's nanoseconds, which ``fromisoformat`` does not take before Python 3.13."""
+    head, dot, tail = rfc3339.partition(".")
+    if not dot:
+        return rfc3339
+    digits = tail.rstrip("Z")
+    return f"{head}.{digits[:6]:0<6}+00:00"

@@ -1,0 +1,441 @@
+"""The connection to the broker: one keeper, and the sessions that it keeps up.
+
+A :class:`Session` is one authenticated connection and all that lives and dies with it: its instance
+token, its two inboxes, the right to answer what arrived on it. The :class:`Keeper` owns the current
+session and replaces it when the identity rotates, when the broker goes away, or when the client
+library closes for good. There is one path for all three: connect anew, subscribe anew, then retire
+the old session, which is closed when its last request in flight is answered. The client library's own
+reconnection is switched off, because it keeps the old certificate and gives up on some errors.
+
+What arrives is passed on as it came; nothing here decodes or trusts a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import string
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import anyio
+import nats.errors
+from anyio.abc import TaskGroup
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from agentweave_bus.bus.subjects import api_inbox, reply_inbox
+from agentweave_bus.exceptions import BusError, IdentityError, UnreachableError
+from agentweave_bus.identity import ChainVerifier, IdentitySource, client_context
+from agentweave_bus.spiffe_id import SpiffeID
+
+__all__ = ["BusAddress", "Keeper", "PermissionListener", "Session"]
+
+_log = logging.getLogger(__name__)
+
+_TOKEN_ALPHABET: Final = string.ascii_letters + string.digits
+_TOKEN_LENGTH: Final = 22  # 131 bits: an inbox that can't be guessed
+_MAX_PENDING_MESSAGES: Final = 8192  # per subscription, then the client library drops and reports
+_MAX_PENDING_BYTES: Final = 64 * 1024 * 1024
+_RETIRE_SECONDS: Final = 3_660.0  # the longest call and its slack; then a retired session is cut
+_FIRST_DELAY_SECONDS: Final = 0.05
+_LAST_DELAY_SECONDS: Final = 2.0
+_PERMISSION: Final = re.compile(
+    r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE
+)
+
+Handler = Callable[[Msg], Awaitable[None]]
+PermissionListener = Callable[[str, str], None]
+"""Called with ``publish`` or ``subscription`` and the subject that the broker refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class BusAddress:
+    """Where the broker is and who it must be.
+
+    ``servers`` are ``tls://host:port`` addresses, tried in turn; ``server_id`` is the SPIFFE ID that
+    the server's certificate must carry; ``connect_timeout`` is in seconds, for one attempt.
+    """
+
+    servers: Sequence[str]
+    server_id: SpiffeID
+    connect_timeout: float = 5.0
+
+
+class Session:
+    """One live connection. Made by :class:`Keeper`; others subscribe, publish and ask through it."""
+
+    def __init__(self, me: SpiffeID, client: Client) -> None:
+        self.me = me
+        self.instance = _token()
+        self.closed = asyncio.Event()
+        self._client = client
+        self._serving: list[Subscription] = []
+        self._answers: dict[str, asyncio.Future[Msg]] = {}
+        self._waiting: set[asyncio.Future[Any]] = set()
+        self._api = api_inbox(me, self.instance)
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._retired = False
+
+    async def open(self) -> None:
+        """Subscribe to the inbox of the broker's own answers."""
+        await self._subscribe(f"{self._api}.*", "", self._on_api_answer)
+
+    @property
+    def usable(self) -> bool:
+        """Whether new work may start on this session."""
+        return not self._retired and not self.closed.is_set()
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests hold this session open."""
+        return self._in_flight
+
+    async def serve(self, subject: str, queue: str, handler: Handler) -> None:
+        """Subscribe for as long as the session is current; ended first when it retires."""
+        self._serving.append(await self._subscribe(subject, queue, handler))
+
+    async def receive_replies(self, handler: Handler) -> None:
+        """Subscribe to the inbox of peers' answers; kept until the session closes."""
+        await self._subscribe(f"{reply_inbox(self.me, self.instance)}.*", "", handler)
+
+    async def publish(
+        self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Hand a message to the connection.
+
+        Raises:
+            BusError: the connection is gone, or the message is larger than the broker takes.
+
+        """
+        try:
+            await self._client.publish(subject, data, reply, dict(headers) if headers else None)
+        except nats.errors.MaxPayloadError as error:
+            raise BusError(f"a message of {len(data)} bytes is larger than the broker takes") from error
+        except nats.errors.Error as error:
+            raise BusError("the connection to the broker is lost") from error
+
+    async def post(
+        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None
+    ) -> asyncio.Future[Msg]:
+        """Ask the broker itself; its answer is the future's result.
+
+        An answer counts only when it was delivered on the very subject that was asked with. The
+        caller awaits the future with a deadline or cancels it; either way it is forgotten then.
+
+        Raises:
+            BusError: the connection is lost. The future raises it too, if that happens later.
+
+        """
+        reply = f"{self._api}.{_token()}"
+        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._answers[reply] = answer
+        answer.add_done_callback(lambda _: self._answers.pop(reply, None))
+        self.watch(answer)
+        try:
+            await self.publish(subject, data, reply, headers)
+        except BaseException:
+            answer.cancel()
+            raise
+        return answer
+
+    async def ask(
+        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout_s: float
+    ) -> Msg:
+        """Ask the broker itself and wait up to ``timeout_s`` seconds for its answer.
+
+        Raises:
+            BusError: the connection is lost.
+            TimeoutError: no answer in time.
+
+        """
+        return await asyncio.wait_for(await self.post(subject, data, headers=headers), timeout_s)
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until the broker has processed all that was sent so far."""
+        try:
+            await self._client.flush(timeout=max(1, int(timeout_s)))
+        except nats.errors.Error as error:
+            raise BusError("the broker does not answer") from error
+
+    def watch(self, future: asyncio.Future[Any]) -> None:
+        """Keep the session open until ``future`` is done; it fails with ``BusError`` if the session dies."""
+        if self.closed.is_set():
+            future.set_exception(BusError("the connection to the broker is lost"))
+            return
+        self._waiting.add(future)
+        self._take_hold()
+        future.add_done_callback(self._unwatch)
+
+    def _unwatch(self, future: asyncio.Future[Any]) -> None:
+        self._waiting.discard(future)
+        self._release_hold()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep the session open, although retired, until the block ends."""
+        self._take_hold()
+        try:
+            yield
+        finally:
+            self._release_hold()
+
+    def _take_hold(self) -> None:
+        self._in_flight += 1
+        self._idle.clear()
+
+    def _release_hold(self) -> None:
+        self._in_flight -= 1
+        if self._in_flight == 0:
+            self._idle.set()
+
+    async def retire(self, deadline_s: float = _RETIRE_SECONDS) -> None:
+        """Take no new work, let what is in flight finish for ``deadline_s`` seconds, then close."""
+        self._retired = True
+        try:
+            for subscription in self._serving:
+                await subscription.drain()  # type: ignore[no-untyped-call]
+        except nats.errors.Error:
+            _log.debug("the retired connection was already gone")
+        with anyio.move_on_after(deadline_s):
+            await self._wait_idle_or_closed()
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection now."""
+        self._retired = True
+        with anyio.CancelScope(shield=True), anyio.move_on_after(2):
+            await self._client.close()
+        self.mark_closed()
+
+    def mark_closed(self) -> None:
+        """Record that the connection is gone; everyone who waits on it is told."""
+        self._retired = True
+        self.closed.set()
+        for future in list(self._waiting):
+            if not future.done():
+                future.set_exception(BusError("the connection to the broker is lost"))
+
+    async def _wait_idle_or_closed(self) -> None:
+        async with anyio.create_task_group() as group:
+            for event in (self._idle, self.closed):
+                group.start_soon(_then_cancel, event, group.cancel_scope)
+
+    async def _subscribe(self, subject: str, queue: str, handler: Handler) -> Subscription:
+        return await self._client.subscribe(
+            subject,
+            queue=queue,
+            cb=handler,
+            pending_msgs_limit=_MAX_PENDING_MESSAGES,
+            pending_bytes_limit=_MAX_PENDING_BYTES,
+        )
+
+    async def _on_api_answer(self, message: Msg) -> None:
+        answer = self._answers.get(message.subject)
+        if answer is not None and not answer.done():
+            answer.set_result(message)
+
+
+SessionListener = Callable[[Session], Awaitable[None]]
+
+
+class Keeper:
+    """Keeps one session up for as long as its block lasts.
+
+    Enter it with ``async with keeper.open(deadline_s=10):``; the first session stands when the block
+    begins. ``on_session`` listeners run for each new session before it becomes the current one.
+    """
+
+    def __init__(
+        self, source: IdentitySource, chains: ChainVerifier, address: BusAddress, *, name: str = ""
+    ) -> None:
+        self._source = source
+        self._chains = chains
+        self._address = address
+        self._name = name
+        self._listeners: list[SessionListener] = []
+        self._permission_listeners: list[PermissionListener] = []
+        self._current: Session | None = None
+        self._arrived = asyncio.Event()
+        self._rotated = asyncio.Event()
+        self._next_server = 0
+        self._draining = False
+
+    def on_session(self, listener: SessionListener) -> None:
+        """Have ``listener`` subscribe on each new session. Call before :meth:`open`."""
+        self._listeners.append(listener)
+
+    def on_permission_error(self, listener: PermissionListener) -> None:
+        """Have ``listener`` told of each subject that the broker refuses to this identity."""
+        self._permission_listeners.append(listener)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a usable session at this moment."""
+        return self._current is not None and self._current.usable
+
+    async def session(self, timeout_s: float) -> Session:
+        """Return the current session, waiting up to ``timeout_s`` seconds for one.
+
+        Raises:
+            UnreachableError: the broker could not be reached in time.
+
+        """
+        if self._current is not None and self._current.usable:
+            return self._current
+        with anyio.move_on_after(max(0.0, timeout_s)):
+            while True:
+                await self._arrived.wait()
+                if self._current is not None and self._current.usable:
+                    return self._current
+                self._arrived.clear()
+        raise UnreachableError(f"not connected to the broker at {', '.join(self._address.servers)}")
+
+    @asynccontextmanager
+    async def open(self, *, deadline_s: float) -> AsyncIterator[Keeper]:
+        """Connect, keep connected, and close at the end of the block.
+
+        Raises:
+            BusError: no session could be had within ``deadline_s`` seconds; the cause is named.
+
+        """
+        unsubscribe = self._source.subscribe(lambda _snapshot: self._rotated.set())
+        try:
+            async with anyio.create_task_group() as group:
+                await self._first(deadline_s)
+                group.start_soon(self._keep, group)
+                yield self
+                group.cancel_scope.cancel()
+        finally:
+            unsubscribe()
+            if self._current is not None:
+                await self._current.close()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Take no more calls and wait up to ``deadline_s`` seconds for those in flight. For shutdown."""
+        self._draining = True
+        if self._current is not None:
+            await self._current.retire(deadline_s)
+
+    async def _first(self, deadline_s: float) -> None:
+        give_up = time.monotonic() + deadline_s
+        delay = _FIRST_DELAY_SECONDS
+        while True:
+            try:
+                self._adopt(await self._connect())
+            except BusError:
+                if time.monotonic() + delay > give_up:
+                    raise
+            else:
+                return
+            await anyio.sleep(delay)
+            delay = min(delay * 2, _LAST_DELAY_SECONDS)
+
+    async def _keep(self, group: TaskGroup) -> None:
+        while True:
+            old = self._current
+            assert old is not None
+            await self._lost_or_rotated(old)
+            if self._draining:
+                return
+            self._rotated.clear()
+            fresh = await self._reconnect(old)
+            self._adopt(fresh)
+            group.start_soon(old.retire)
+
+    async def _lost_or_rotated(self, session: Session) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_then_cancel, session.closed, group.cancel_scope)
+            group.start_soon(_then_cancel, self._rotated, group.cancel_scope)
+
+    async def _reconnect(self, old: Session) -> Session:
+        """Connect until it works; the old session, if it lives, serves meanwhile."""
+        delay = _FIRST_DELAY_SECONDS
+        while True:
+            try:
+                return await self._connect()
+            except BusError as error:
+                level = logging.INFO if old.usable else logging.WARNING
+                _log.log(level, "no connection to the broker yet: %s", error)
+            await anyio.sleep(delay * (0.5 + secrets.randbelow(1000) / 1000))
+            delay = min(delay * 2, _LAST_DELAY_SECONDS)
+
+    def _adopt(self, session: Session) -> None:
+        self._current = session
+        self._arrived.set()
+
+    async def _connect(self) -> Session:
+        server = self._address.servers[self._next_server % len(self._address.servers)]
+        self._next_server += 1
+        client = Client()
+        try:
+            me = self._source.current.svid.spiffe_id
+            session = Session(me, client)
+            with anyio.fail_after(self._address.connect_timeout):
+                await self._dial(client, server, session)
+                await session.open()
+                for listener in self._listeners:
+                    await listener(session)
+                await session.flush(self._address.connect_timeout)
+        except (OSError, TimeoutError, IdentityError, BusError, nats.errors.Error) as error:
+            await _abandon(client)
+            raise BusError(f"can't connect to the broker at {server}: {_cause(error)}") from error
+        except BaseException:
+            await _abandon(client)
+            raise
+        return session
+
+    async def _dial(self, client: Client, server: str, session: Session) -> None:
+        async def closed() -> None:
+            session.mark_closed()
+
+        await client.connect(
+            server,
+            name=self._name or str(session.me),
+            tls=client_context(self._source, self._address.server_id, verifier=self._chains),
+            tls_hostname=server.partition("://")[2].rpartition(":")[0],
+            tls_handshake_first=True,
+            allow_reconnect=False,
+            connect_timeout=max(1, int(self._address.connect_timeout)),
+            ping_interval=10,
+            max_outstanding_pings=2,
+            error_cb=self._on_error,
+            closed_cb=closed,
+        )
+
+    async def _on_error(self, error: Exception) -> None:
+        match = _PERMISSION.search(str(error))
+        if match is None:
+            _log.warning("the broker connection reports: %s", _cause(error))
+            return
+        verb, subject = match.group(1).lower(), match.group(2)
+        _log.warning("the broker does not allow %s to %s", verb, subject)
+        for listener in self._permission_listeners:
+            listener(verb, subject)
+
+
+async def _abandon(client: Client) -> None:
+    with anyio.CancelScope(shield=True), anyio.move_on_after(1):
+        await client.close()
+
+
+async def _then_cancel(event: asyncio.Event, scope: anyio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+def _cause(error: BaseException) -> str:
+    text = str(error).strip()
+    return text or type(error).__name__
+
+
+def _token() -> str:
+    return "".join(secrets.choice(_TOKEN_ALPHABET) for _ in range(_TOKEN_LENGTH))

@@ -1,0 +1,363 @@
+"""Making calls: a signed request, and the one answer that counts.
+
+An attempt is one sealed envelope; all attempts of a call carry the same ``id`` and each has a digest of
+its own. An answer counts when it verifies, comes from whom was asked, is addressed here, names the digest
+of an attempt in flight, and arrives on that attempt's reply subject. The first valid one wins. Everything
+else is dropped and counted: ``late`` (nobody waits on that subject any more), ``duplicate`` (the call is
+answered) or ``forged`` (it fails a check).
+
+When an attempt is made again, with the same ``id``:
+
+- nothing was subscribed to the subject: after a growing delay;
+- no answer came in the attempt's share of the time, or the connection was lost: only for calls said to be
+  ``safe``; others fail at once with ``CallTimeoutError``, since the work may have been done;
+- the callee refused with ``retry_after``: nothing ran, so a new call with a new ``id`` is made.
+
+Whether the call is allowed was asked before; see ``client.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import partial
+from typing import Any, Final
+
+from nats.aio.msg import Msg
+
+from agentweave_bus.bus.connection import Keeper, Session
+from agentweave_bus.bus.subjects import call_subject, reply_subject
+from agentweave_bus.envelope import (
+    Draft,
+    EnvelopeVerifier,
+    Kind,
+    Link,
+    LogWitness,
+    OpenedEnvelope,
+    Sealed,
+    Sealer,
+    check_time_reply,
+    decode_payload,
+    new_id,
+)
+from agentweave_bus.exceptions import (
+    AgentCallError,
+    AuthorizationError,
+    BusError,
+    CallRefusedError,
+    CallTimeoutError,
+    EnvelopeError,
+    FederationError,
+    IdentityError,
+    NoResponderError,
+    PayloadError,
+)
+from agentweave_bus.observability.metrics import DropReason, Metrics
+from agentweave_bus.spiffe_id import SpiffeID
+
+__all__ = ["Answer", "Request", "Requests", "RetryRule"]
+
+_NO_RESPONDERS: Final = "503"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRule:
+    """How often an attempt may be made (at least 1) and the delays between, in seconds."""
+
+    attempts: int = 3
+    first_delay: float = 0.05
+    last_delay: float = 2.0
+
+    def delay(self, attempt: int) -> float:
+        """How long to wait after ``attempt`` (counted from 1) failed: doubling, with jitter."""
+        delay = min(self.first_delay * 2.0 ** (attempt - 1), self.last_delay)
+        return delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A call that is allowed and now to be made. ``deadline_ms`` is in milliseconds since the epoch."""
+
+    callee: SpiffeID
+    capability: str
+    payload: bytes
+    deadline_ms: int
+    via: tuple[Link, ...] = ()
+    scope: tuple[str, ...] | None = None
+    principal: Mapping[str, str] | None = None
+    safe: bool = False
+    trace: str | None = None
+    on_sealed: Callable[[Sealed], None] | None = None
+    """Called with each sealed attempt before it is sent; what it raises ends the call."""
+
+    def recorded_by(self, on_sealed: Callable[[Sealed], None]) -> Request:
+        """Return the same request whose sealed attempts are shown to ``on_sealed``."""
+        return replace(self, on_sealed=on_sealed)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A verified reply: its decoded payload and the digest of its head."""
+
+    value: Any
+    digest: bytes
+
+
+class _Signal(Enum):
+    """Why an attempt ended without an answer."""
+
+    NO_RESPONDER = "no responder"
+    FORBIDDEN = "forbidden"
+
+
+class _Call:
+    """One call and its attempts in flight: a digest each, and whether it was refused."""
+
+    def __init__(self, request: Request, call_id: str) -> None:
+        self.request = request
+        self.id = call_id
+        self.attempts: dict[bytes, bool] = {}
+        self.subjects: set[str] = set()
+        self.answer: OpenedEnvelope | None = None
+        self.woken: asyncio.Future[_Signal | OpenedEnvelope] = asyncio.get_running_loop().create_future()
+
+    def wake(self, reason: _Signal | OpenedEnvelope) -> None:
+        if isinstance(reason, OpenedEnvelope):
+            self.answer = reason
+        if not self.woken.done():
+            self.woken.set_result(reason)
+
+    def renew(self) -> asyncio.Future[_Signal | OpenedEnvelope]:
+        """Return the future of the next attempt; already answered if an answer came meanwhile."""
+        self.woken = asyncio.get_running_loop().create_future()
+        if self.answer is not None:
+            self.woken.set_result(self.answer)
+        return self.woken
+
+
+class Requests:
+    """Makes calls over the bus for one identity."""
+
+    def __init__(
+        self,
+        *,
+        keeper: Keeper,
+        sealer: Sealer,
+        verifier: EnvelopeVerifier,
+        retry: RetryRule,
+        metrics: Metrics,
+        clock_ms: Callable[[], int],
+        witness: Callable[[], LogWitness | None],
+        max_pending: int,
+    ) -> None:
+        self._keeper = keeper
+        self._sealer = sealer
+        self._verifier = verifier
+        self._retry = retry
+        self._metrics = metrics
+        self._clock_ms = clock_ms
+        self._witness = witness
+        self._max_pending = max_pending
+        self._calls: dict[str, _Call] = {}
+        keeper.on_session(self._on_session)
+        keeper.on_permission_error(self._on_permission_error)
+
+    async def call(self, request: Request) -> Answer:
+        """Make the call and return its verified answer.
+
+        Raises:
+            AuthorizationError: the callee's policy, or the broker, does not allow it.
+            CallRefusedError: the callee refused it for another reason, or too many calls are in flight.
+            CallTimeoutError: no answer by the deadline, or the connection was lost on the way.
+            UnreachableError: nothing received it (``NoResponderError`` when nobody is subscribed).
+
+        """
+        if len(self._calls) >= self._max_pending:
+            raise CallRefusedError(
+                f"{self._max_pending} calls are in flight already", step="local", reason="busy"
+            )
+        for _ in range(self._retry.attempts - 1):
+            try:
+                return await self._call_once(request)
+            except CallRefusedError as refusal:
+                wait = refusal.retry_after
+                if wait is None or wait >= self._remaining(request):
+                    raise
+            await asyncio.sleep(wait)
+        return await self._call_once(request)
+
+    async def _call_once(self, request: Request) -> Answer:
+        call = _Call(request, new_id(self._clock_ms()))
+        try:
+            for attempt in range(1, self._retry.attempts + 1):
+                outcome = await self._attempt(call, last=attempt == self._retry.attempts)
+                if outcome is None:
+                    outcome = await self._pause(call, self._retry.delay(attempt))
+                if outcome is not None:
+                    return _answer_of(outcome)
+            raise NoResponderError(
+                f"no replica of {request.callee} takes {request.capability!r} at the moment"
+            )
+        finally:
+            call.woken.cancel()
+            for subject in call.subjects:
+                self._calls.pop(subject, None)
+
+    async def _attempt(self, call: _Call, *, last: bool) -> OpenedEnvelope | None:
+        """Send once and wait; ``None`` when it may be made again."""
+        request = call.request
+        woken = call.renew()
+        session = await self._keeper.session(self._remaining(request))
+        session.watch(woken)
+        try:
+            await self._send(session, call)
+            share = 1 if last or not request.safe else 2
+            signal = await asyncio.wait_for(woken, max(0.001, self._remaining(request) / share))
+        except BusError as error:
+            if last or not request.safe:
+                raise CallTimeoutError(
+                    f"the connection was lost while {request.callee} was asked; the work may have been done"
+                ) from error
+            return None
+        except TimeoutError:
+            if last or not request.safe:
+                raise CallTimeoutError(
+                    f"no answer from {request.callee} to {request.capability!r} in time;"
+                    " the work may have been done"
+                ) from None
+            return None
+        return self._conclude(signal, request)
+
+    def _conclude(self, signal: _Signal | OpenedEnvelope, request: Request) -> OpenedEnvelope | None:
+        if signal is _Signal.NO_RESPONDER:
+            return None
+        if signal is _Signal.FORBIDDEN:
+            raise AuthorizationError(
+                f"the broker does not let this identity call {request.capability!r} of {request.callee}:"
+                " no grant covers it, or the broker has not been told of the grant yet",
+                reason="the broker's permissions",
+                direction="outbound",
+            )
+        assert isinstance(signal, OpenedEnvelope)
+        return signal
+
+    async def _pause(self, call: _Call, delay: float) -> OpenedEnvelope | None:
+        """Wait before the next attempt, unless an answer to an earlier one comes first."""
+        woken = call.renew()
+        try:
+            signal = await asyncio.wait_for(woken, min(delay, max(0.001, self._remaining(call.request))))
+        except TimeoutError:
+            return None
+        return signal if isinstance(signal, OpenedEnvelope) else None
+
+    async def _send(self, session: Session, call: _Call) -> None:
+        request, now_ms = call.request, self._clock_ms()
+        subject = call_subject(request.callee, request.capability)
+        reply = reply_subject(session.me, session.instance, call.id)
+        draft = Draft(
+            kind=Kind.CALL,
+            id=call.id,
+            aud=request.callee,
+            cap=request.capability,
+            sub=subject,
+            iat=now_ms,
+            exp=max(request.deadline_ms, now_ms + 1),
+            reply=session.instance,
+            scope=request.scope,
+            prn=None if request.via else request.principal,
+            log=self._witness(),
+            trace=request.trace,
+        )
+        sealed = await self._sealer.seal(draft, request.payload, request.via)
+        if request.on_sealed is not None:
+            request.on_sealed(sealed)
+        call.attempts[sealed.digest] = False
+        call.subjects.add(reply)
+        self._calls[reply] = call
+        await session.publish(subject, sealed.frame, reply)
+
+    def _remaining(self, request: Request) -> float:
+        return max(0.0, (request.deadline_ms - self._clock_ms()) / 1000)
+
+    async def _on_session(self, session: Session) -> None:
+        await session.receive_replies(partial(self._on_reply, session.me))
+
+    def _on_permission_error(self, verb: str, subject: str) -> None:
+        if verb != "publish":
+            return
+        for call in set(self._calls.values()):
+            if call_subject(call.request.callee, call.request.capability) == subject:
+                call.wake(_Signal.FORBIDDEN)
+
+    async def _on_reply(self, me: SpiffeID, message: Msg) -> None:
+        call = self._calls.get(message.subject)
+        if call is None:
+            self._metrics.reply_dropped(DropReason.LATE)
+        elif not message.data and message.headers and message.headers.get("Status") == _NO_RESPONDERS:
+            call.wake(_Signal.NO_RESPONDER)
+        elif call.answer is not None:
+            self._metrics.reply_dropped(DropReason.DUPLICATE)
+        elif (opened := self._open(me, call, message)) is None:
+            self._metrics.reply_dropped(DropReason.FORGED)
+        elif opened.head.kind is Kind.REPLY or self._all_refused(call, opened):
+            call.wake(opened)
+
+    def _open(self, me: SpiffeID, call: _Call, message: Msg) -> OpenedEnvelope | None:
+        """Verify an answer; ``None`` if anything about it is not what was asked for."""
+        now_ms = self._clock_ms()
+        try:
+            opened = self._verifier.open(message.data, now_ms=now_ms)
+            check_time_reply(opened.head, now_ms)
+        except (EnvelopeError, IdentityError, FederationError):
+            return None
+        head, request = opened.head, call.request
+        genuine = (
+            head.kind in (Kind.REPLY, Kind.REFUSAL)
+            and head.iss == request.callee
+            and head.aud == me
+            and head.cap == request.capability
+            and head.sub == message.subject
+            and head.re in call.attempts
+            and not opened.via
+        )
+        return opened if genuine else None
+
+    @staticmethod
+    def _all_refused(call: _Call, refusal: OpenedEnvelope) -> bool:
+        """Note a refusal; it ends the wait only when no attempt is left that may still be answered."""
+        assert refusal.head.re is not None
+        call.attempts[refusal.head.re] = True
+        return all(call.attempts.values())
+
+
+def _answer_of(opened: OpenedEnvelope) -> Answer:
+    try:
+        value = decode_payload(opened.payload)
+    except PayloadError as error:
+        raise AgentCallError(f"the answer of {opened.head.iss} is no JSON value: {error}") from error
+    if opened.head.kind is Kind.REFUSAL:
+        raise _refusal(opened, value)
+    return Answer(value, opened.digest)
+
+
+def _refusal(opened: OpenedEnvelope, value: Any) -> AgentCallError:
+    body = value if isinstance(value, dict) else {}
+    step, reason, audit_id = (str(body.get(key, "")) for key in ("step", "reason", "audit_id"))
+    callee, capability = opened.head.iss, opened.head.cap
+    if step == "authorization":
+        return AuthorizationError(
+            f"{callee} denied {capability!r}: {reason} (audit id {audit_id})",
+            reason=reason,
+            audit_id=audit_id,
+        )
+    wait = body.get("retry_after")
+    return CallRefusedError(
+        f"{callee} refused {capability!r} at {step}: {reason} (audit id {audit_id})",
+        step=step,
+        reason=reason,
+        audit_id=audit_id,
+        retry_after=float(wait) if isinstance(wait, (int, float)) and wait >= 0 else None,
+    )

@@ -1,0 +1,186 @@
+"""Answering calls: from a subscription to a signed reply.
+
+Each capability has a subscription of its own in a queue group, so that replicas share the work. A
+message is taken in when one of ``max_in_flight`` places is free; until then it waits in the
+subscription's bounded queue. What :class:`~agentweave_bus.bus.admission.Admission` lets through is
+dispatched; its result, or the refusal that may be told, goes back signed and bound to the digest of the
+request, on the connection on which the request came.
+
+What a handler does, and what a result looks like, is not known here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import anyio
+from anyio.abc import TaskGroup
+from nats.aio.msg import Msg
+
+from agentweave_bus.authz import AuditLog
+from agentweave_bus.bus.admission import Admission, AdmissionRefusedError, Admitted, Arrival
+from agentweave_bus.bus.connection import Session
+from agentweave_bus.bus.records import outcome_facts
+from agentweave_bus.bus.subjects import call_subject, reply_subject
+from agentweave_bus.envelope import (
+    Draft,
+    Kind,
+    OpenedEnvelope,
+    Sealed,
+    Sealer,
+    encode_payload,
+    new_id,
+)
+from agentweave_bus.exceptions import AgentWeaveError, AuditError, PayloadError
+from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
+from agentweave_bus.spiffe_id import SpiffeID
+
+__all__ = ["Dispatch", "Responder"]
+
+_log = logging.getLogger(__name__)
+
+_QUEUE_GROUP: Final = "replicas"
+_REPLY_LIFETIME_MS: Final = 30_000
+
+Dispatch = Callable[[Admitted], Awaitable[dict[str, Any]]]
+"""Runs an admitted request and returns its result in JSON form, with its ``status``. Never raises."""
+
+
+class Responder:
+    """Serves the calls of one agent.
+
+    Use it as ``async with responder.running():`` around the time in which calls are answered; at the
+    end of the block what is in flight is cancelled, so drain first.
+    """
+
+    def __init__(
+        self,
+        *,
+        me: SpiffeID,
+        capabilities: Iterable[str],
+        admission: Admission,
+        dispatch: Dispatch,
+        sealer: Sealer,
+        audit: AuditLog,
+        metrics: Metrics,
+        clock_ms: Callable[[], int],
+        max_in_flight: int,
+    ) -> None:
+        self._me = me
+        self._capabilities = tuple(capabilities)
+        self._admission = admission
+        self._dispatch = dispatch
+        self._sealer = sealer
+        self._audit = audit
+        self._metrics = metrics
+        self._clock_ms = clock_ms
+        self._places = anyio.Semaphore(max_in_flight, fast_acquire=True)
+        self._group: TaskGroup | None = None
+
+    async def on_session(self, session: Session) -> None:
+        """Subscribe to every capability on a new session."""
+
+        async def received(message: Msg) -> None:
+            await self._take_in(session, message)
+
+        for capability in self._capabilities:
+            await session.serve(call_subject(self._me, capability), _QUEUE_GROUP, received)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Own the tasks that handle calls, for the length of the block."""
+        async with anyio.create_task_group() as group:
+            self._group = group
+            try:
+                yield
+            finally:
+                self._group = None
+                group.cancel_scope.cancel()
+
+    async def _take_in(self, session: Session, message: Msg) -> None:
+        await self._places.acquire()
+        if self._group is None:
+            self._places.release()
+            return
+        self._group.start_soon(self._handle, session, message)
+
+    async def _handle(self, session: Session, message: Msg) -> None:
+        try:
+            with session.hold(), self._metrics.calls_in_flight.labels(Direction.INBOUND).track_inprogress():
+                await self._answer(session, message)
+        except AgentWeaveError as error:
+            # The answer could not be sent: the caller's deadline tells it, ours is to say so here.
+            _log.warning("a call could not be answered: %s", error)
+        except Exception:  # noqa: BLE001 - the last boundary: one message must not stop the others
+            _log.exception("a call ended in an error of the bus itself")
+        finally:
+            self._places.release()
+
+    async def _answer(self, session: Session, message: Msg) -> None:
+        began = time.perf_counter()
+        try:
+            admitted = await self._admission.admit(message.data, Arrival(message.subject, message.reply))
+        except AdmissionRefusedError as refusal:
+            status = RequestStatus.DENIED if refusal.decision is not None else RequestStatus.REFUSED
+            capability = refusal.request.head.cap if refusal.request is not None else ""
+            self._metrics.request_ended(Direction.INBOUND, capability, status, time.perf_counter() - began)
+            await self._refuse(session, refusal)
+            return
+        result = await self._dispatch(admitted)
+        sealed = await self._seal_result(admitted.request, result)
+        seconds = time.perf_counter() - began
+        self._record(admitted, result["status"], seconds, sealed)
+        await session.publish(sealed.head.sub, sealed.frame)
+
+    async def _seal_result(self, request: OpenedEnvelope, result: dict[str, Any]) -> Sealed:
+        try:
+            return await self._seal(request, Kind.REPLY, encode_payload(result))
+        except PayloadError as error:
+            _log.error("the result of %s can't be sent: %s", request.head.cap, error)
+            told = {"status": "failed", "messages": [], "error": f"the result can't be sent: {error}"}
+            return await self._seal(request, Kind.REPLY, encode_payload(told))
+
+    async def _refuse(self, session: Session, refusal: AdmissionRefusedError) -> None:
+        if refusal.told is None or refusal.request is None:
+            return
+        body: dict[str, Any] = {
+            "step": refusal.step.label,
+            "reason": refusal.told,
+            "audit_id": refusal.audit_id,
+        }
+        if refusal.retry_after is not None:
+            body["retry_after"] = refusal.retry_after
+        sealed = await self._seal(refusal.request, Kind.REFUSAL, encode_payload(body))
+        await session.publish(sealed.head.sub, sealed.frame)
+
+    async def _seal(self, request: OpenedEnvelope, kind: Kind, payload: bytes) -> Sealed:
+        head = request.head
+        assert head.reply is not None  # admission checked it against the arrival
+        now_ms = self._clock_ms()
+        draft = Draft(
+            kind=kind,
+            id=new_id(now_ms),
+            aud=head.iss,
+            cap=head.cap,
+            sub=reply_subject(head.iss, head.reply, head.id),
+            iat=now_ms,
+            exp=now_ms + _REPLY_LIFETIME_MS,
+            re=request.digest,
+            log=self._audit.witness(),
+            trace=head.trace,
+        )
+        return await self._sealer.seal(draft, payload)
+
+    def _record(self, admitted: Admitted, status: str, seconds: float, sealed: Sealed) -> None:
+        """Count and audit an outcome. The work is done: a record that fails is an alarm, not an undoing."""
+        ended = RequestStatus.ERROR if status == "failed" else RequestStatus.SUCCESS
+        self._metrics.request_ended(Direction.INBOUND, admitted.capability.name, ended, seconds)
+        try:
+            self._audit.append(outcome_facts(admitted.request.digest, status, seconds, sealed.digest))
+        except AuditError:
+            self._metrics.audit_write_failures.inc()
+            _log.exception("an outcome could not be recorded")

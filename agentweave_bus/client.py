@@ -1,0 +1,311 @@
+"""Calling agents: what happens on the caller's side, in this order.
+
+1. The target and the payload are checked; nothing has been said to anyone yet.
+2. The outbound policy is asked. A denial ends it here, audited, without touching the network.
+3. The circuit breaker of the callee lets it pass, or not.
+4. A transport carries the sealed request and brings the verified answer. The record of the decision
+   names the digest of each sealed attempt before it leaves.
+
+A call made while another one is served passes that one as ``parent``. Its ``via`` then proves on whose
+behalf the call is made, and it gets no more time than its parent has left.
+
+Identity, policy and transport come from outside; ``runtime.py`` puts them together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision, Grants
+from agentweave_bus.authz.circuit_breaker import BreakerSettings, CircuitBreaker
+from agentweave_bus.bus.records import decision_facts, sealed_facts
+from agentweave_bus.bus.requests import Answer, Request
+from agentweave_bus.envelope import Link, Sealed, decode_payload, encode_payload
+from agentweave_bus.exceptions import (
+    AgentCallError,
+    AgentWeaveError,
+    AuditError,
+    AuthorizationError,
+    CallRefusedError,
+    CallTimeoutError,
+    CircuitOpenError,
+    EnvelopeError,
+    FederationError,
+    PayloadError,
+    UnreachableError,
+)
+from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
+from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.types import TaskResult
+
+__all__ = ["CalleeBreakers", "Client", "Parent", "Transport", "reach_of"]
+
+_MAX_SCOPE: Final = 64
+_MAX_BREAKERS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The request that is being served while another call is made.
+
+    ``links`` prove it, ``via`` is how a policy sees it (origin first, the request itself last),
+    ``deadline_ms`` is when it expires, in milliseconds since the epoch.
+    """
+
+    links: tuple[Link, ...]
+    via: tuple[Mapping[str, Any], ...]
+    deadline_ms: int
+    principal: Mapping[str, str] | None = None
+    scope: tuple[str, ...] | None = None
+    trace: str | None = None
+
+
+class Transport(Protocol):
+    """Carries an allowed request to its callee and brings the verified answer."""
+
+    async def call(self, request: Request) -> Answer:
+        """Make the call. Raises :class:`AgentCallError`."""
+
+
+class CalleeBreakers:
+    """A circuit breaker for each agent called lately, at most 1,024 of them."""
+
+    def __init__(self, settings: BreakerSettings) -> None:
+        self._settings = settings
+        self._breakers: OrderedDict[SpiffeID, CircuitBreaker] = OrderedDict()
+
+    def of(self, callee: SpiffeID) -> CircuitBreaker:
+        """Return the breaker of ``callee``; a new one is closed."""
+        breaker = self._breakers.pop(callee, None) or CircuitBreaker(self._settings)
+        self._breakers[callee] = breaker
+        if len(self._breakers) > _MAX_BREAKERS:
+            self._breakers.popitem(last=False)
+        return breaker
+
+
+@dataclass(slots=True)
+class Client:
+    """Calls agents as one identity. Made by ``runtime.py``; people use ``AgentWeaveClient``."""
+
+    me: SpiffeID
+    authorizer: Authorizer
+    audit: AuditLog
+    transport: Transport
+    breakers: CalleeBreakers
+    allowed_trust_domains: Callable[[], frozenset[str]]
+    metrics: Metrics
+    clock_ms: Callable[[], int]
+    max_timeout: float = 300.0
+
+    async def call(
+        self,
+        target: str,
+        capability: str,
+        payload: Any = None,
+        *,
+        timeout: float = 30.0,  # noqa: ASYNC109 - it travels in the envelope, too
+        parent: Parent | None = None,
+        principal: Mapping[str, str] | None = None,
+        scope: Sequence[str] | None = None,
+        safe: bool = False,
+        trace: str | None = None,
+    ) -> TaskResult:
+        """Ask ``target`` for ``capability`` and return its result.
+
+        ``timeout`` is in seconds, for everything. ``principal`` names for whom this caller says that it
+        acts; only the origin of a delegation may, and its callee's policy must let it. ``scope`` limits
+        what the call and all that follows from it may reach. ``safe`` says that the capability may run
+        twice without harm, so that a call is made again when its answer is missing.
+
+        A remote failure is a result with ``status == "failed"``; anything else raises.
+
+        Raises:
+            AgentCallError: one of its branches says what went wrong.
+
+        """
+        began = time.perf_counter()
+        status = RequestStatus.ERROR
+        try:
+            with self.metrics.calls_in_flight.labels(Direction.OUTBOUND).track_inprogress():
+                request, facts = self._prepare(
+                    target, capability, payload, timeout, parent, principal, scope, safe, trace
+                )
+                result = await self._carry(request, facts)
+            status = RequestStatus.ERROR if result.status == "failed" else RequestStatus.SUCCESS
+        except AuthorizationError:
+            status = RequestStatus.DENIED
+            raise
+        except CallRefusedError:
+            status = RequestStatus.REFUSED
+            raise
+        finally:
+            seconds = time.perf_counter() - began
+            self.metrics.request_ended(Direction.OUTBOUND, capability, status, seconds)
+        return result
+
+    def _prepare(  # noqa: PLR0917 - the arguments of call, in its order
+        self,
+        target: str,
+        capability: str,
+        payload: Any,
+        timeout: float,
+        parent: Parent | None,
+        principal: Mapping[str, str] | None,
+        scope: Sequence[str] | None,
+        safe: bool,
+        trace: str | None,
+    ) -> tuple[Request, AuthzContext]:
+        """Step 1: everything that can be wrong before anyone is asked."""
+        if parent is not None and principal is not None:
+            raise CallRefusedError(
+                "only the origin of a delegation names a principal; this call is made on behalf of another",
+                step="local",
+            )
+        try:
+            callee = SpiffeID(target)
+            data = encode_payload({} if payload is None else payload)
+        except AgentWeaveError as error:
+            raise CallRefusedError(str(error), step="local", reason=str(error)) from error
+        if callee.trust_domain not in self.allowed_trust_domains():
+            self.metrics.federation_errors.inc()
+            raise FederationError(
+                f"the trust domain of {callee} is not in identity.allowed_trust_domains",
+                trust_domain=callee.trust_domain,
+            )
+        limits = self._scope(callee, capability, parent, principal, scope)
+        request = Request(
+            callee=callee,
+            capability=capability,
+            payload=data,
+            deadline_ms=self._deadline_ms(timeout, parent),
+            via=parent.links if parent else (),
+            scope=limits,
+            principal=dict(principal) if principal else None,
+            safe=safe,
+            trace=trace,
+        )
+        return request, self._facts(request, parent)
+
+    def _scope(
+        self,
+        callee: SpiffeID,
+        capability: str,
+        parent: Parent | None,
+        principal: Mapping[str, str] | None,
+        scope: Sequence[str] | None,
+    ) -> tuple[str, ...] | None:
+        """Return what the call may reach. With a principal there always is a scope, at least the grants'."""
+        if scope is not None:
+            return tuple(scope)
+        if principal is None or parent is not None:
+            return None
+        return reach_of(self.authorizer.grants, callee, capability)
+
+    def _deadline_ms(self, timeout: float, parent: Parent | None) -> int:
+        now_ms = self.clock_ms()
+        if timeout <= 0:
+            raise CallRefusedError("a timeout is a positive number of seconds", step="local")
+        deadline = now_ms + int(min(timeout, self.max_timeout) * 1000)
+        if parent is None:
+            return deadline
+        if parent.deadline_ms <= now_ms:
+            raise CallTimeoutError("no time is left of the call on whose behalf this one would be made")
+        return min(deadline, parent.deadline_ms)
+
+    def _facts(self, request: Request, parent: Parent | None) -> AuthzContext:
+        return AuthzContext(
+            caller=self.me,
+            callee=request.callee,
+            action=request.capability,
+            direction="outbound",
+            payload=decode_payload(request.payload),
+            kind="call",
+            transport="bus",
+            via=parent.via if parent else (),
+            principal=parent.principal if parent else request.principal,
+            scope=request.scope if request.scope is not None else (parent.scope if parent else None),
+        )
+
+    async def _carry(self, request: Request, facts: AuthzContext) -> TaskResult:
+        decision = await self.authorizer.authorize(facts)  # 2
+        self.metrics.decided(Direction.OUTBOUND, allowed=decision.allowed, standing=decision.standing)
+        if not decision.allowed:
+            raise self._denied(request, facts, decision)
+        breaker = self.breakers.of(request.callee)
+        permit = breaker.acquire(self.clock_ms())  # 3
+        if permit is None:
+            wait = max(0.0, breaker.retry_after(self.clock_ms()))
+            raise CircuitOpenError(
+                f"calls to {request.callee} failed lately; tried again in {wait:.0f} s", retry_after=wait
+            )
+        try:
+            result = await self._transported(request, facts, decision)  # 4
+        except (CallTimeoutError, UnreachableError):
+            breaker.failed(permit, self.clock_ms())
+            raise
+        except AgentCallError:
+            breaker.succeeded(permit, self.clock_ms())  # the callee is well: it said no
+            raise
+        except BaseException:
+            breaker.abandoned(permit)
+            raise
+        breaker.succeeded(permit, self.clock_ms())
+        return result
+
+    async def _transported(
+        self, request: Request, facts: AuthzContext, decision: AuthzDecision
+    ) -> TaskResult:
+        def record(sealed: Sealed) -> None:
+            self.audit.append({"event": "call", **sealed_facts(sealed), **decision_facts(facts, decision)})
+
+        try:
+            answer = await self.transport.call(request.recorded_by(record))
+            return TaskResult.from_json(answer.value)
+        except AgentCallError:
+            raise
+        except AuditError as error:
+            raise CallRefusedError(f"the call could not be recorded: {error}", step="local") from error
+        except PayloadError as error:
+            raise AgentCallError(f"the answer of {request.callee} is no result: {error}") from error
+        except EnvelopeError as error:
+            raise CallRefusedError(f"the call can't be sealed: {error}", step="local") from error
+        except AgentWeaveError as error:
+            raise UnreachableError(f"{request.callee} could not be asked: {error}") from error
+
+    def _denied(self, request: Request, facts: AuthzContext, decision: AuthzDecision) -> AuthorizationError:
+        entry = self.audit.append(
+            {"event": "refusal", "step": 0, "step_name": "outbound", **decision_facts(facts, decision)}
+        )
+        return AuthorizationError(
+            f"calling {request.capability!r} of {request.callee} is not allowed:"
+            f" {decision.reason} (audit id {entry.audit_id})",
+            reason=decision.reason,
+            audit_id=entry.audit_id,
+            direction="outbound",
+        )
+
+
+def reach_of(grants: Grants | None, callee: SpiffeID, capability: str) -> tuple[str, ...]:
+    """Return the scope of a call by the grants: the capability itself and all that its callee may reach on.
+
+    Raises:
+        CallRefusedError: the grants reach further than a scope can say; name one.
+
+    """
+    scope = {f"{callee}#{capability}": None}
+    open_ends, seen = [callee], {str(callee)}
+    while open_ends and grants is not None:
+        for reach in grants.callees_of(open_ends.pop()):
+            scope.update({f"{reach.agent}#{name}": None for name in reach.capabilities})
+            if reach.agent not in seen:
+                seen.add(reach.agent)
+                open_ends.append(SpiffeID(reach.agent))
+    if len(scope) > _MAX_SCOPE:
+        raise CallRefusedError(
+            f"a scope holds at most {_MAX_SCOPE} entries; name one for this call", step="local"
+        )
+    return tuple(scope)

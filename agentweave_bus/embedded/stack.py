@@ -1,0 +1,276 @@
+"""The embedded stack: everything that agents need, on one machine, without containers.
+
+It starts, in this order: the development authority and its Workload API (a socket per identity), a real
+nats-server with mutual TLS and users generated from the grants, and the control role, which makes the
+streams. It is up when a call could be claimed. While it runs it renews the broker's certificate and
+brings the broker's users in line with the grants whenever their file changes; a removed grant takes
+effect at the broker at once.
+
+Workers can't tell it from SPIRE and a production broker: they use the Workload API, mutual TLS and the
+policy like everywhere. Only the authority is for development, since its key lies on this disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from agentweave_bus.authz import Grants
+from agentweave_bus.bus.claims import NEW_STREAM_S
+from agentweave_bus.bus.connection import BusAddress, Keeper
+from agentweave_bus.bus.streams import claim_stream
+from agentweave_bus.control.broker import BrokerFiles, broker_configuration, broker_id, broker_users
+from agentweave_bus.control.reconcile import reconcile_streams
+from agentweave_bus.embedded.nats_server import NatsServer
+from agentweave_bus.embedded.workload_api import WorkloadApiServer
+from agentweave_bus.envelope import control_role
+from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
+from agentweave_bus.identity import (
+    Authority,
+    ChainVerifier,
+    IdentitySource,
+    SPIFFEIdentityProvider,
+    X509Bundle,
+)
+from agentweave_bus.spiffe_id import SpiffeID
+
+__all__ = ["EmbeddedStack", "StackSettings", "embedded_stack"]
+
+_log = logging.getLogger(__name__)
+
+_POLL_S: Final = 1.0
+_CONNECT_S: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class StackSettings:
+    """What the stack is to serve.
+
+    ``state_dir`` keeps the authority and the streams over restarts. ``identities`` are the agents and
+    clients that get an SVID and a user. ``grants`` is a grants file, or a policy directory with one;
+    ``None`` grants nothing. ``svid_lifetime`` is that of every SVID; each is renewed at half of it.
+    """
+
+    trust_domain: str
+    state_dir: Path
+    identities: tuple[SpiffeID, ...]
+    grants: Path | None = None
+    port: int = 0
+    svid_lifetime: timedelta = timedelta(hours=1)
+    federated: tuple[X509Bundle, ...] = ()
+
+
+class EmbeddedStack:
+    """A running stack. Made by :func:`embedded_stack`."""
+
+    def __init__(self, settings: StackSettings, api: WorkloadApiServer, nats: NatsServer) -> None:
+        self.settings = settings
+        self.api = api
+        self.nats = nats
+
+    @property
+    def bus_url(self) -> str:
+        """The broker's address, ``tls://127.0.0.1:<port>``."""
+        return f"tls://127.0.0.1:{self.nats.port}"
+
+    @property
+    def broker_id(self) -> SpiffeID:
+        """The SPIFFE ID that the broker shows."""
+        return broker_id(self.settings.trust_domain)
+
+    def environment(self, identity: SpiffeID) -> Mapping[str, str]:
+        """Return the variables that point a process with ``identity`` at this stack.
+
+        They override what its configuration says about the Workload API and the broker.
+        """
+        return {
+            "AGENTWEAVE_IDENTITY__SPIFFE_ENDPOINT": self.api.endpoint(identity),
+            "AGENTWEAVE_BUS__SERVERS": f'["{self.bus_url}"]',
+            "AGENTWEAVE_BUS__SERVER_SPIFFE_ID": str(self.broker_id),
+        }
+
+
+@asynccontextmanager
+async def embedded_stack(settings: StackSettings) -> AsyncIterator[EmbeddedStack]:
+    """Start the stack, keep it in order for the length of the block, and leave nothing behind but its state.
+
+    Raises:
+        ConfigurationError: no nats-server is to be had, the grants are wrong, or the state is unusable.
+        BusError: the broker does not come up.
+
+    """
+    sockets = Path(tempfile.mkdtemp(prefix="agentweave-", dir=os.environ.get("XDG_RUNTIME_DIR")))
+    try:
+        async with _running(settings, sockets) as stack:
+            yield stack
+    finally:
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+@asynccontextmanager
+async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[EmbeddedStack]:
+    grants = _Grants(settings.grants)
+    authority = await anyio.to_thread.run_sync(
+        Authority.load_or_create, settings.state_dir / "authority", settings.trust_domain
+    )
+    control, broker = control_role(settings.trust_domain), broker_id(settings.trust_domain)
+    api = WorkloadApiServer(authority, sockets, lifetime=settings.svid_lifetime, federated=settings.federated)
+    async with api:
+        foreign = [bundle.trust_domain for bundle in settings.federated]
+        for identity in (control, broker, *settings.identities):
+            await api.serve(identity)
+        async with (
+            _source(api, broker, foreign) as broker_source,
+            _source(api, control, foreign) as control_source,
+        ):
+            files = _broker_files(settings.state_dir)
+            await anyio.to_thread.run_sync(_write_identity, files, broker_source)
+            nats = NatsServer(
+                _configuration(settings, files, grants.current, control),
+                settings.state_dir / "broker",
+                port=settings.port or None,
+            )
+            async with nats:
+                stack = EmbeddedStack(settings, api, nats)
+                await _make_streams(stack, control_source)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(broker_source.run)
+                    group.start_soon(_keep_in_line, stack, files, grants, broker_source, control)
+                    yield stack
+                    group.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _source(
+    api: WorkloadApiServer, identity: SpiffeID, domains: Iterable[str]
+) -> AsyncIterator[IdentitySource]:
+    """Hold an identity as any workload would: from the Workload API."""
+    source = IdentitySource(
+        SPIFFEIdentityProvider(api.endpoint(identity), identity),
+        allowed_trust_domains=domains,
+        expected_id=identity,
+    )
+    await source.start(_CONNECT_S)
+    try:
+        yield source
+    finally:
+        await source.aclose()
+
+
+async def _make_streams(stack: EmbeddedStack, source: IdentitySource) -> None:
+    """Make the claim streams as the control role, and wait until calls can be claimed in new ones."""
+    address = BusAddress([stack.bus_url], stack.broker_id)
+    keeper = Keeper(source, ChainVerifier(source), address, name="control")
+    began = time.monotonic()
+    async with keeper.open(deadline_s=_CONNECT_S):
+        session = await keeper.session(_CONNECT_S)
+        made = await reconcile_streams(session, (claim_stream(one) for one in stack.settings.identities))
+    if made:
+        await anyio.sleep(max(0.0, NEW_STREAM_S - (time.monotonic() - began)) + 0.1)
+
+
+async def _keep_in_line(
+    stack: EmbeddedStack, files: BrokerFiles, grants: _Grants, source: IdentitySource, control: SpiffeID
+) -> None:
+    """Reload the broker when its certificate was renewed or the grants changed."""
+    renewed = anyio.Event()
+    unsubscribe = source.subscribe(lambda _snapshot: renewed.set())
+    try:
+        while True:
+            with anyio.move_on_after(_POLL_S):
+                await renewed.wait()
+            if renewed.is_set():
+                renewed = anyio.Event()
+                await anyio.to_thread.run_sync(_write_identity, files, source)
+            elif not await anyio.to_thread.run_sync(grants.changed):
+                continue
+            await _reload(stack, files, grants, control)
+    finally:
+        unsubscribe()
+
+
+async def _reload(stack: EmbeddedStack, files: BrokerFiles, grants: _Grants, control: SpiffeID) -> None:
+    try:
+        await stack.nats.reload(_configuration(stack.settings, files, grants.current, control))
+    except AgentWeaveError as error:
+        _log.error("the broker goes on as before: %s", error)
+    else:
+        _log.info("the broker has its certificate and users anew")
+
+
+class _Grants:
+    """The grants, read again when their file changes; a mistake there keeps the last good ones."""
+
+    def __init__(self, source: Path | None) -> None:
+        self._path = _grants_file(source)
+        self._stamp = self._stat()
+        self.current = Grants() if self._path is None else Grants.load(self._path)
+
+    def changed(self) -> bool:
+        """Read the file again if it changed; return whether there are new grants."""
+        stamp = self._stat()
+        if self._path is None or stamp is None or stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        try:
+            self.current = Grants.load(self._path)
+        except ConfigurationError as error:
+            _log.error("the grants stay as they were: %s", error)
+            return False
+        return True
+
+    def _stat(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat() if self._path is not None else None
+        except OSError:
+            return None
+        return None if found is None else (found.st_mtime_ns, found.st_size)
+
+
+def _grants_file(source: Path | None) -> Path | None:
+    return source / "grants.yaml" if source is not None and source.is_dir() else source
+
+
+def _configuration(settings: StackSettings, files: BrokerFiles, grants: Grants, control: SpiffeID) -> str:
+    return broker_configuration("agentweave", files, broker_users(grants, settings.identities, [control]))
+
+
+def _broker_files(state_dir: Path) -> BrokerFiles:
+    folder = (state_dir / "broker").absolute()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return BrokerFiles(
+        folder / "svid.pem", folder / "key.pem", folder / "authorities.pem", folder / "streams"
+    )
+
+
+def _write_identity(files: BrokerFiles, source: IdentitySource) -> None:
+    """Give the broker its SVID and the bundles of those who may connect; each file whole or not at all."""
+    snapshot = source.current
+    bundles = b"".join(bundle.to_pem() for bundle in snapshot.bundles.values())
+    for path, content in (
+        (files.certificate, snapshot.svid.chain_pem()),
+        (files.key, snapshot.svid.key_pem()),
+        (files.authorities, bundles),
+    ):
+        _replace(path, content)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_suffix(".new")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    draft.replace(path)

@@ -1,0 +1,183 @@
+"""Calling agents from programs that are not agents.
+
+:class:`AgentWeaveClient` is an asynchronous context manager; :class:`SyncAgentWeaveClient` is the same for
+scripts without an event loop. Both have an identity, a policy and an audit log of their own, like every
+participant: there is no anonymous way in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from agentweave_bus.authz import AuthorizationProvider
+from agentweave_bus.config import AgentConfig, load_config
+from agentweave_bus.exceptions import AgentWeaveError
+from agentweave_bus.identity import IdentityProvider
+from agentweave_bus.runtime.wiring import Connected, connected
+from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.types import TaskResult
+
+__all__ = ["AgentWeaveClient", "SyncAgentWeaveClient"]
+
+T = TypeVar("T")
+
+_STOP_SECONDS: Final = 10.0
+
+
+class AgentWeaveClient:
+    """Calls agents as the identity that its configuration names.
+
+    ``async with AgentWeaveClient("client.yaml") as client: await client.call(target, "name", {...})``
+
+    ``config`` is a configuration, the path of one, or ``None`` for ``AGENTWEAVE_CONFIG``. The constructor
+    does no I/O but reading that file; entering the block connects.
+
+    Raises:
+        ConfigurationError: the configuration is wrong; the message says where and the way out.
+
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig | str | Path | None = None,
+        *,
+        identity_provider: IdentityProvider | None = None,
+        authz_provider: AuthorizationProvider | None = None,
+        connect_deadline_s: float = 10.0,
+    ) -> None:
+        self.config = config if isinstance(config, AgentConfig) else load_config(config)
+        self._identity_provider = identity_provider
+        self._authz_provider = authz_provider
+        self._connect_deadline_s = connect_deadline_s
+        self._stack: AsyncExitStack | None = None
+        self._parts: Connected | None = None
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            IdentityError: there is no identity, or not the configured one.
+            PolicyError: the policy can't be loaded.
+            AuditError: the audit log can't be written.
+            BusError: the broker can't be reached.
+
+        """
+        if self._stack is not None:
+            raise AgentWeaveError("this client is in use already; make another one")
+        self._stack = AsyncExitStack()
+        try:
+            self._parts = await self._stack.enter_async_context(
+                connected(
+                    self.config,
+                    identity_provider=self._identity_provider,
+                    authz_provider=self._authz_provider,
+                    connect_deadline_s=self._connect_deadline_s,
+                )
+            )
+        except BaseException:
+            self._stack = None
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stack, self._stack, self._parts = self._stack, None, None
+        if stack is not None:
+            await stack.__aexit__(kind, error, trace)
+
+    @property
+    def spiffe_id(self) -> SpiffeID:
+        """The identity as which this client calls."""
+        return self._connected().me
+
+    async def call(
+        self,
+        target: str,
+        capability: str,
+        payload: Any = None,
+        *,
+        timeout: float = 30.0,  # noqa: ASYNC109 - it travels in the envelope, too
+        principal: Mapping[str, str] | None = None,
+        scope: Sequence[str] | None = None,
+        safe: bool = False,
+    ) -> TaskResult:
+        """Ask the agent ``target`` (a SPIFFE ID) for ``capability``; see ``client.Client.call``.
+
+        Raises:
+            AgentCallError: the call ended without a result; subclasses say why.
+            AgentWeaveError: the client is not connected.
+
+        """
+        return await self._connected().client.call(
+            target, capability, payload, timeout=timeout, principal=principal, scope=scope, safe=safe
+        )
+
+    def _connected(self) -> Connected:
+        if self._parts is None:
+            raise AgentWeaveError("the client is not connected: use it inside its `with` block")
+        return self._parts
+
+
+class SyncAgentWeaveClient:
+    """:class:`AgentWeaveClient` for scripts: ``with SyncAgentWeaveClient("client.yaml") as client: …``.
+
+    It runs an event loop on a thread of its own. Calls may come from any thread.
+    """
+
+    def __init__(self, config: AgentConfig | str | Path | None = None, **options: Any) -> None:
+        self._client = AgentWeaveClient(config, **options)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._leave: asyncio.Event | None = None
+
+    def __enter__(self) -> Self:
+        """Connect; raises as :meth:`AgentWeaveClient.__aenter__` does."""
+        entered: Future[None] = Future()
+        self._thread = threading.Thread(target=self._live, args=(entered,), name="agentweave-client")
+        self._thread.start()
+        entered.result()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._loop is not None and self._leave is not None:
+            self._loop.call_soon_threadsafe(self._leave.set)
+        if self._thread is not None:
+            self._thread.join(_STOP_SECONDS)
+
+    @property
+    def spiffe_id(self) -> SpiffeID:
+        """The identity as which this client calls."""
+        return self._client.spiffe_id
+
+    def call(self, target: str, capability: str, payload: Any = None, **options: Any) -> TaskResult:
+        """Do what :meth:`AgentWeaveClient.call` does, blocking. Same arguments, same errors."""
+        return self._run(lambda: self._client.call(target, capability, payload, **options))
+
+    def _run(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        if self._loop is None or not self._loop.is_running():
+            raise AgentWeaveError("the client is not connected: use it inside its `with` block")
+        return asyncio.run_coroutine_threadsafe(start(), self._loop).result()
+
+    def _live(self, entered: Future[None]) -> None:
+        asyncio.run(self._until_left(entered))
+
+    async def _until_left(self, entered: Future[None]) -> None:
+        """Hold the connection in one task from beginning to end, as its task groups need."""
+        self._loop = asyncio.get_running_loop()
+        self._leave = asyncio.Event()
+        try:
+            async with self._client:
+                entered.set_result(None)
+                await self._leave.wait()
+        except BaseException as error:
+            if entered.done():
+                raise
+            entered.set_exception(error)

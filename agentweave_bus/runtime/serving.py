@@ -1,0 +1,286 @@
+"""Serving an agent: the gate in front of its capabilities, its context, its signals, its readiness.
+
+The order of starting: connect; run ``on_start``; say ready. Calls that arrive before that wait. The order
+of stopping: take no new calls; let those in flight finish, for 30 s at most; run ``on_stop``; disconnect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import anyio
+
+from agentweave_bus.agent import (
+    BoundCapability,
+    RequestContext,
+    SecureAgent,
+    ValidatedCall,
+    bind_context,
+)
+from agentweave_bus.bus.admission import Admission, Admitted
+from agentweave_bus.bus.claims import Claims
+from agentweave_bus.bus.responder import Responder
+from agentweave_bus.client import Parent
+from agentweave_bus.envelope import VerifiedLink, requester
+from agentweave_bus.exceptions import SvidUnavailableError
+from agentweave_bus.identity import (
+    IdentitySource,
+)
+from agentweave_bus.observability.exposition import Exposition
+from agentweave_bus.observability.logs import configure_logging, log_context
+from agentweave_bus.observability.metrics import Direction
+from agentweave_bus.runtime.wiring import Connected, clock_ms, connected
+from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.types import TaskResult
+
+__all__ = ["READY_FD", "Runner"]
+
+_log = logging.getLogger(__name__)
+
+READY_FD: Final = "AGENTWEAVE_READY_FD"
+"""Environment variable: a file descriptor on which a worker writes ``ready`` once it takes calls."""
+
+_DRAIN_SECONDS: Final = 30.0
+
+
+class _ConnectedAgent:
+    """What a running agent calls through; see ``agent.AgentRuntime``."""
+
+    def __init__(self, parts: Connected) -> None:
+        self._parts = parts
+
+    @property
+    def spiffe_id(self) -> SpiffeID:
+        return self._parts.me
+
+    async def call(
+        self,
+        target: str,
+        capability: str,
+        payload: Any,
+        *,
+        timeout: float,  # noqa: ASYNC109 - it travels in the envelope, too
+        context: RequestContext | None,
+        principal: Mapping[str, Any] | None,
+        scope: Sequence[str] | None,
+    ) -> TaskResult:
+        return await self._parts.client.call(
+            target,
+            capability,
+            payload,
+            timeout=timeout,
+            parent=None if context is None else _parent(context),
+            principal=principal,
+            scope=scope,
+            trace=None if context is None else context.trace,
+        )
+
+
+def _parent(context: RequestContext) -> Parent:
+    """Say what a nested call carries: the chain that led here, and the request itself as its last link."""
+    served = context.links[-1]
+    head = served.head
+    link = VerifiedLink(
+        iss=head.iss,
+        aud=head.aud,
+        cap=head.cap,
+        kind=head.kind,
+        id=head.id,
+        iat=head.iat,
+        exp=head.exp,
+        digest=served.digest,
+        scope=head.scope,
+        principal=None,
+        sender_expired=False,
+    )
+    return Parent(
+        links=context.links,
+        via=tuple(one.to_context() for one in (*context.via, link)),
+        deadline_ms=head.exp,
+        principal=context.principal,
+        scope=head.scope,
+        trace=context.trace,
+    )
+
+
+class Runner:
+    """Serves an agent: connects it, answers its calls, and takes it down in order when told to stop.
+
+    The order of stopping: no new calls; those in flight finish, for 30 s at most; ``on_stop``; disconnect.
+    """
+
+    async def run(self, agent: SecureAgent) -> None:
+        """Serve ``agent`` until cancelled, or until SIGINT or SIGTERM. Errors as of :func:`connected`."""
+        configure_logging(agent.config.observability.logging)
+        for warning in agent.config.warnings:
+            _log.warning("%s", warning)
+        served = _Served(agent)
+        async with connected(
+            agent.config,
+            identity_provider=agent.identity_provider,
+            authz_provider=agent.authz_provider,
+            serve=served.wire,
+        ) as parts:
+            await served.until_stopped(parts)
+
+
+class _Served:
+    """One agent while it is served."""
+
+    def __init__(self, agent: SecureAgent) -> None:
+        self._agent = agent
+        self._responder: Responder | None = None
+        self._claims: Claims | None = None
+        self._started = anyio.Event()
+
+    def wire(self, parts: Connected) -> None:
+        """Put the gate and the responder in front of the agent's capabilities."""
+        table = self._agent.capability_table
+        for name in table:
+            parts.metrics.declare_capability(Direction.INBOUND, name)
+        self._claims = Claims(parts.me, parts.keeper)
+        admission = Admission(
+            me=parts.me,
+            verifier=parts.verifier,
+            capabilities=table,
+            authorizer=parts.authorizer,
+            audit=parts.audit,
+            claims=self._claims,
+            metrics=parts.metrics,
+            clock_ms=clock_ms,
+        )
+        self._responder = Responder(
+            me=parts.me,
+            capabilities=table,
+            admission=admission,
+            dispatch=self._dispatch,
+            sealer=parts.sealer,
+            audit=parts.audit,
+            metrics=parts.metrics,
+            clock_ms=clock_ms,
+            max_in_flight=parts.config.bus.max_in_flight,
+        )
+        parts.keeper.on_session(self._claims.on_session)
+        parts.keeper.on_session(self._responder.on_session)
+        self._metrics = parts.metrics
+
+    async def until_stopped(self, parts: Connected) -> None:
+        """Serve until a signal or cancellation, then take down in order."""
+        assert self._responder is not None
+        async with self._responder.running(), anyio.create_task_group() as group:
+            with _health_listener(parts):
+                await self._agent.begin_serving(_ConnectedAgent(parts))
+                try:
+                    self._started.set()
+                    group.start_soon(self._announce_rotations, parts)
+                    _say_ready(parts.me)
+                    await _stop_signal()
+                    await _drain(parts)
+                finally:
+                    group.cancel_scope.cancel()
+                    with anyio.CancelScope(shield=True):
+                        await self._agent.end_serving()
+
+    async def _dispatch(self, admitted: Admitted) -> dict[str, Any]:
+        """Run an admitted request in its context. Calls that come early wait until the agent has started."""
+        await self._started.wait()
+        head = admitted.request.head
+        asks = requester(admitted.request, admitted.via)
+        context = RequestContext(
+            caller_spiffe_id=str(asks.iss),
+            request_time=datetime.fromtimestamp(head.iat / 1000, UTC),
+            task_id=head.id,
+            deadline_ms=head.exp,
+            kind=head.kind.value,
+            transport="bus",
+            via=asks.via,
+            principal=asks.principal,
+            links=admitted.links,
+            trace=head.trace,
+        )
+        began = time.perf_counter()
+        assert isinstance(admitted.capability, BoundCapability)
+        assert isinstance(admitted.payload, ValidatedCall)
+        with bind_context(context), log_context(trace=head.trace, task=head.id, caller=str(asks.iss)):
+            result = await admitted.capability.invoke(admitted.payload)
+        self._metrics.handler_ended(head.cap, time.perf_counter() - began)
+        return result.to_json()
+
+    async def _announce_rotations(self, parts: Connected) -> None:
+        changed = asyncio.Event()
+        unsubscribe = parts.source.subscribe(lambda _snapshot: changed.set())
+        try:
+            while True:
+                await changed.wait()
+                changed.clear()
+                await self._agent.announce_svid(parts.source.svid)
+        finally:
+            unsubscribe()
+
+
+@contextmanager
+def _health_listener(parts: Connected) -> Iterator[None]:
+    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` where the configuration wants them."""
+    settings = parts.config.observability.metrics
+    if not settings.enabled:
+        yield
+        return
+
+    def health() -> tuple[bool, Mapping[str, Any]]:
+        return True, {"agent": str(parts.me)}
+
+    def ready() -> tuple[bool, Mapping[str, Any]]:
+        expires = parts.source.svid.expiry if _has_svid(parts.source) else None
+        details = {
+            "connected": parts.keeper.connected,
+            "identity": expires is not None,
+            "policy_revision": parts.authorizer.revision,
+        }
+        return parts.keeper.connected and expires is not None, details
+
+    with Exposition(settings, parts.metrics, health=health, ready=ready) as listener:
+        _log.info("metrics and health on http://%s:%d%s", settings.host, listener.port, settings.path)
+        yield
+
+
+def _has_svid(source: IdentitySource) -> bool:
+    try:
+        return source.current is not None
+    except SvidUnavailableError:
+        return False
+
+
+def _say_ready(me: SpiffeID) -> None:
+    """Tell whoever started this process that calls are taken from now on."""
+    _log.info("%s is ready", me)
+    descriptor = os.environ.get(READY_FD)
+    if descriptor is None:
+        return
+    try:
+        os.write(int(descriptor), b"ready\n")
+    except (OSError, ValueError) as error:
+        _log.warning("%s=%s can't be written to: %s", READY_FD, descriptor, error)
+
+
+async def _stop_signal() -> None:
+    """Wait for SIGINT or SIGTERM; outside the main thread, where there are no signals, for cancellation."""
+    if threading.current_thread() is not threading.main_thread():
+        await anyio.sleep_forever()
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            _log.info("stopping on %s", signal.Signals(number).name)
+            return
+
+
+async def _drain(parts: Connected) -> None:
+    with anyio.move_on_after(_DRAIN_SECONDS):
+        await parts.keeper.drain(_DRAIN_SECONDS)

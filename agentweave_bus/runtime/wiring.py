@@ -1,0 +1,250 @@
+"""The composition root: from a configuration to wired objects, in one visible place.
+
+:func:`connected` builds everything that one identity needs to call, in this order: identity, policy,
+audit, chains and signing, bus. ``serving.py`` adds what an agent needs to be called. Nothing else in the
+package chooses an implementation.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+
+from agentweave_bus.authz import (
+    AuditLog,
+    AuthorizationProvider,
+    Authorizer,
+    PolicyEngine,
+    PolicyWatch,
+)
+from agentweave_bus.authz.circuit_breaker import BreakerSettings
+from agentweave_bus.authz.opa import OpaServerEngine, OpaSettings
+from agentweave_bus.authz.wasm import EmbeddedEngine
+from agentweave_bus.bus.connection import BusAddress, Keeper
+from agentweave_bus.bus.requests import Requests, RetryRule
+from agentweave_bus.client import CalleeBreakers, Client
+from agentweave_bus.config import AgentConfig
+from agentweave_bus.envelope import EnvelopeVerifier, Sealer
+from agentweave_bus.identity import (
+    ChainVerifier,
+    IdentityProvider,
+    IdentitySnapshot,
+    IdentitySource,
+    RevocationList,
+    RotationHooks,
+    SPIFFEIdentityProvider,
+    StaticMTLSProvider,
+    client_context,
+)
+from agentweave_bus.observability.metrics import BreakerState, Metrics
+from agentweave_bus.spiffe_id import SpiffeID
+
+__all__ = ["Connected", "clock_ms", "connected"]
+
+_log = logging.getLogger(__name__)
+
+_IDENTITY_SECONDS: Final = 30.0
+
+
+def clock_ms() -> int:
+    """Return the time, in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """One identity with everything that it needs to call and be called."""
+
+    config: AgentConfig
+    me: SpiffeID
+    source: IdentitySource
+    verifier: EnvelopeVerifier
+    sealer: Sealer
+    authorizer: Authorizer
+    audit: AuditLog
+    keeper: Keeper
+    client: Client
+    metrics: Metrics
+
+
+@asynccontextmanager
+async def connected(
+    config: AgentConfig,
+    *,
+    identity_provider: IdentityProvider | None = None,
+    authz_provider: AuthorizationProvider | None = None,
+    serve: Callable[[Connected], None] = lambda _parts: None,
+    connect_deadline_s: float = 30.0,
+) -> AsyncIterator[Connected]:
+    """Build everything and connect; take it all down at the end of the block.
+
+    ``serve`` is called before the connection is made, so that what it subscribes stands with it.
+
+    Raises:
+        IdentityError: there is no identity, or not the configured one.
+        PolicyError: the policy can't be loaded.
+        AuditError: the audit log can't be written.
+        BusError: the broker can't be reached.
+
+    """
+    metrics = Metrics.create()
+    async with AsyncExitStack() as stack:
+        source = _identity(config, identity_provider, metrics)
+        await source.start(_IDENTITY_SECONDS)
+        stack.push_async_callback(source.aclose)
+        metrics.certificate_expiry.set(source.svid.expiry.timestamp())
+        authorizer = await _authorizer(config, source, authz_provider, stack, metrics)
+        audit = _audit(config, source.spiffe_id)
+        stack.push_async_callback(audit.aclose)
+        parts = _wire(config, source, authorizer, audit, metrics)
+        serve(parts)
+        group = await stack.enter_async_context(anyio.create_task_group())
+        group.start_soon(source.run)
+        group.start_soon(authorizer.run)
+        stack.callback(group.cancel_scope.cancel)
+        await stack.enter_async_context(parts.keeper.open(deadline_s=connect_deadline_s))
+        yield parts
+
+
+def _identity(config: AgentConfig, provider: IdentityProvider | None, metrics: Metrics) -> IdentitySource:
+    expected = config.agent.spiffe_id
+    if provider is None:
+        provider = _configured_provider(config)
+
+    def rotated(snapshot: IdentitySnapshot) -> None:
+        metrics.svid_rotations.inc()
+        metrics.certificate_expiry.set(snapshot.svid.expiry.timestamp())
+
+    hooks = RotationHooks(rotated=rotated, failed=lambda _error: metrics.svid_rotation_errors.inc())
+    return IdentitySource(
+        provider,
+        allowed_trust_domains=config.identity.allowed_trust_domains,
+        expected_id=expected,
+        hooks=hooks,
+    )
+
+
+def _configured_provider(config: AgentConfig) -> IdentityProvider:
+    identity = config.identity
+    if identity.provider == "static":
+        assert identity.static is not None  # the configuration was validated
+        return StaticMTLSProvider(
+            identity.static.cert_file, identity.static.key_file, identity.static.bundles
+        )
+    return SPIFFEIdentityProvider(identity.spiffe_endpoint, config.agent.spiffe_id)
+
+
+async def _authorizer(
+    config: AgentConfig,
+    source: IdentitySource,
+    provider: AuthorizationProvider | None,
+    stack: AsyncExitStack,
+    metrics: Metrics,
+) -> Authorizer:
+    """Choose the engine; whatever it is, the grants beside the policy are followed, too."""
+    settings = config.authorization
+    engine: PolicyEngine | AuthorizationProvider
+    load = refresh = None
+    if provider is not None:
+        engine = provider
+    elif settings.provider == "opa":
+        engine = server = _opa_servers(config, source, metrics)
+        refresh = server.refresh
+        stack.push_async_callback(server.aclose)
+        stack.callback(source.subscribe(lambda _snapshot: server.drop_connections()))
+    else:
+        engine = embedded = EmbeddedEngine()
+        load = embedded.load
+        if settings.bundle is None:
+            await anyio.to_thread.run_sync(embedded.load, None)
+        stack.push_async_callback(embedded.aclose)
+    watch = None
+    if settings.bundle is not None:
+        watch = await anyio.to_thread.run_sync(PolicyWatch, settings.bundle, load)
+    return Authorizer(
+        engine,
+        policy_path=settings.policy_path,
+        watch=watch,
+        environment=config.environment,
+        default_action=settings.default_action,
+        refresh=refresh,
+        on_alarm=lambda _sentence: metrics.policy_load_errors.inc(),
+    )
+
+
+def _opa_servers(config: AgentConfig, source: IdentitySource, metrics: Metrics) -> OpaServerEngine:
+    settings = config.authorization
+    expected = settings.opa_spiffe_id
+    breaker = settings.circuit_breaker
+    return OpaServerEngine(
+        settings.endpoints,
+        OpaSettings(
+            environment=config.environment,
+            strategy=settings.failover_strategy,
+            budget_ms=settings.timeout_ms,
+            breaker=BreakerSettings(breaker.failure_threshold, breaker.success_threshold, breaker.timeout),
+        ),
+        tls=None if expected is None else lambda: client_context(source, SpiffeID(expected)),
+        on_request=metrics.opa_requests.inc,
+        on_error=lambda _endpoint: metrics.opa_errors.inc(),
+        on_breaker=lambda endpoint, state: metrics.breaker_changed(endpoint, BreakerState(state.value)),
+    )
+
+
+def _audit(config: AgentConfig, me: SpiffeID) -> AuditLog:
+    settings = config.authorization.audit
+    return AuditLog(
+        settings.path,
+        f"{me} pid {os.getpid()}",
+        redact=settings.redact,
+        max_file_bytes=settings.max_file_bytes,
+    )
+
+
+def _wire(
+    config: AgentConfig, source: IdentitySource, authorizer: Authorizer, audit: AuditLog, metrics: Metrics
+) -> Connected:
+    me = source.spiffe_id
+    chains = ChainVerifier(source, revocations=RevocationList())
+    verifier = EnvelopeVerifier(chains)
+    sealer = Sealer(lambda: source.svid)
+    address = BusAddress(config.bus.servers, _server_id(config), config.bus.connect_timeout)
+    keeper = Keeper(source, chains, address, name=str(me))
+    requests = Requests(
+        keeper=keeper,
+        sealer=sealer,
+        verifier=verifier,
+        retry=RetryRule(config.bus.retry.attempts, config.bus.retry.base_delay, config.bus.retry.max_delay),
+        metrics=metrics,
+        clock_ms=clock_ms,
+        witness=audit.witness,
+        max_pending=config.bus.max_pending_calls,
+    )
+    breaker = config.bus.circuit_breaker
+    client = Client(
+        me=me,
+        authorizer=authorizer,
+        audit=audit,
+        transport=requests,
+        breakers=CalleeBreakers(
+            BreakerSettings(breaker.failure_threshold, breaker.success_threshold, breaker.timeout)
+        ),
+        allowed_trust_domains=lambda: source.allowed_trust_domains,
+        metrics=metrics,
+        clock_ms=clock_ms,
+        max_timeout=config.bus.max_call_timeout,
+    )
+    return Connected(config, me, source, verifier, sealer, authorizer, audit, keeper, client, metrics)
+
+
+def _server_id(config: AgentConfig) -> SpiffeID:
+    if config.bus.server_spiffe_id is None:
+        return SpiffeID.of(config.agent.trust_domain, "agentweave", "broker")
+    return SpiffeID(config.bus.server_spiffe_id)

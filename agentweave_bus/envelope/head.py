@@ -11,6 +11,7 @@ stand is the first rule in :mod:`.delegation`.
 from __future__ import annotations
 
 import re
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -85,7 +86,11 @@ def head_from_map(value: Any, limits: Limits = DEFAULT_LIMITS) -> Head:
     return head
 
 
-_DRAFT_FIELDS: Final = tuple(name for name in Head.__slots__ if name in Draft.__slots__)
+_DRAFT_FIELDS: Final = tuple(
+    name for name in Head.__slots__ if name in Draft.__slots__ and name not in {"kind", "id"}
+)
+_draft_values: Final = attrgetter(*_DRAFT_FIELDS)
+_PLAIN: Final = frozenset({str, int, bytes})
 
 
 def map_from_draft(
@@ -93,10 +98,9 @@ def map_from_draft(
 ) -> dict[str, Any]:
     """Build the map of a head, in a fixed order of keys, without those that are not set."""
     value: dict[str, Any] = {"kind": draft.kind.value, "id": draft.id, "iss": str.__str__(iss), "x5t": x5t}
-    for name in _DRAFT_FIELDS:
-        item = getattr(draft, name)
-        if item is not None and name not in value:
-            value[name] = _plain(item)
+    for name, item in zip(_DRAFT_FIELDS, _draft_values(draft), strict=True):
+        if item is not None:
+            value[name] = item if type(item) in _PLAIN else _plain(item)
     value["pd"] = pd
     if par is not None:
         value["par"] = par

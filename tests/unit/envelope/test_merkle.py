@@ -83,6 +83,16 @@ def test_a_path_of_another_length_or_order_is_refused(size: int) -> None:
             assert not leads_to(tree.root, leaf, size, index, [path[1], path[0], *path[2:]])
 
 
+def test_what_is_wrong_with_a_paths_length_is_said() -> None:
+    tree = Tree([leaf_hash(one) for one in entries_of(5)])
+    leaf, path = leaf_hash(b"entry 1"), tree.path(1)
+    for wrong, said in ((path[:-1], "too short"), ((*path, tree.root), "too long")):
+        with pytest.raises(SignatureRefusedError, match=said):
+            root_from_path(leaf, size=5, index=1, path=wrong)
+    with pytest.raises(SignatureRefusedError, match="outside its tree"):
+        root_from_path(leaf, size=5, index=5, path=path)
+
+
 def test_a_node_is_no_leaf() -> None:
     """The prefixes keep an inner node from being shown as an entry."""
     tree = Tree([leaf_hash(one) for one in entries_of(4)])

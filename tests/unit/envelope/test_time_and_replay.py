@@ -112,7 +112,7 @@ def test_a_digest_is_admitted_once() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 8_000), st.integers(0, 5)), max_size=80))
+@given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 3)), max_size=40))
 def test_nothing_is_admitted_twice_while_it_could_pass_the_check_of_time(
     steps: list[tuple[int, int]],
 ) -> None:
@@ -123,6 +123,15 @@ def test_nothing_is_admitted_twice_while_it_could_pass_the_check_of_time(
         if replays.admit(digest, now_ms):
             assert now_ms - admitted.get(digest, -NOW) > 32_000
             admitted[digest] = now_ms
+
+
+def test_a_digest_is_remembered_across_a_turn_of_generations() -> None:
+    replays = ReplayFilter()
+    assert replays.admit(b"i" * 32, NOW)
+    assert replays.admit(HASH, NOW + 31_999)
+    assert replays.admit(b"j" * 32, NOW + 32_001)  # a new generation begins
+    assert not replays.admit(HASH, NOW + 32_002)
+    assert not replays.admit(HASH, NOW + 31_999 + 32_000)
 
 
 def test_memory_is_bounded_and_given_back() -> None:

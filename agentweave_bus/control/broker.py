@@ -29,6 +29,8 @@ _RESPONSES: Final = {"max": 2, "expires": "3630s"}
 
 _MAX_STORE_BYTES: Final = 4 * 1024**3
 
+_EVERYTHING: Final = {"publish": {"allow": [">"]}, "subscribe": {"allow": [">"]}}
+
 _CONTROL_API: Final = ("$JS.API.INFO", "$JS.API.STREAM.>", "$JS.API.CONSUMER.>")
 
 
@@ -71,11 +73,19 @@ def broker_configuration(name: str, files: BrokerFiles, users: Iterable[Mapping[
 
 
 def broker_users(
-    grants: Grants, identities: Iterable[SpiffeID], control: Iterable[SpiffeID]
+    grants: Grants,
+    identities: Iterable[SpiffeID],
+    *,
+    control: Iterable[SpiffeID],
+    unrestricted: Iterable[SpiffeID] = (),
 ) -> list[dict[str, Any]]:
-    """Return the broker's users: every identity with what the grants give it, and the control roles."""
-    users = [_user(identity, permissions_of(identity, grants)) for identity in sorted(set(identities))]
-    return users + [_user(identity, _control_permissions(identity)) for identity in sorted(set(control))]
+    """Return the broker's users: every identity with what the grants give it, and the control roles.
+
+    ``unrestricted`` may do anything at the broker; for tests that play a compromised one.
+    """
+    users = [_user(one, permissions_of(one, grants)) for one in sorted(set(identities))]
+    users += [_user(one, _control_permissions(one)) for one in sorted(set(control))]
+    return users + [_user(one, _EVERYTHING) for one in sorted(set(unrestricted))]
 
 
 def permissions_of(identity: SpiffeID, grants: Grants) -> dict[str, Any]:

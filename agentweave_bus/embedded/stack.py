@@ -60,7 +60,8 @@ class StackSettings:
 
     ``state_dir`` keeps the authority and the streams over restarts. ``identities`` are the agents and
     clients that get an SVID and a user. ``grants`` is a grants file, or a policy directory with one;
-    ``None`` grants nothing. ``svid_lifetime`` is that of every SVID; each is renewed at half of it.
+    ``None`` grants nothing. ``unrestricted`` identities get an SVID, too, and the broker lets them do
+    anything: they play the compromised broker in tests and demonstrations. ``svid_lifetime`` is that of every SVID; each is renewed at half of it.
     """
 
     trust_domain: str
@@ -70,6 +71,7 @@ class StackSettings:
     port: int = 0
     svid_lifetime: timedelta = timedelta(hours=1)
     federated: tuple[X509Bundle, ...] = ()
+    unrestricted: tuple[SpiffeID, ...] = ()
 
 
 class EmbeddedStack:
@@ -129,7 +131,7 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
     api = WorkloadApiServer(authority, sockets, lifetime=settings.svid_lifetime, federated=settings.federated)
     async with api:
         foreign = [bundle.trust_domain for bundle in settings.federated]
-        for identity in (control, broker, *settings.identities):
+        for identity in (control, broker, *settings.identities, *settings.unrestricted):
             await api.serve(identity)
         async with (
             _source(api, broker, foreign) as broker_source,
@@ -244,7 +246,11 @@ def _grants_file(source: Path | None) -> Path | None:
 
 
 def _configuration(settings: StackSettings, files: BrokerFiles, grants: Grants, control: SpiffeID) -> str:
-    return broker_configuration("agentweave", files, broker_users(grants, settings.identities, [control]))
+    return broker_configuration(
+        "agentweave",
+        files,
+        broker_users(grants, settings.identities, control=[control], unrestricted=settings.unrestricted),
+    )
 
 
 def _broker_files(state_dir: Path) -> BrokerFiles:

@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from base64 import b64encode
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agentweave_bus.authz import AuditLog, AuditReport, SignedHead, verify_audit
+from agentweave_bus.exceptions import SignatureRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@dataclass
+class Proof:
+    signature: bytes = b"sig"
+    size: int = 1
+    index: int = 0
+    path: tuple[bytes, ...] = field(default=())
+
+
+def wait_until_on_disk(log: AuditLog, seq: int) -> None:
+    for _ in range(200):
+        reached = log.witness()
+        if reached is not None and reached.seq >= seq:
+            return
+        log._closing.wait(0.02)
+    raise AssertionError("it never reached the disk")
+
+
+def write(path: Path, count: int = 5, *, instance: str = "x", max_file_bytes: int = 10**6) -> AuditLog:
+    log = AuditLog(path, instance, max_file_bytes=max_file_bytes)
+    for number in range(count):
+        log.append({"event": "decision", "n": number})
+    log.close()
+    return log
+
+
+def kinds(report: AuditReport) -> set[str]:
+    return {problem.kind for problem in report.problems}
+
+
+def edit(path: Path, change: Callable[[list[bytes]], list[bytes]]) -> None:
+    lines = path.read_bytes().split(b"\n")[:-1]
+    path.write_bytes(b"".join(line + b"\n" for line in change(lines)))
+
+
+class TestSound:
+    def test_an_untouched_log_verifies_and_its_limits_are_told(self, tmp_path: Path) -> None:
+        log = write(tmp_path / "order.log", instance="order/1")
+        report = verify_audit([tmp_path])
+        assert report.ok
+        assert report.records == 7
+        (chain,) = report.chains
+        assert (chain.chain, chain.instance, chain.first_seq, chain.last_seq) == (log.chain, "order/1", 0, 6)
+        assert (chain.ended, chain.named_to, chain.witnessed_to) == (True, -1, -1)
+        assert any("nobody else vouches" in sentence for sentence in report.cannot_show)
+        assert json.loads(json.dumps(report.to_json()))["ok"] is True
+
+    def test_rotated_files_are_one_chain_whatever_they_are_called(self, tmp_path: Path) -> None:
+        write(tmp_path / "order.log", 40, max_file_bytes=1000)
+        files = sorted(tmp_path.glob("*.jsonl"))
+        assert len(files) > 3
+        for number, path in enumerate(reversed(files)):
+            path.rename(tmp_path / f"{number}.jsonl")
+        report = verify_audit([tmp_path, tmp_path])
+        assert report.ok, report.problems
+        assert len(report.chains) == 1
+
+    def test_a_restart_vouches_for_the_chain_before(self, tmp_path: Path) -> None:
+        first = write(tmp_path / "order.log")
+        write(tmp_path / "order.log")
+        report = verify_audit([tmp_path])
+        assert report.ok
+        by_id = {chain.chain: chain for chain in report.chains}
+        assert by_id[first.chain].named_to == 6
+        assert any("only a later chain of the same log" in sentence for sentence in report.cannot_show)
+
+
+class TestChanges:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return write(tmp_path / "order.log", 10).file
+
+    def test_any_changed_byte_but_of_the_last_line_is_found(self, path: Path) -> None:
+        original = path.read_bytes()
+        last_line = original[:-1].rfind(b"\n") + 1
+        chosen = random.Random(7)
+        for _ in range(300):
+            at = chosen.randrange(last_line)
+            changed = bytearray(original)
+            changed[at] ^= 1 << chosen.randrange(8)
+            path.write_bytes(changed)
+            assert not verify_audit([path]).ok, (at, original[at - 20 : at + 20])
+
+    def test_a_changed_record_is_found_where_it_is(self, path: Path) -> None:
+        edit(path, lambda lines: [line.replace(b'"n":3', b'"n":4') for line in lines])
+        report = verify_audit([path])
+        assert kinds(report) == {"changed"}
+        assert [problem.line for problem in report.problems] == [6]
+
+    def test_a_removed_record(self, path: Path) -> None:
+        edit(path, lambda lines: lines[:4] + lines[5:])
+        report = verify_audit([path])
+        assert kinds(report) == {"gap"}
+        assert "record 4 is missing" in report.problems[0].sentence
+
+    def test_several_removed_records(self, path: Path) -> None:
+        edit(path, lambda lines: lines[:4] + lines[7:])
+        assert "record 4 to 6 is missing" in verify_audit([path]).problems[0].sentence
+
+    def test_swapped_and_doubled_records(self, path: Path) -> None:
+        original = path.read_bytes()
+        edit(path, lambda lines: [*lines[:3], lines[4], lines[3], *lines[5:]])
+        assert "reordered" in kinds(verify_audit([path]))
+        path.write_bytes(original)
+        edit(path, lambda lines: [*lines[:4], *lines[3:]])
+        assert "reordered" in kinds(verify_audit([path]))
+
+    def test_a_cut_beginning(self, path: Path) -> None:
+        edit(path, lambda lines: lines[3:])
+        assert kinds(verify_audit([path])) == {"missing"}
+
+    def test_an_inserted_line_and_an_empty_one(self, path: Path) -> None:
+        original = path.read_bytes()
+        for line in (b"", b"hello", b"[]", b'{"audit_id":"x-0"}', b"\xff"):
+            path.write_bytes(original)
+            edit(path, lambda lines, line=line: [*lines[:3], line, *lines[3:]])  # type: ignore[misc]
+            assert "malformed" in kinds(verify_audit([path]))
+
+    def test_a_torn_line_and_an_emptied_file(self, path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-4])
+        assert kinds(verify_audit([path])) == {"cut"}
+        path.write_bytes(path.read_bytes()[:10])
+        assert kinds(verify_audit([path])) == {"cut"}
+        path.write_bytes(b"")
+        assert kinds(verify_audit([path])) == {"cut"}
+
+    def test_a_record_after_the_end_and_a_chain_without_its_start(self, path: Path) -> None:
+        lines = path.read_bytes().split(b"\n")[:-1]
+        chain = json.loads(lines[0])["chain"]
+        forged = {"audit_id": f"{chain}-12", "ts": 1, "seq": 12, "prev": "00" * 32, "event": "decision"}
+        path.write_bytes(path.read_bytes() + json.dumps(forged).encode() + b"\n")
+        assert kinds(verify_audit([path])) == {"changed"}
+        forged |= {"audit_id": f"{chain}-0", "seq": 0}
+        path.write_bytes(json.dumps(forged).encode() + b"\n")
+        assert kinds(verify_audit([path])) == {"changed"}
+
+    def test_a_huge_number_costs_no_memory(self, path: Path) -> None:
+        chain = json.loads(path.read_bytes().split(b"\n")[0])["chain"]
+        for seq in (2**39, 10**30):
+            forged = {
+                "audit_id": f"{chain}-{seq}",
+                "ts": 1,
+                "seq": seq,
+                "prev": "00" * 32,
+                "event": "decision",
+            }
+            path.write_bytes(path.read_bytes() + json.dumps(forged).encode() + b"\n")
+        assert "malformed" in kinds(verify_audit([path]))
+
+    def test_a_missing_file_in_the_middle(self, tmp_path: Path) -> None:
+        write(tmp_path / "pay.log", 40, max_file_bytes=1000)
+        files = sorted(tmp_path.glob("pay.*.jsonl"))
+        files[1].unlink()
+        assert "gap" in kinds(verify_audit(tmp_path.glob("pay.*.jsonl")))
+
+    def test_a_record_moved_into_another_chains_file(self, path: Path, tmp_path: Path) -> None:
+        other = write(tmp_path / "other.log", 3)
+        stray = other.file.read_bytes().split(b"\n")[1]
+        edit(path, lambda lines: [*lines[:3], stray, *lines[3:]])
+        assert "reordered" in kinds(verify_audit([path, other.file]))
+
+
+class TestRestart:
+    def test_a_log_replaced_after_a_restart_is_found(self, tmp_path: Path) -> None:
+        log = write(tmp_path / "order.log")
+        write(tmp_path / "order.log")
+        edit(log.file, lambda lines: [*lines[:-1], lines[-1].replace(b'"end"', b'"bye"')])
+        report = verify_audit([tmp_path])
+        assert kinds(report) == {"changed"}
+        assert "the next chain of its log saw" in report.problems[0].sentence
+
+    def test_a_log_cut_after_a_restart_is_found(self, tmp_path: Path) -> None:
+        log = write(tmp_path / "order.log")
+        write(tmp_path / "order.log")
+        edit(log.file, lambda lines: lines[:-3])
+        report = verify_audit([tmp_path])
+        assert kinds(report) == {"cut"}
+        assert "ends at record 3" in report.problems[0].sentence
+
+    def test_a_log_removed_after_a_restart_is_found(self, tmp_path: Path) -> None:
+        log = write(tmp_path / "order.log")
+        write(tmp_path / "order.log")
+        log.file.unlink()
+        assert kinds(verify_audit([tmp_path])) == {"missing"}
+
+    def test_a_crash_in_the_middle_of_a_record_is_a_note_once_the_next_chain_tells_it(
+        self, tmp_path: Path
+    ) -> None:
+        log = write(tmp_path / "order.log")
+        with log.file.open("ab") as file:
+            file.write(b'{"audit_id":')
+        assert kinds(verify_audit([tmp_path])) == {"cut"}
+        write(tmp_path / "order.log")
+        report = verify_audit([tmp_path])
+        assert report.ok, report.problems
+        assert len(report.notes) == 1
+        with log.file.open("ab") as file:
+            file.write(b'"more')
+        assert kinds(verify_audit([tmp_path])) == {"cut"}
+
+
+class TestPeers:
+    """Payment notes in its log how far order's had come when order called it."""
+
+    @pytest.fixture
+    def logs(self, tmp_path: Path) -> tuple[Path, Path]:
+        order, payment = (
+            AuditLog(tmp_path / "a" / "order.log", "o"),
+            AuditLog(tmp_path / "b" / "pay.log", "p"),
+        )
+        for number in range(5):
+            order.append({"event": "decision", "n": number})
+        wait_until_on_disk(order, 5)
+        head = json.dumps({"log": [order.chain, 5, order.witness().hash.hex()]}).encode()  # type: ignore[union-attr]
+        payment.append(
+            {"event": "decision", **payment.witnessed(order.witness(), head, Proof(), (b"leaf", b"ca"))}
+        )
+        order.append({"event": "decision", "n": "after"})
+        order.close()
+        payment.close()
+        return order.file, payment.file
+
+    def test_an_honest_pair_verifies_as_far_as_it_was_seen(self, logs: tuple[Path, Path]) -> None:
+        report = verify_audit(logs)
+        assert report.ok, report.problems
+        assert {chain.instance: chain.witnessed_to for chain in report.chains} == {"o": 5, "p": -1}
+        assert any("after record 5 nobody else vouches" in sentence for sentence in report.cannot_show)
+        assert any(
+            "signatures under what peers noted were not checked" in line for line in report.cannot_show
+        )
+
+    def test_a_log_cut_below_what_a_peer_saw_is_found(self, logs: tuple[Path, Path]) -> None:
+        edit(logs[0], lambda lines: lines[:4])
+        assert verify_audit([logs[0]]).ok, "alone it looks whole"
+        report = verify_audit(logs)
+        assert kinds(report) == {"cut"}
+        assert "ends at record 3, but a peer (by its log's word) saw 5" in report.problems[0].sentence
+
+    def test_a_log_written_anew_from_some_record_on_is_found(
+        self, logs: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        lines = logs[0].read_bytes().split(b"\n")[:-1]
+        forged = rechained(lines, 3, b'"n":2', b'"n":99')
+        logs[0].write_bytes(b"".join(line + b"\n" for line in forged))
+        assert verify_audit([logs[0]]).ok, "alone it looks whole"
+        report = verify_audit(logs)
+        assert kinds(report) == {"changed"}
+        assert logs[1].name == report.problems[0].file
+
+    def test_what_nobody_saw_can_be_cut_and_the_report_says_so(self, logs: tuple[Path, Path]) -> None:
+        edit(logs[0], lambda lines: lines[:7])
+        report = verify_audit(logs)
+        assert report.ok
+        assert any("after record 5" in line and "cut off or replaced" in line for line in report.cannot_show)
+
+    def test_that_a_peers_log_was_not_given_is_told(self, logs: tuple[Path, Path]) -> None:
+        report = verify_audit([logs[1]])
+        assert report.ok
+        assert any("were not given" in sentence for sentence in report.cannot_show)
+
+    def test_ones_own_word_is_no_witness(self, tmp_path: Path) -> None:
+        log = AuditLog(tmp_path / "order.log", "o")
+        wait_until_on_disk(log, 0)
+        log.append({"event": "decision", **log.witnessed(log.witness(), b"{}", Proof(), (b"leaf",))})
+        log.close()
+        report = verify_audit([tmp_path])
+        assert report.ok
+        assert report.chains[0].witnessed_to == -1
+
+    def test_evidence_is_checked_with_what_was_signed(self, logs: tuple[Path, Path]) -> None:
+        seen: list[SignedHead] = []
+
+        def check(signed: SignedHead) -> tuple[str, int, bytes]:
+            seen.append(signed)
+            chain, seq, digest = json.loads(signed.head)["log"]
+            return chain, seq, bytes.fromhex(digest)
+
+        report = verify_audit(logs, evidence_check=check)
+        assert report.ok, report.problems
+        assert (seen[0].signature, seen[0].certificates) == (b"sig", (b"leaf", b"ca"))
+        assert not any("were not checked" in sentence for sentence in report.cannot_show)
+        edit(logs[0], lambda lines: lines[:4])
+        assert (
+            "a peer (proved by a signature)" in verify_audit(logs, evidence_check=check).problems[0].sentence
+        )
+
+    def test_evidence_that_does_not_verify_or_says_something_else_is_found(
+        self, logs: tuple[Path, Path]
+    ) -> None:
+        def refuse(signed: SignedHead) -> None:
+            raise SignatureRefusedError("the proof does not cover the head")
+
+        for check in (refuse, lambda signed: None, lambda signed: ("other", 5, b"x")):
+            assert kinds(verify_audit(logs, evidence_check=check)) == {"evidence"}
+
+    def test_certificates_that_were_swapped_are_found(self, logs: tuple[Path, Path]) -> None:
+        lines = logs[1].read_bytes().split(b"\n")[:-1]
+        forged = rechained(lines, 1, b64encode(b"leaf"), b64encode(b"lea2"))
+        logs[1].write_bytes(b"".join(line + b"\n" for line in forged))
+        assert "evidence" in kinds(verify_audit(logs, evidence_check=lambda signed: None))
+
+
+def rechained(lines: list[bytes], at: int, old: bytes, new: bytes) -> list[bytes]:
+    """Change one line as somebody would who owns the file: every later hash is made to fit."""
+    from hashlib import sha256
+
+    assert old in lines[at]
+    done = [*lines[:at], lines[at].replace(old, new)]
+    for line in lines[at + 1 :]:
+        before = json.loads(line)["prev"].encode()
+        done.append(line.replace(before, sha256(done[-1]).hexdigest().encode(), 1))
+    return done
+
+
+def test_a_copy_beside_the_original_is_a_fork(tmp_path: Path) -> None:
+    log = write(tmp_path / "order.log")
+    shutil.copy(log.file, tmp_path / "copy.jsonl")
+    edit(tmp_path / "copy.jsonl", lambda lines: lines[:4])
+    assert "reordered" in kinds(verify_audit([tmp_path]))

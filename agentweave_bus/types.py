@@ -453,7 +453,7 @@ def _is_json(value: Any, depth: int) -> bool:
     if depth >= _MAX_NESTING:
         return _is_scalar(value)
     if kind is dict or isinstance(value, Mapping):
-        return _are_texts(value) and _are_json(value.values(), depth + 1)
+        return all(isinstance(key, str) for key in value) and _are_json(value.values(), depth + 1)
     if kind is list or isinstance(value, (list, tuple)):
         return _are_json(value, depth + 1)
     return _is_scalar(value)
@@ -462,13 +462,6 @@ def _is_json(value: Any, depth: int) -> bool:
 def _are_json(values: Iterable[Any], depth: int) -> bool:
     for value in values:  # noqa: SIM110 - a loop takes half the time of all() here
         if not _is_json(value, depth):
-            return False
-    return True
-
-
-def _are_texts(keys: Iterable[Any]) -> bool:
-    for key in keys:  # noqa: SIM110 - see above
-        if not isinstance(key, str):
             return False
     return True
 

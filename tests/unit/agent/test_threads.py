@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import anyio
 import pytest
 
-from agentweave_bus.agent.threads import HandlerThreads
+from agentweave_bus.agent.threads import HandlerThreads, _Work
 
 pytestmark = pytest.mark.anyio
 
@@ -73,3 +74,12 @@ async def test_work_whose_caller_left_before_it_began_does_not_begin() -> None:
     with anyio.fail_after(5):
         await threads.run(lambda: None)
     assert ran == []
+
+
+async def test_a_thread_that_comes_too_late_finds_nothing_to_do() -> None:
+    ran, given_back = [], []
+    work = _Work(lambda: ran.append(1))
+    work.when_over = lambda: given_back.append(1)
+    work.leave()
+    work.run(asyncio.get_running_loop())
+    assert (ran, given_back) == ([], [1])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Final
+from typing import Final, Self
 
 from agentweave_bus.exceptions import InvalidSpiffeIdError
 
@@ -59,7 +59,7 @@ class SpiffeID(str):
     trust_domain: str
     path: str
 
-    def __new__(cls, text: str) -> SpiffeID:
+    def __new__(cls, text: str) -> Self:
         """Parse ``text``; a ``SpiffeID`` is returned as it is."""
         if type(text) is cls:
             return text

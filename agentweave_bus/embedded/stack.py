@@ -61,7 +61,8 @@ class StackSettings:
     ``state_dir`` keeps the authority and the streams over restarts. ``identities`` are the agents and
     clients that get an SVID and a user. ``grants`` is a grants file, or a policy directory with one;
     ``None`` grants nothing. ``unrestricted`` identities get an SVID, too, and the broker lets them do
-    anything: they play the compromised broker in tests and demonstrations. ``svid_lifetime`` is that of every SVID; each is renewed at half of it.
+    anything: they play the compromised broker in tests and demonstrations. ``svid_lifetime`` is that of
+    every SVID; each is renewed at half of it.
     """
 
     trust_domain: str

@@ -317,7 +317,7 @@ def _build_path(
     except (VerificationError, UnsupportedAlgorithm, ValueError, OverflowError, OSError) as error:
         raise ChainRefusedError(
             f"the chain of {spiffe_id} does not verify against the bundle of {bundle.trust_domain}: "
-            f"{_first_line(error)}{_expiry_note(leaf, at_ms)}"
+            f"{_plain(error)}{_expiry_note(leaf, at_ms)}"
         ) from error
     if len(path) < 2:  # noqa: PLR2004 - a leaf that is its own anchor proves nothing
         raise ChainRefusedError(f"the leaf of {spiffe_id} is itself in the bundle; an authority must sign it")
@@ -344,6 +344,14 @@ def _sha256(certificate: x509.Certificate) -> bytes:
 
 def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
+
+
+def _plain(error: BaseException) -> str:
+    text = _first_line(error)
+    # What the library says of a chain whose signatures lead nowhere would help nobody.
+    if "no interior errors" in text or "exceeds max depth" in text:
+        return "no authority of that bundle signed it"
+    return text
 
 
 def _expiry_note(leaf: x509.Certificate, at_ms: int) -> str:

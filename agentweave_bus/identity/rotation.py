@@ -90,7 +90,8 @@ class IdentitySource:
         self._hooks = hooks if hooks is not None else RotationHooks()
         self._clock = clock
         self._snapshot: IdentitySnapshot | None = None
-        self._received_at = 0.0
+        self._received_at = 0.0  # both in seconds since the epoch, of the current SVID
+        self._expires_at = 0.0
         self._last_error: Exception | None = None
         self._listeners: dict[object, Callable[[IdentitySnapshot], None]] = {}
 
@@ -105,7 +106,7 @@ class IdentitySource:
         snapshot = self._snapshot
         if snapshot is None:
             raise SvidUnavailableError("there is no identity yet: the identity source was not started")
-        if self._clock() > snapshot.svid.expiry.timestamp():
+        if self._clock() > self._expires_at:
             raise SvidUnavailableError(
                 f"the SVID of {snapshot.svid.spiffe_id} expired at {snapshot.svid.expiry.isoformat()} "
                 "and no newer one has come"
@@ -145,7 +146,7 @@ class IdentitySource:
         snapshot = self._snapshot
         if snapshot is None:
             raise SvidUnavailableError("there is no identity yet: the identity source was not started")
-        if trust_domain not in self.allowed_trust_domains:
+        if trust_domain not in self._allowed and trust_domain != snapshot.svid.spiffe_id.trust_domain:
             raise FederationError(
                 f"the trust domain {trust_domain} is not allowed here; "
                 "identity.allowed_trust_domains lists those that are",
@@ -254,14 +255,14 @@ class IdentitySource:
         if self._snapshot is None:
             return 0.0
         # From receipt, not from notBefore: issuers backdate, by more than a short SVID's whole life.
-        left = self._snapshot.svid.expiry.timestamp() - self._received_at
+        left = self._expires_at - self._received_at
         return self._received_at + left * _OVERDUE - self._clock()
 
     def _longest_pause(self) -> float:
         """Seconds between attempts: the shorter the less life is left, but never a busy loop."""
         if self._snapshot is None:
             return _LONGEST_PAUSE
-        left = self._snapshot.svid.expiry.timestamp() - self._clock()
+        left = self._expires_at - self._clock()
         return min(max(left / 20, _FIRST_PAUSE), _LONGEST_WAIT) if left > 0 else _LONGEST_PAUSE
 
     def _expiry_text(self) -> str:
@@ -302,7 +303,7 @@ class IdentitySource:
         self._snapshot = IdentitySnapshot(svid, bundles, generation)
         rotated = previous is None or previous.svid != svid
         if rotated:
-            self._received_at = self._clock()
+            self._received_at, self._expires_at = self._clock(), svid.expiry.timestamp()
         if previous is not None:
             self._announce(self._snapshot, rotated=rotated)
         return True

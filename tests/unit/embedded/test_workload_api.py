@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import stat
+import sys
 import time
 from datetime import timedelta
 
@@ -337,3 +338,32 @@ async def test_no_thread_of_a_closed_provider_lives_on(api):
         await anyio.to_thread.run_sync(watcher.join, 5)
         assert not watcher.is_alive()
     gc.collect()
+
+
+_BESIDE_A_PROCESS = """
+import sys
+import uvloop
+from agentweave_bus.embedded.workload_api import WorkloadApiServer
+from agentweave_bus.embedded.nats_server import NatsServer
+from agentweave_bus.identity import Authority, IdentitySource, SPIFFEIdentityProvider, SpiffeID
+
+async def main(folder):
+    me = SpiffeID("spiffe://a.test/agent/x")
+    async with WorkloadApiServer(Authority("a.test"), folder) as api:
+        source = IdentitySource(SPIFFEIdentityProvider(await api.serve(me), me), expected_id=me)
+        await source.start(10)
+        async with NatsServer("", folder):
+            print(source.spiffe_id)
+        await source.aclose()
+
+uvloop.run(main(sys.argv[1]))
+"""
+
+
+async def test_starting_processes_beside_it_is_quiet_and_it_runs_on_uvloop(tmp_path):
+    command = [sys.executable, "-W", "error", "-c", _BESIDE_A_PROCESS, str(tmp_path)]
+    with anyio.fail_after(30):
+        done = await anyio.run_process(command, check=False)
+    assert done.stderr.decode() == ""
+    assert done.stdout.decode().strip() == "spiffe://a.test/agent/x"
+    assert done.returncode == 0

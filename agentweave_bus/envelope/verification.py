@@ -5,7 +5,7 @@ The numbers are those of admission, and the code carries them:
 1. :meth:`EnvelopeVerifier.check_size`: the frame is within bounds
 2. :meth:`EnvelopeVerifier.decode_frame`: it decodes, in canonical form
 3. :meth:`EnvelopeVerifier.check_chain`: the sender's certificates verify against the bundle of their
-   own trust domain, each of them is needed, and none is revoked
+   own trust domain, each of them is on the path, and none is revoked
 4. :meth:`EnvelopeVerifier.check_proof`: the signature covers the tree, the tree covers the head
 5. :meth:`EnvelopeVerifier.parse_head`: those same bytes parse strictly; ``iss`` and ``x5t`` are those of
    the chain, and ``pd`` is the hash of the payload (it completes step 4, and needs the parsed head)
@@ -145,9 +145,9 @@ class EnvelopeVerifier:
     def check_chain(self, parts: Frame | Link, *, at_ms: int) -> VerifiedChain:
         """Step 3, as of ``at_ms``. Raises ChainRefusedError and FederationError."""
         sender = self._chains.verify(parts.chain, at_ms=at_ms)
-        # The path holds the leaf, what was sent above it, and an authority of the bundle. A certificate
-        # beside the path would be bytes that nothing vouches for.
-        if len(parts.chain) != len(sender.issuers):
+        # Certificates beside the path would be bytes that nothing vouches for.
+        sent = tuple(map(sha256, parts.chain[1:]))
+        if sent != sender.issuers[: len(sent)]:
             raise ChainRefusedError(f"{sender.spiffe_id} sent certificates beside its path")
         return sender
 

@@ -21,6 +21,7 @@ from agentweave_bus.exceptions import (
     SignatureRefusedError,
 )
 from agentweave_bus.identity.authority import Authority
+from agentweave_bus.identity.svid import X509Svid
 from tests.unit.envelope.world import (
     CLIENT,
     DOMAIN,
@@ -181,11 +182,24 @@ def test_an_expired_sender_is_refused(world: World) -> None:
         world.open(world.call(CLIENT, ORDER, svid=svid))
 
 
+def with_chain(svid: X509Svid, *above: bytes) -> X509Svid:
+    return type(svid)(svid.spiffe_id, (svid.cert_chain[0], *above), svid.private_key)
+
+
 def test_certificates_beside_the_path_are_refused(world: World) -> None:
-    svid = world.svid(CLIENT)
-    padded = type(svid)(CLIENT, (*svid.cert_chain, world.svid(ORDER).cert_chain[0]), svid.private_key)
+    svid, other = world.svid(CLIENT), world.svid(ORDER).cert_chain[0]
+    for above in ((other,), (*world.authority.bundle.to_der(), other)):
+        with pytest.raises(ChainRefusedError, match="beside"):
+            world.open(world.call(CLIENT, ORDER, svid=with_chain(svid, *above)))
+
+
+def test_a_root_that_is_sent_along_is_the_one_of_the_path(world: World) -> None:
+    """Also when it is also an authority of the bundle, every byte of what was sent counts."""
+    svid, (root,) = world.svid(CLIENT), world.authority.bundle.to_der()
+    assert world.open(world.call(CLIENT, ORDER, svid=with_chain(svid, root))).head.iss == CLIENT
+    altered = bytes([*root[:-1], root[-1] ^ 1])
     with pytest.raises(ChainRefusedError, match="beside"):
-        world.open(world.call(CLIENT, ORDER, svid=padded))
+        world.open(world.call(CLIENT, ORDER, svid=with_chain(svid, altered)))
 
 
 def test_an_intermediate_on_the_path_is_welcome() -> None:

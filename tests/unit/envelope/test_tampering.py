@@ -30,12 +30,15 @@ from agentweave_bus.exceptions import (
     MalformedEnvelopeError,
     SignatureRefusedError,
 )
+from agentweave_bus.identity.authority import Authority
 from tests.unit.envelope.world import (
     CLIENT,
     CONTROL,
+    DOMAIN,
     GATEWAY,
     NOW,
     ORDER,
+    START,
     World,
     agent,
     draft,
@@ -77,6 +80,16 @@ def test_every_single_bit_of_a_frame_counts_although_its_root_is_known(
         verifier.open(one.frame, now_ms=NOW)
     accepted = [bit for bit in range(len(frame) * 8) if opens(verifier, flipped(frame, bit))]
     assert accepted == []
+
+
+def test_every_bit_counts_with_an_intermediate_and_a_root_sent_along() -> None:
+    world = World(Authority(DOMAIN, intermediate=True, not_before=START))
+    svid = world.svid(CLIENT)
+    chain = (*svid.cert_chain, *world.authority.bundle.to_der())
+    svid = type(svid)(svid.spiffe_id, chain, svid.private_key)
+    frame, verifier = world.call(CLIENT, ORDER, svid=svid).frame, world.verifier()
+    assert opens(verifier, frame)
+    assert [bit for bit in range(0, len(frame) * 8, 3) if opens(verifier, flipped(frame, bit))] == []
 
 
 def opens(verifier: EnvelopeVerifier, frame: bytes) -> bool:

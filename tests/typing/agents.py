@@ -6,16 +6,16 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, assert_type
 
-from agentweave_bus.agent import (
+from agentweave_bus import (
     Agent,
     BaseAgent,
-    RequestContext,
     SecureAgent,
     capability,
     current_context,
     requires_federated_peer,
     requires_peer,
 )
+from agentweave_bus.agent import RequestContext
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.exceptions import AgentCallError, FederationError, TaskFailedError
 from agentweave_bus.spiffe_id import SpiffeID

@@ -49,11 +49,9 @@ class ReplayFilter:
 
     def _turn(self, now_ms: int) -> None:
         # A clock that goes back turns nothing, so nothing is forgotten early.
-        elapsed = now_ms - self._turned_ms
-        if elapsed <= self._generation_ms:
+        if now_ms - self._turned_ms <= self._generation_ms:
             return
-        self._old = self._young if elapsed <= 2 * self._generation_ms else set()
-        self._young = set()
+        self._old, self._young = self._young, set()
         self._turned_ms = now_ms
 
 

@@ -131,6 +131,7 @@ def test_the_widest_values_pass() -> None:
         (Decimal("1e39"), "exponent"),
         (Decimal("1e-39"), "exponent"),
         (Decimal("0e99"), "exponent"),
+        (Decimal("100e37"), "exponent"),
         (Decimal("1" * 39), "38 digits"),
         ({"a": 1, type("S", (str,), {})("a"): 2} | {}, None),
         (print, "no JSON form"),

@@ -9,7 +9,7 @@ what :func:`verify_audit` can check later. The policy engines are ``wasm.Embedde
 from __future__ import annotations
 
 from agentweave_bus.authz.audit import AuditEntry, AuditLog, LogWitness
-from agentweave_bus.authz.audit_report import AuditReport, SignedHead, verify_audit
+from agentweave_bus.authz.audit_report import AuditReport, EvidenceCheck, verify_audit
 from agentweave_bus.authz.authorizer import DEFAULT_POLICY_PATH, Authorizer
 from agentweave_bus.authz.decision import AuthzContext, AuthzDecision
 from agentweave_bus.authz.enforcer import OPAEnforcer, PolicyEnforcer
@@ -28,6 +28,7 @@ __all__ = [
     "Authorizer",
     "AuthzContext",
     "AuthzDecision",
+    "EvidenceCheck",
     "Grant",
     "Grants",
     "LogWitness",
@@ -37,7 +38,6 @@ __all__ = [
     "PolicyEngine",
     "PolicyWatch",
     "Reach",
-    "SignedHead",
     "Standing",
     "verify_audit",
 ]

@@ -16,10 +16,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from base64 import b64encode
 from datetime import UTC, datetime
-from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio.to_thread
 
@@ -37,17 +35,15 @@ from agentweave_bus.authz.redaction import Redaction
 from agentweave_bus.exceptions import AuditError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["AuditEntry", "AuditLog", "LogWitness", "ProofParts"]
+__all__ = ["AuditEntry", "AuditLog", "LogWitness"]
 
 DEFAULT_MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 SYNC_INTERVAL_S: Final = 0.05
 """A crash of the machine (not of the process) can lose the records of about this time (seconds)."""
 CLOSE_TIMEOUT_S: Final = 30.0
-
-_MAX_KNOWN_CERTIFICATES: Final = 1024
 
 
 class AuditEntry(NamedTuple):
@@ -64,30 +60,6 @@ class LogWitness(NamedTuple):
     chain: str
     seq: int
     hash: bytes
-
-
-class ProofParts(Protocol):
-    """The proof of an envelope, as the envelope part holds it."""
-
-    @property
-    def signature(self) -> bytes:
-        """ASN.1 DER ECDSA over the root."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Leaves of the tree."""
-        ...
-
-    @property
-    def index(self) -> int:
-        """Which of them this head is."""
-        ...
-
-    @property
-    def path(self) -> Sequence[bytes]:
-        """The way to the root, 32 bytes each."""
-        ...
 
 
 class AuditLog:
@@ -130,7 +102,6 @@ class AuditLog:
         self._fd, self._size, self._number = -1, 0, 0
         self._retired: list[int] = []
         self._refusal = ""
-        self._certificates: dict[tuple[bytes, ...], str] = {}
         self._witness: LogWitness | None = None
         self._directory_changed = False
         self._dirty = threading.Event()
@@ -172,43 +143,6 @@ class AuditLog:
             if self._size >= self._max_file_bytes:
                 self._rotate()
             return self._append(body)
-
-    def evidence(self, head: bytes, proof: ProofParts, chain: Sequence[bytes]) -> dict[str, Any]:
-        """Return what proves a signed head later: for a record's ``evidence``.
-
-        Certificates are long and few, so each chain of them is written once per file, as a record of
-        its own, and named by its digest.
-
-        Raises:
-            AuditError: that record can't be written.
-
-        """
-        return {
-            "head": _base64(head),
-            "proof": [
-                _base64(proof.signature),
-                proof.size,
-                proof.index,
-                [_base64(entry) for entry in proof.path],
-            ],
-            "certificates": self._certificates_named(tuple(chain)),
-        }
-
-    def witnessed(
-        self, log: tuple[str, int, bytes] | None, head: bytes, proof: ProofParts, chain: Sequence[bytes]
-    ) -> dict[str, Any]:
-        """Return the fields of a record that note a peer's log: what its signed head said, and proof.
-
-        ``log`` is the head's ``log``; without one the evidence alone is returned.
-
-        Raises:
-            AuditError: the certificates' record can't be written.
-
-        """
-        evidence = {"evidence": self.evidence(head, proof, chain)}
-        if log is None:
-            return evidence
-        return {"witness": {"chain": log[0], "seq": log[1], "hash": log[2].hex()}, **evidence}
 
     def keep_frame(self, digest: bytes, frame: bytes) -> None:
         """Keep a whole frame under the digest of its head, within the bounds configured.
@@ -273,7 +207,6 @@ class AuditLog:
         except OSError as problem:
             raise AuditError(f"the audit log's next file can't be made: {problem}") from problem
         self._retired.append(retired)
-        self._certificates.clear()
         self._append(encode_record({"event": "rotate", "version": VERSION, "previous": [ended]}))
 
     def _next_file(self) -> None:
@@ -314,19 +247,6 @@ class AuditLog:
         except OSError as problem:
             self._refusal = f"{written} bytes of a record could not be taken back: {problem.strerror}"
 
-    def _certificates_named(self, chain: tuple[bytes, ...]) -> str:
-        with self._lock:
-            known = self._certificates.get(chain)
-            if known is not None:
-                return known
-            if len(self._certificates) >= _MAX_KNOWN_CERTIFICATES:
-                self._certificates.clear()
-            digest = sha256(b"".join(len(der).to_bytes(4) + der for der in chain)).hexdigest()
-            certificates = [_base64(der) for der in chain]
-            self.append({"event": "certificates", "digest": digest, "certificates": certificates})
-            self._certificates[chain] = digest
-            return digest
-
     # --- on disk ---------------------------------------------------------------------------------------
 
     def _sync_until_closed(self) -> None:
@@ -362,7 +282,3 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _base64(raw: bytes) -> str:
-    return b64encode(raw).decode("ascii")

@@ -14,7 +14,6 @@ import json
 from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -24,7 +23,7 @@ from agentweave_bus.exceptions import AgentWeaveError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["AuditReport", "ChainSummary", "EvidenceCheck", "Finding", "SignedHead", "verify_audit"]
+__all__ = ["AuditReport", "ChainSummary", "EvidenceCheck", "Finding", "verify_audit"]
 
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 MAX_SEQ: Final = 2**40
@@ -33,21 +32,12 @@ MAX_JUMP: Final = 1_000_000
 HASH_BYTES: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
-class SignedHead:
-    """What a record keeps of an envelope: all that is needed to verify who signed its head."""
+EvidenceCheck: TypeAlias = Callable[[bytes, int], "tuple[str, int, bytes] | None"]
+"""Verifies what carried a peer's note and returns what its signed head says of the peer's log.
 
-    head: bytes
-    signature: bytes
-    size: int
-    index: int
-    path: tuple[bytes, ...]
-    certificates: tuple[bytes, ...]
-    noted_ms: int
-
-
-EvidenceCheck: TypeAlias = Callable[[SignedHead], "tuple[str, int, bytes] | None"]
-"""Verifies a signed head and returns its ``log`` (chain, sequence, hash), or raises ``AgentWeaveError``."""
+It gets the bytes that the record keeps (msgpack of head, proof and chain, as ``via`` links are written)
+and the milliseconds since the epoch at which they were noted, and raises ``AgentWeaveError`` where they
+prove nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +112,7 @@ def verify_audit(paths: Iterable[str | Path], *, evidence_check: EvidenceCheck |
     """Check the logs in ``paths``: files, or directories whose ``*.jsonl`` are meant.
 
     Give the logs of peers, too: what they noted about each other is what shows a cut or a replacement.
+    ``evidence_check`` verifies the signatures under those notes (the envelope part knows how).
 
     Raises:
         OSError: a file can't be read.
@@ -221,14 +212,11 @@ class _Checker:
         self._notes: list[Finding] = []
         self._chains: dict[str, _Chain] = {}
         self._claims: dict[tuple[str, int, bytes, bool], _Claim] = {}
-        self._certificates: dict[str, tuple[bytes, ...]] = {}
-        self._redacted = False
 
     # --- one file --------------------------------------------------------------------------------------
 
     def read(self, path: Path) -> None:
         chain: _Chain | None = None
-        self._certificates = {}
         for number, line in _lines(path):
             place = _Place(path.name, number)
             if not line.endswith(b"\n"):
@@ -299,50 +287,30 @@ class _Checker:
             chain.instance = str(body.get("instance", ""))
             for earlier in _dicts(body.get("previous")):
                 self._claim(earlier, record, place, by_peer=False, proved=True)
-        elif body.get("event") == "certificates":
-            self._learn_certificates(body, place)
-        if isinstance(body.get("witness"), dict) or "evidence" in body:
-            self._peer(record, place)
+        if "witness" in body:
+            self._peer(body["witness"], record, place)
 
-    def _learn_certificates(self, body: dict[str, Any], place: _Place) -> None:
+    def _peer(self, witness: Any, record: _Record, place: _Place) -> None:
+        proved = self._evidence_check is not None and self._proved(witness, record, place)
+        self._claim(witness, record, place, by_peer=True, proved=proved)
+
+    def _proved(self, witness: Any, record: _Record, place: _Place) -> bool:
         try:
-            certificates = tuple(b64decode(item, validate=True) for item in body["certificates"])
-            joined = b"".join(len(der).to_bytes(4, "big") + der for der in certificates)
+            evidence = b64decode(witness["evidence"], validate=True)
         except (ValueError, KeyError, TypeError):
-            certificates, joined = (), b""
-        if not certificates or sha256(joined).hexdigest() != body.get("digest"):
-            self._problem("evidence", place, "these certificates are not those that their digest names")
-        else:
-            self._certificates[body["digest"]] = certificates
-
-    def _peer(self, record: _Record, place: _Place) -> None:
-        witness, evidence = record.body.get("witness"), record.body.get("evidence")
-        proved = False
-        if self._evidence_check is not None and isinstance(evidence, dict):
-            proved = self._proved(record, evidence, witness, place)
-        if isinstance(witness, dict):
-            self._claim(witness, record, place, by_peer=True, proved=proved)
-
-    def _proved(self, record: _Record, evidence: dict[str, Any], witness: object, place: _Place) -> bool:
-        check = self._evidence_check
-        signed = _signed_head(evidence, self._certificates, record.ts)
-        if signed is None or check is None:
-            self._problem("evidence", place, "the evidence is incomplete or malformed")
+            self._problem("evidence", place, "what carried this note is missing or malformed")
             return False
         try:
-            said = check(signed)
+            said = None if self._evidence_check is None else self._evidence_check(evidence, record.ts)
         except AgentWeaveError as problem:
             self._problem("evidence", place, f"the evidence does not verify: {problem}")
             return False
-        noted = _witness_of(witness)
-        if noted is not None and (said is None or tuple(said) != noted):
+        if said is None or tuple(said) != _witness_of(witness):
             self._problem("evidence", place, "the witness noted is not what the signed head says")
             return False
         return True
 
-    def _claim(
-        self, said: dict[str, Any], record: _Record, place: _Place, *, by_peer: bool, proved: bool
-    ) -> None:
+    def _claim(self, said: Any, record: _Record, place: _Place, *, by_peer: bool, proved: bool) -> None:
         noted = _witness_of(said)
         if noted is None:
             self._problem("malformed", place, "what this record says of another chain is malformed")
@@ -459,24 +427,6 @@ def _witness_of(value: object) -> tuple[str, int, bytes] | None:
     try:
         return chain, seq, bytes.fromhex(digest)
     except ValueError:
-        return None
-
-
-def _signed_head(
-    evidence: dict[str, Any], certificates: dict[str, tuple[bytes, ...]], noted_ms: int
-) -> SignedHead | None:
-    try:
-        signature, size, index, path = evidence["proof"]
-        return SignedHead(
-            b64decode(evidence["head"], validate=True),
-            b64decode(signature, validate=True),
-            int(size),
-            int(index),
-            tuple(b64decode(entry, validate=True) for entry in path),
-            certificates[evidence["certificates"]],
-            noted_ms,
-        )
-    except (ValueError, KeyError, TypeError):
         return None
 
 

@@ -63,9 +63,10 @@ class Authorizer:
             lets through what the policy has no answer for; both in development only.
         timeout_s: for one question.
         refresh: called by :meth:`reload` and every second by :meth:`run`, for engines that follow
-            their policy themselves; raises ``PolicyError`` when it had to keep the old one.
+            their policy themselves (``OpaServerEngine.refresh``). When it raises, every standing
+            answer is dropped.
         on_decision: told of every decision (for metrics).
-        on_alarm: told, in one sentence, when a reload failed and the old policy stays.
+        on_alarm: told, in one sentence, when a new policy was refused or the engine can't be polled.
         monotonic: the clock of standing answers and limits a minute (seconds).
         wall: seconds since the epoch, for limits a day.
 
@@ -189,24 +190,37 @@ class Authorizer:
     async def reload(self, *, force: bool = True) -> bool:
         """Bring policy and grants up to date, also when nothing seems changed (``force``).
 
-        On a mistake both stay as they were, ``on_alarm`` is told, and the result is False.
+        On a mistake both stay as they were, ``on_alarm`` is told (once), and the result is False.
         """
+        fresh = await self._refreshed() and await self._read_again(force)
+        if fresh:
+            self._alarm = ""
+        return fresh
+
+    def forget_standing(self) -> None:
+        """Drop every standing answer, also those being asked for now. For revocations."""
+        self._epoch += 1
+        self._standing.clear()
+
+    async def _refreshed(self) -> bool:
         try:
             if self._refresh is not None:
                 await self._refresh()
+        except (AgentWeaveError, OSError) as problem:
+            self.forget_standing()  # nobody knows whether what stood still does
+            self._raise_alarm(f"the policy's revision is unknown: {problem}")
+            return False
+        return True
+
+    async def _read_again(self, force: bool) -> bool:
+        try:
             if self._watch is not None and await self._watch.refresh(force=force):
                 self.forget_standing()
                 _log.info("policy and grants read again, revision %s", self.revision)
         except (AgentWeaveError, OSError) as problem:
             self._raise_alarm(f"the new policy was refused, the old one stays: {problem}")
             return False
-        self._alarm = ""
         return True
-
-    def forget_standing(self) -> None:
-        """Drop every standing answer, also those being asked for now. For revocations."""
-        self._epoch += 1
-        self._standing.clear()
 
     def _now(self) -> Asked:
         return Asked(self._monotonic(), self._generation())
@@ -247,8 +261,8 @@ class Authorizer:
         decision: AuthzDecision,
         asked: Asked,
     ) -> None:
-        swapped_meanwhile = decision.revision != asked.generation[1]
-        if swapped_meanwhile or self._standing.is_known_not_to_stand(key, asked):
+        known = decision.revision and decision.revision == asked.generation[1]  # not swapped meanwhile
+        if not known or self._standing.is_known_not_to_stand(key, asked):
             return
         standing = await self._ask_standing(engine, context)
         if self._generation() != asked.generation:

@@ -7,8 +7,6 @@ import stat
 import subprocess
 import sys
 import threading
-from base64 import b64decode
-from dataclasses import dataclass, field
 from decimal import Decimal
 from hashlib import sha256
 from itertools import pairwise
@@ -35,14 +33,6 @@ INPUT = {
         "principal": {"sub": "anna", "card_number": "1"},
     },
 }
-
-
-@dataclass
-class Proof:
-    signature: bytes = b"sig"
-    size: int = 2
-    index: int = 1
-    path: tuple[bytes, ...] = field(default=(b"p" * 32,))
 
 
 @pytest.fixture
@@ -321,29 +311,6 @@ class TestRedaction:
 
     def test_nothing_configured_changes_nothing(self, tmp_path: Path) -> None:
         assert self.written(tmp_path) == INPUT
-
-
-class TestEvidence:
-    def test_certificates_are_written_once_per_file(self, tmp_path: Path) -> None:
-        log = AuditLog(tmp_path / "order.log", "x", max_file_bytes=3000)
-        for number in range(20):
-            noted = log.witnessed(("peer", number, b"h" * 32), b"head", Proof(), (b"leaf", b"ca"))
-            log.append({"event": "decision", **noted})
-        log.close()
-        files = sorted(tmp_path.glob("*.jsonl"))
-        assert len(files) > 1
-        for path in files[:-1]:
-            found = [record for record in records(path) if record["event"] == "certificates"]
-            assert len(found) == 1
-            assert [b64decode(item) for item in found[0]["certificates"]] == [b"leaf", b"ca"]
-            uses = [record for record in records(path) if "evidence" in record]
-            assert uses
-            assert {record["evidence"]["certificates"] for record in uses} == {found[0]["digest"]}
-            assert uses[0]["witness"]["hash"] == (b"h" * 32).hex()
-            assert b64decode(uses[0]["evidence"]["head"]) == b"head"
-
-    def test_without_a_witness_the_evidence_stands_alone(self, log: AuditLog) -> None:
-        assert log.witnessed(None, b"head", Proof(), (b"leaf",)).keys() == {"evidence"}
 
 
 class TestFrames:

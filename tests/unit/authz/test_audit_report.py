@@ -4,25 +4,33 @@ import json
 import random
 import shutil
 from base64 import b64encode
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agentweave_bus.authz import AuditLog, AuditReport, SignedHead, verify_audit
+from agentweave_bus.authz import AuditLog, AuditReport, verify_audit
 from agentweave_bus.exceptions import SignatureRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from agentweave_bus.authz import EvidenceCheck
 
-@dataclass
-class Proof:
-    signature: bytes = b"sig"
-    size: int = 1
-    index: int = 0
-    path: tuple[bytes, ...] = field(default=())
+
+def note(log: AuditLog, evidence: bytes = b"link") -> dict[str, object]:
+    """Return what a peer writes about ``log`` when a signed head with its witness has arrived."""
+    reached = log.witness()
+    assert reached is not None
+    carried = b64encode(evidence).decode()
+    return {
+        "witness": {
+            "chain": reached.chain,
+            "seq": reached.seq,
+            "hash": reached.hash.hex(),
+            "evidence": carried,
+        }
+    }
 
 
 def wait_until_on_disk(log: AuditLog, seq: int) -> None:
@@ -229,10 +237,10 @@ class TestPeers:
         for number in range(5):
             order.append({"event": "decision", "n": number})
         wait_until_on_disk(order, 5)
-        head = json.dumps({"log": [order.chain, 5, order.witness().hash.hex()]}).encode()  # type: ignore[union-attr]
-        payment.append(
-            {"event": "decision", **payment.witnessed(order.witness(), head, Proof(), (b"leaf", b"ca"))}
-        )
+        reached = order.witness()
+        assert reached is not None
+        head = json.dumps([reached.chain, reached.seq, reached.hash.hex()]).encode()
+        payment.append({"event": "decision", **note(order, head)})
         order.append({"event": "decision", "n": "after"})
         order.close()
         payment.close()
@@ -279,23 +287,20 @@ class TestPeers:
     def test_ones_own_word_is_no_witness(self, tmp_path: Path) -> None:
         log = AuditLog(tmp_path / "order.log", "o")
         wait_until_on_disk(log, 0)
-        log.append({"event": "decision", **log.witnessed(log.witness(), b"{}", Proof(), (b"leaf",))})
+        log.append({"event": "decision", **note(log)})
         log.close()
         report = verify_audit([tmp_path])
         assert report.ok
         assert report.chains[0].witnessed_to == -1
 
     def test_evidence_is_checked_with_what_was_signed(self, logs: tuple[Path, Path]) -> None:
-        seen: list[SignedHead] = []
-
-        def check(signed: SignedHead) -> tuple[str, int, bytes]:
-            seen.append(signed)
-            chain, seq, digest = json.loads(signed.head)["log"]
+        def check(evidence: bytes, noted_ms: int) -> tuple[str, int, bytes]:
+            assert noted_ms > 1_700_000_000_000
+            chain, seq, digest = json.loads(evidence)
             return chain, seq, bytes.fromhex(digest)
 
         report = verify_audit(logs, evidence_check=check)
         assert report.ok, report.problems
-        assert (seen[0].signature, seen[0].certificates) == (b"sig", (b"leaf", b"ca"))
         assert not any("were not checked" in sentence for sentence in report.cannot_show)
         edit(logs[0], lambda lines: lines[:4])
         assert (
@@ -305,17 +310,30 @@ class TestPeers:
     def test_evidence_that_does_not_verify_or_says_something_else_is_found(
         self, logs: tuple[Path, Path]
     ) -> None:
-        def refuse(signed: SignedHead) -> None:
+        def refuse(evidence: bytes, noted_ms: int) -> None:
             raise SignatureRefusedError("the proof does not cover the head")
 
-        for check in (refuse, lambda signed: None, lambda signed: ("other", 5, b"x")):
+        checks: list[EvidenceCheck] = [refuse, lambda *_: None, lambda *_: ("other", 5, b"x")]
+        for check in checks:
             assert kinds(verify_audit(logs, evidence_check=check)) == {"evidence"}
 
-    def test_certificates_that_were_swapped_are_found(self, logs: tuple[Path, Path]) -> None:
-        lines = logs[1].read_bytes().split(b"\n")[:-1]
-        forged = rechained(lines, 1, b64encode(b"leaf"), b64encode(b"lea2"))
-        logs[1].write_bytes(b"".join(line + b"\n" for line in forged))
-        assert "evidence" in kinds(verify_audit(logs, evidence_check=lambda signed: None))
+    def test_a_note_without_evidence_or_malformed_is_found(self, tmp_path: Path) -> None:
+        log = AuditLog(tmp_path / "order.log", "o")
+        log.append({"event": "decision", "witness": {"chain": "c", "seq": 1, "hash": "00"}})
+        log.close()
+        assert verify_audit([tmp_path]).ok
+        assert kinds(verify_audit([tmp_path], evidence_check=lambda *_: None)) == {"evidence"}
+        for bad in (
+            7,
+            None,
+            {},
+            {"chain": "c", "seq": -1, "hash": "00"},
+            {"chain": "c", "seq": 1, "hash": "x"},
+        ):
+            other = AuditLog(tmp_path / "bad" / "order.log", "o")
+            other.append({"event": "decision", "witness": bad})
+            other.close()
+            assert "malformed" in kinds(verify_audit([other.file])), bad
 
 
 def rechained(lines: list[bytes], at: int, old: bytes, new: bytes) -> list[bytes]:

@@ -89,7 +89,12 @@ class ScriptedEngine:
         if isinstance(self.result, BaseException):
             raise self.result
         rule = "allow" if isinstance(self.result, bool) else "decision"
-        return PolicyAnswer(self.result is not None, rule, self.result, self.answered_revision or revision)
+        return PolicyAnswer(
+            self.result is not None,
+            rule,
+            self.result,
+            revision if self.answered_revision is None else self.answered_revision,
+        )
 
     async def evaluate_standing(self, package: str, input_json: bytes) -> Standing | None:
         self.standing_asked.append(input_json)
@@ -240,8 +245,12 @@ class TestReload:
             raise PolicyUnavailableError("the revision can't be polled")
 
         alarms: list[str] = []
-        authorizer = Authorizer(ScriptedEngine(), refresh=refresh, on_alarm=alarms.append)
+        engine = ScriptedEngine(standing=Standing(30, "", {}))
+        authorizer = Authorizer(engine, refresh=refresh, on_alarm=alarms.append)
+        await authorizer.authorize(asking())
+        assert authorizer.standing_allows(asking())
         assert not await authorizer.reload()
+        assert not authorizer.standing_allows(asking()), "a failed poll drops what stood"
         assert "can't be polled" in alarms[0]
 
 
@@ -378,8 +387,9 @@ class TestStanding:
         assert (await slow).allowed
         assert not authorizer.standing_allows(asking())
 
-    async def test_an_answer_of_another_revision_is_not_kept(self) -> None:
-        engine = ScriptedEngine(standing=Standing(30, "", {}), answered_revision="r0")
+    @pytest.mark.parametrize(("current", "answered"), [("r1", "r0"), ("", "r0"), ("r1", ""), ("", "")])
+    async def test_an_answer_of_another_or_no_revision_is_not_kept(self, current: str, answered: str) -> None:
+        engine = ScriptedEngine(standing=Standing(30, "", {}), revision=current, answered_revision=answered)
         authorizer = Authorizer(engine)
         await authorizer.authorize(asking())
         assert not authorizer.standing_allows(asking())

@@ -155,11 +155,13 @@ def _check_json(value: object, budget: _Budget, depth: int = 0) -> None:
         for key, item in value.items():  # type: ignore[attr-defined]
             if type(key) is not str:
                 raise PayloadError(f"a key of the payload is {_name(key)}, not text")
-            _check_json(item, budget, depth + 1)
+            if type(item) not in _SCALARS:  # spares most of the calls
+                _check_json(item, budget, depth + 1)
     elif kind is list:
         budget.spend(len(value), depth + 1)  # type: ignore[arg-type]
         for item in value:  # type: ignore[attr-defined]
-            _check_json(item, budget, depth + 1)
+            if type(item) not in _SCALARS:
+                _check_json(item, budget, depth + 1)
     elif kind is int:
         _check_int(value)  # type: ignore[arg-type]
     elif kind is float:
@@ -233,15 +235,18 @@ def _convert(value: object, budget: _Budget, depth: int) -> JsonValue:
 
 def _convert_map(value: Mapping[object, object], budget: _Budget, depth: int) -> dict[str, JsonValue]:
     budget.spend(len(value), depth)
-    result = {_convert_key(key): _convert(item, budget, depth) for key, item in value.items()}
+    result = {
+        key if type(key) is str else _convert_key(key): (
+            item if type(item) in _SCALARS else _convert(item, budget, depth)  # spares most of the calls
+        )
+        for key, item in value.items()
+    }
     if len(result) != len(value):
         raise PayloadError("two keys of the payload are the same text")
     return result
 
 
 def _convert_key(key: object) -> str:
-    if type(key) is str:
-        return key
     text = key.value if isinstance(key, Enum) else key
     if isinstance(text, UUID):
         return str(text)
@@ -252,7 +257,7 @@ def _convert_key(key: object) -> str:
 
 def _convert_items(value: Any, budget: _Budget, depth: int) -> list[JsonValue]:
     budget.spend(len(value), depth)
-    return [_convert(item, budget, depth) for item in value]
+    return [item if type(item) in _SCALARS else _convert(item, budget, depth) for item in value]
 
 
 def _convert_object(value: object, budget: _Budget, depth: int) -> JsonValue:  # noqa: PLR0911 - one line a type

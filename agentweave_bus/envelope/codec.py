@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
@@ -151,23 +151,29 @@ def _check_json(value: object, budget: _Budget, depth: int = 0) -> None:
     if kind in _SCALARS:
         return
     if kind is dict:
-        budget.spend(len(value), depth + 1)  # type: ignore[arg-type]
-        for key, item in value.items():  # type: ignore[attr-defined]
-            if type(key) is not str:
-                raise PayloadError(f"a key of the payload is {_name(key)}, not text")
-            if type(item) not in _SCALARS:  # spares most of the calls
-                _check_json(item, budget, depth + 1)
+        _check_keys(value)  # type: ignore[arg-type]
+        _check_items(value.values(), budget, depth + 1)  # type: ignore[attr-defined]
     elif kind is list:
-        budget.spend(len(value), depth + 1)  # type: ignore[arg-type]
-        for item in value:  # type: ignore[attr-defined]
-            if type(item) not in _SCALARS:
-                _check_json(item, budget, depth + 1)
+        _check_items(value, budget, depth + 1)  # type: ignore[arg-type]
     elif kind is int:
         _check_int(value)  # type: ignore[arg-type]
     elif kind is float:
         _check_float(value, budget.limits)  # type: ignore[arg-type]
     else:
         raise PayloadError(f"the payload holds {_name(value)}, which JSON has not")
+
+
+def _check_keys(value: dict[object, object]) -> None:
+    for key in value:
+        if type(key) is not str:
+            raise PayloadError(f"a key of the payload is {_name(key)}, not text")
+
+
+def _check_items(items: Collection[object], budget: _Budget, depth: int) -> None:
+    budget.spend(len(items), depth)
+    for item in items:
+        if type(item) not in _SCALARS:  # spares most of the calls
+            _check_json(item, budget, depth)
 
 
 def _check_int(value: int) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from agentweave_bus.authz.audit_format import FIRST_PREV, line_hash
-from agentweave_bus.exceptions import AgentWeaveError
+from agentweave_bus.exceptions import AgentWeaveError, AuditError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -115,24 +115,31 @@ def verify_audit(paths: Iterable[str | Path], *, evidence_check: EvidenceCheck |
     ``evidence_check`` verifies the signatures under those notes (the envelope part knows how).
 
     Raises:
-        OSError: a file can't be read.
+        AuditError: a file can't be read, or a directory holds no log: that is no clean bill.
 
     """
     checker = _Checker(evidence_check)
-    for path in _in_order(paths):
-        checker.read(path)
+    try:
+        for path in _in_order(paths):
+            checker.read(path)
+    except OSError as problem:
+        raise AuditError(f"{problem.filename} can't be read: {problem.strerror}") from problem
     return checker.report()
 
 
 def _in_order(paths: Iterable[str | Path]) -> list[Path]:
     """Return the files, each chain's in the order of their first records, whatever they are called."""
-    given = [Path(path) for path in paths]
-    files = {
-        file.resolve(): file
-        for path in given
-        for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])
-    }
+    files = {file.resolve(): file for path in paths for file in _files_of(Path(path))}
     return sorted(files.values(), key=_first_record)
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.glob("*.jsonl"))
+    if not found:
+        raise AuditError(f"{path} holds no audit log (*.jsonl)")
+    return found
 
 
 def _first_record(path: Path) -> tuple[str, int, str]:

@@ -245,11 +245,7 @@ class Authorizer:
         if not answer.defined:
             return self._no_answer(context, "the policy has no answer to this")
         decision = _read(answer)
-        if (
-            decision.allowed
-            and decision.revision == asked.generation[1]
-            and engine.has_standing(self._package)
-        ):
+        if decision.allowed:
             await self._keep_standing(engine, context, key, decision, asked)
         return decision
 
@@ -265,8 +261,6 @@ class Authorizer:
         if not known or self._standing.is_known_not_to_stand(key, asked):
             return
         standing = await self._ask_standing(engine, context)
-        if self._generation() != asked.generation:
-            return
         if standing is None:
             self._standing.keep_none(key, asked)
         else:
@@ -275,6 +269,8 @@ class Authorizer:
 
     async def _ask_standing(self, engine: PolicyEngine, context: AuthzContext) -> Standing | None:
         try:
+            if not engine.has_standing(self._package):
+                return None
             async with asyncio.timeout(self._timeout_s):
                 question = write_input(context.standing_input())
                 return await engine.evaluate_standing(self._package, question)

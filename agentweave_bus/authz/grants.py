@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import yaml
@@ -32,7 +33,7 @@ from agentweave_bus.authz.grants_file import load_grants_document
 from agentweave_bus.spiffe_id import SpiffeID, check_trust_domain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
 __all__ = ["OPERATOR_ACTS", "Grant", "Grants", "Operator", "Partner", "Reach", "pattern_matches"]
@@ -333,9 +334,14 @@ class Grants(BaseModel):
             entry["kinds"] = [kind]
         return _snippet("grants", entry)
 
-    def warnings(self) -> tuple[str, ...]:
-        """Return a sentence for each entry that can never match anything, or adds nothing."""
-        return tuple(self._warnings())
+    def warnings(self, capabilities: Mapping[str, Collection[str]] | None = None) -> tuple[str, ...]:
+        """Return a sentence for each entry that can never match anything, or adds nothing.
+
+        ``capabilities`` says what callees are known to have, by SPIFFE ID; callees that it lacks are
+        taken at the file's word.
+        """
+        known = capabilities or {}
+        return (*self._warnings(), *self._unknown_capabilities(known))
 
     def to_policy_data(self) -> dict[str, Any]:
         """Return what Rego reads as ``data.grants``, ``data.operators`` and ``data.partner``."""
@@ -355,6 +361,15 @@ class Grants(BaseModel):
                 yield f"{place}: {name!r} is an event's name, and kinds does not list event: it never matches"
             if grant in self.grants[:index]:
                 yield f"{place} repeats grants[{self.grants.index(grant)}]"
+
+    def _unknown_capabilities(self, known: Mapping[str, Collection[str]]) -> Iterator[str]:
+        for index, grant in enumerate(self.grants):
+            for callee in grant.callee:
+                for name in () if callee not in known else grant.capabilities:
+                    if name != "*" and "." not in name and name not in known[callee]:
+                        close = get_close_matches(name, list(known[callee]), n=1)
+                        hint = f"; did you mean {close[0]!r}?" if close else ""
+                        yield f"grants[{index}]: {callee} has no capability {name!r}{hint}"
 
 
 def _never_matching(grant: Grant) -> Iterator[str]:

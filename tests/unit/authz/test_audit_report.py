@@ -4,16 +4,17 @@ import json
 import random
 import shutil
 from base64 import b64encode
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from agentweave_bus.authz import AuditLog, AuditReport, verify_audit
-from agentweave_bus.exceptions import SignatureRefusedError
+from agentweave_bus.exceptions import AuditError, SignatureRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from agentweave_bus.authz import EvidenceCheck
 
@@ -90,6 +91,12 @@ class TestSound:
         assert by_id[first.chain].named_to == 6
         assert any("only a later chain of the same log" in sentence for sentence in report.cannot_show)
 
+    def test_nothing_to_check_is_no_clean_bill(self, tmp_path: Path) -> None:
+        with pytest.raises(AuditError, match="holds no audit log"):
+            verify_audit([tmp_path])
+        with pytest.raises(AuditError, match="can't be read: No such file"):
+            verify_audit([tmp_path / "absent.jsonl"])
+
 
 class TestChanges:
     @pytest.fixture
@@ -153,10 +160,11 @@ class TestChanges:
     def test_a_record_after_the_end_and_a_chain_without_its_start(self, path: Path) -> None:
         lines = path.read_bytes().split(b"\n")[:-1]
         chain = json.loads(lines[0])["chain"]
-        forged = {"audit_id": f"{chain}-12", "ts": 1, "seq": 12, "prev": "00" * 32, "event": "decision"}
+        prev = sha256(lines[-1]).hexdigest()
+        forged = {"audit_id": f"{chain}-12", "ts": 1, "seq": 12, "prev": prev, "event": "decision"}
         path.write_bytes(path.read_bytes() + json.dumps(forged).encode() + b"\n")
         assert kinds(verify_audit([path])) == {"changed"}
-        forged |= {"audit_id": f"{chain}-0", "seq": 0}
+        forged |= {"audit_id": f"{chain}-0", "seq": 0, "prev": "00" * 32}
         path.write_bytes(json.dumps(forged).encode() + b"\n")
         assert kinds(verify_audit([path])) == {"changed"}
 
@@ -338,8 +346,6 @@ class TestPeers:
 
 def rechained(lines: list[bytes], at: int, old: bytes, new: bytes) -> list[bytes]:
     """Change one line as somebody would who owns the file: every later hash is made to fit."""
-    from hashlib import sha256
-
     assert old in lines[at]
     done = [*lines[:at], lines[at].replace(old, new)]
     for line in lines[at + 1 :]:
@@ -353,3 +359,39 @@ def test_a_copy_beside_the_original_is_a_fork(tmp_path: Path) -> None:
     shutil.copy(log.file, tmp_path / "copy.jsonl")
     edit(tmp_path / "copy.jsonl", lambda lines: lines[:4])
     assert "reordered" in kinds(verify_audit([tmp_path]))
+
+
+class TestDocumentation:
+    PAGE = Path(__file__).parents[3] / "docs" / "audit.md"
+
+    def test_the_pages_example_runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        code = self.PAGE.read_text().split("```python\n")[1].split("```")[0]
+        write(tmp_path / "payment" / "payment.log")
+        log = write(tmp_path / "shop" / "order.log")
+        edit(log.file, lambda lines: lines[:3] + lines[4:])
+        code = code.replace("/var/log/shop", str(tmp_path / "shop"))
+        code = code.replace("/mnt/logs-of-payment", str(tmp_path / "payment"))
+        exec(compile(code, str(self.PAGE), "exec"), {})
+        said = capsys.readouterr().out
+        assert f"{log.file.name} 4 record 3 is missing" in said
+        assert "nobody else vouches" in said
+
+    def test_the_page_names_every_key_that_the_log_itself_writes(self, tmp_path: Path) -> None:
+        page = self.PAGE.read_text()
+        write(tmp_path / "order.log", 40, max_file_bytes=2000)
+        last = write(tmp_path / "order.log", 1)
+        found: set[str] = set()
+        for path in tmp_path.glob("*.jsonl"):
+            for line in path.read_bytes().splitlines():
+                record = json.loads(line)
+                if record["event"] in {"start", "rotate", "end"}:
+                    found |= {
+                        record["event"],
+                        *record,
+                        *(key for item in record.get("previous", []) for key in item),
+                    }
+        assert found >= {"start", "rotate", "end", "instance", "previous", "file"}
+        assert {key for key in found if f"`{key}`" not in page} == set()
+        assert last.file.name.count(
+            "."
+        ) == "order.20261121T085402Z.60b1838c018229ed2b16366216ea1580.0001.jsonl".count(".")

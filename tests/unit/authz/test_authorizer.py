@@ -270,6 +270,7 @@ class TestFailClosed:
             {"allow": True, "limits": []},
             {"allow": True, "reason": 7},
             {"allow": True, "require_approval": "no"},
+            {"allow": True, "require_approval": None},
             {"allow": True, "require_approval": True},
             {"allow": True, "limits": {"max_per_minute": "many"}},
             {"allow": True, "limits": {"max_per_minute": True}},

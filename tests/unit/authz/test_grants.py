@@ -133,6 +133,13 @@ class TestWarnings:
         assert any("grants[0]" in line and "order.created" in line for line in found)
         assert "grants[1] repeats grants[0]" in found
 
+    def test_a_capability_that_the_callee_lacks_is_named_where_it_is_known(self, shop: Grants) -> None:
+        known = {ORDER: ["create_orders", "get_order"], PAYMENT: ["pay"]}
+        assert shop.warnings(known) == (
+            f"grants[0]: {ORDER} has no capability 'create_order'; did you mean 'create_orders'?",
+        )
+        assert shop.warnings({ORDER: ["create_order", "get_order"]}) == ()
+
     def test_an_empty_file_is_worth_a_warning(self) -> None:
         assert len(Grants.parse("").warnings()) == 1
 

@@ -258,6 +258,8 @@ class Admission:
             step = Step.HEAD
             return verifier.parse_head(parts, sender)
         except (EnvelopeError, IdentityError, FederationError) as error:
+            if isinstance(error, FederationError):
+                self._metrics.federation_errors.inc()
             raise AdmissionRefusedError(step, str(error)) from error
 
     async def _bind(self, request: OpenedEnvelope, arrival: Arrival) -> Capability:

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import re
 import secrets
+import ssl
 import string
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,8 @@ from nats.aio.subscription import Subscription
 
 from agentweave_bus.bus.subjects import api_inbox, reply_inbox
 from agentweave_bus.exceptions import BusError, IdentityError, UnreachableError
-from agentweave_bus.identity import ChainVerifier, IdentitySource, client_context
+from agentweave_bus.identity import ChainVerifier, IdentitySource, PeerRefusedError, client_context
+from agentweave_bus.observability.metrics import Metrics
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["BusAddress", "Keeper", "PermissionListener", "Session"]
@@ -45,7 +47,6 @@ _MAX_PENDING_MESSAGES: Final = 8192  # per subscription, then the client library
 _MAX_PENDING_BYTES: Final = 64 * 1024 * 1024
 _RETIRE_SECONDS: Final = 3_660.0  # the longest call and its slack; then a retired session is cut
 _FIRST_DELAY_SECONDS: Final = 0.05
-_LAST_DELAY_SECONDS: Final = 2.0
 _PERMISSION: Final = re.compile(
     r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE
 )
@@ -60,12 +61,15 @@ class BusAddress:
     """Where the broker is and who it must be.
 
     ``servers`` are ``tls://host:port`` addresses, tried in turn; ``server_id`` is the SPIFFE ID that
-    the server's certificate must carry; ``connect_timeout`` is in seconds, for one attempt.
+    the server's certificate must carry; ``connect_timeout`` is in seconds, for one attempt; ``longest_wait``
+    is the longest pause between two attempts, in seconds.
     """
 
     servers: Sequence[str]
     server_id: SpiffeID
     connect_timeout: float = 5.0
+    longest_wait: float = 2.0
+    minimum_tls: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
 
 
 class Session:
@@ -255,8 +259,15 @@ class Keeper:
     """
 
     def __init__(
-        self, source: IdentitySource, chains: ChainVerifier, address: BusAddress, *, name: str = ""
+        self,
+        source: IdentitySource,
+        chains: ChainVerifier,
+        address: BusAddress,
+        *,
+        metrics: Metrics | None = None,
+        name: str = "",
     ) -> None:
+        self._metrics = metrics if metrics is not None else Metrics.create()
         self._source = source
         self._chains = chains
         self._address = address
@@ -337,7 +348,7 @@ class Keeper:
             else:
                 return
             await anyio.sleep(delay)
-            delay = min(delay * 2, _LAST_DELAY_SECONDS)
+            delay = min(delay * 2, self._address.longest_wait)
 
     async def _keep(self, group: TaskGroup) -> None:
         while True:
@@ -348,6 +359,7 @@ class Keeper:
                 return
             self._rotated.clear()
             fresh = await self._reconnect(old)
+            self._metrics.bus_reconnects.inc()
             self._adopt(fresh)
             group.start_soon(old.retire)
 
@@ -366,7 +378,7 @@ class Keeper:
                 level = logging.INFO if old.usable else logging.WARNING
                 _log.log(level, "no connection to the broker yet: %s", error)
             await anyio.sleep(delay * (0.5 + secrets.randbelow(1000) / 1000))
-            delay = min(delay * 2, _LAST_DELAY_SECONDS)
+            delay = min(delay * 2, self._address.longest_wait)
 
     def _adopt(self, session: Session) -> None:
         self._current = session
@@ -387,10 +399,13 @@ class Keeper:
                 await session.flush(self._address.connect_timeout)
         except (OSError, TimeoutError, IdentityError, BusError, nats.errors.Error) as error:
             await _abandon(client)
+            if isinstance(error, PeerRefusedError):
+                self._metrics.handshake_ended(accepted=False)
             raise BusError(f"can't connect to the broker at {server}: {_cause(error)}") from error
         except BaseException:
             await _abandon(client)
             raise
+        self._metrics.handshake_ended(accepted=True)
         return session
 
     async def _dial(self, client: Client, server: str, session: Session) -> None:
@@ -400,7 +415,12 @@ class Keeper:
         await client.connect(
             server,
             name=self._name or str(session.me),
-            tls=client_context(self._source, self._address.server_id, verifier=self._chains),
+            tls=client_context(
+                self._source,
+                self._address.server_id,
+                verifier=self._chains,
+                minimum_version=self._address.minimum_tls,
+            ),
             tls_hostname=server.partition("://")[2].rpartition(":")[0],
             tls_handshake_first=True,
             allow_reconnect=False,

@@ -104,20 +104,23 @@ class AgentWeaveClient:
         capability: str,
         payload: Any = None,
         *,
-        timeout: float = 30.0,  # noqa: ASYNC109 - it travels in the envelope, too
+        timeout: float | None = None,  # noqa: ASYNC109 - it travels in the envelope, too
         principal: Mapping[str, str] | None = None,
         scope: Sequence[str] | None = None,
         safe: bool = False,
     ) -> TaskResult:
         """Ask the agent ``target`` (a SPIFFE ID) for ``capability``; see ``client.Client.call``.
 
+        ``timeout`` is in seconds; without it ``bus.call_timeout`` holds.
+
         Raises:
             AgentCallError: the call ended without a result; subclasses say why.
             AgentWeaveError: the client is not connected.
 
         """
+        seconds = self.config.bus.call_timeout if timeout is None else timeout
         return await self._connected().client.call(
-            target, capability, payload, timeout=timeout, principal=principal, scope=scope, safe=safe
+            target, capability, payload, timeout=seconds, principal=principal, scope=scope, safe=safe
         )
 
     def _connected(self) -> Connected:

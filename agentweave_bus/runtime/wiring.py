@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import anyio
@@ -21,10 +24,13 @@ from agentweave_bus.authz import (
     AuditLog,
     AuthorizationProvider,
     Authorizer,
+    AuthzContext,
+    AuthzDecision,
     PolicyEngine,
     PolicyWatch,
 )
 from agentweave_bus.authz.circuit_breaker import BreakerSettings
+from agentweave_bus.authz.frames import DEFAULT_MAX_BYTES
 from agentweave_bus.authz.opa import OpaServerEngine, OpaSettings
 from agentweave_bus.authz.wasm import EmbeddedEngine
 from agentweave_bus.bus.connection import BusAddress, Keeper
@@ -43,7 +49,7 @@ from agentweave_bus.identity import (
     StaticMTLSProvider,
     client_context,
 )
-from agentweave_bus.observability.metrics import BreakerState, Metrics
+from agentweave_bus.observability.metrics import BreakerState, Direction, Metrics
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["Connected", "clock_ms", "connected"]
@@ -101,7 +107,7 @@ async def connected(
         stack.push_async_callback(source.aclose)
         metrics.certificate_expiry.set(source.svid.expiry.timestamp())
         authorizer = await _authorizer(config, source, authz_provider, stack, metrics)
-        audit = _audit(config, source.spiffe_id)
+        audit = _audit(config, source.spiffe_id, stack)
         stack.push_async_callback(audit.aclose)
         parts = _wire(config, source, authorizer, audit, metrics)
         serve(parts)
@@ -175,7 +181,29 @@ async def _authorizer(
         environment=config.environment,
         default_action=settings.default_action,
         refresh=refresh,
+        on_decision=_log_federated if settings.audit.log_federated else None,
         on_alarm=lambda _sentence: metrics.policy_load_errors.inc(),
+    )
+
+
+def _log_federated(context: AuthzContext, decision: AuthzDecision) -> None:
+    """Say in the log, too, what crosses a trust domain; the audit log has it with its parameters."""
+    caller, callee = SpiffeID(context.caller), SpiffeID(context.callee)
+    if caller.trust_domain == callee.trust_domain:
+        return
+    _log.info(
+        "federated %s of %s: %s",
+        context.action,
+        callee,
+        "allowed" if decision.allowed else "denied",
+        extra={
+            "caller_domain": caller.trust_domain,
+            "caller": str(caller),
+            "callee_domain": callee.trust_domain,
+            "direction": context.direction,
+            "reason": decision.reason,
+            "decision_id": decision.decision_id,
+        },
     )
 
 
@@ -191,20 +219,27 @@ def _opa_servers(config: AgentConfig, source: IdentitySource, metrics: Metrics) 
             budget_ms=settings.timeout_ms,
             breaker=BreakerSettings(breaker.failure_threshold, breaker.success_threshold, breaker.timeout),
         ),
-        tls=None if expected is None else lambda: client_context(source, SpiffeID(expected)),
+        tls=None
+        if expected is None
+        else lambda: client_context(source, SpiffeID(expected), minimum_version=_minimum_tls(config)),
         on_request=metrics.opa_requests.inc,
         on_error=lambda _endpoint: metrics.opa_errors.inc(),
         on_breaker=lambda endpoint, state: metrics.breaker_changed(endpoint, BreakerState(state.value)),
     )
 
 
-def _audit(config: AgentConfig, me: SpiffeID) -> AuditLog:
+def _audit(config: AgentConfig, me: SpiffeID, stack: AsyncExitStack) -> AuditLog:
+    """Open the audit log. Switched off, which development alone allows, it is kept only while running."""
     settings = config.authorization.audit
+    path = settings.path
+    if not settings.enabled:
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentweave-audit-"))) / "audit"
     return AuditLog(
-        settings.path,
+        path,
         f"{me} pid {os.getpid()}",
         redact=settings.redact,
         max_file_bytes=settings.max_file_bytes,
+        max_frames_bytes=DEFAULT_MAX_BYTES if settings.keep_frames else 0,
     )
 
 
@@ -215,8 +250,14 @@ def _wire(
     chains = ChainVerifier(source, revocations=RevocationList())
     verifier = EnvelopeVerifier(chains)
     sealer = Sealer(lambda: source.svid)
-    address = BusAddress(config.bus.servers, _server_id(config), config.bus.connect_timeout)
-    keeper = Keeper(source, chains, address, name=str(me))
+    address = BusAddress(
+        config.bus.servers,
+        _server_id(config),
+        config.bus.connect_timeout,
+        config.bus.reconnect_wait,
+        _minimum_tls(config),
+    )
+    keeper = Keeper(source, chains, address, metrics=metrics, name=str(me))
     requests = Requests(
         keeper=keeper,
         sealer=sealer,
@@ -227,6 +268,10 @@ def _wire(
         witness=audit.witness,
         max_pending=config.bus.max_pending_calls,
     )
+    if authorizer.grants is not None:
+        for reach in authorizer.grants.callees_of(me):
+            for capability in reach.capabilities:
+                metrics.declare_capability(Direction.OUTBOUND, capability)
     breaker = config.bus.circuit_breaker
     client = Client(
         me=me,
@@ -242,6 +287,11 @@ def _wire(
         max_timeout=config.bus.max_call_timeout,
     )
     return Connected(config, me, source, verifier, sealer, authorizer, audit, keeper, client, metrics)
+
+
+def _minimum_tls(config: AgentConfig) -> ssl.TLSVersion:
+    wanted = config.transport.tls_min_version
+    return ssl.TLSVersion.TLSv1_2 if wanted == "1.2" else ssl.TLSVersion.TLSv1_3
 
 
 def _server_id(config: AgentConfig) -> SpiffeID:

@@ -318,6 +318,7 @@ class Keeper:
             BusError: no session could be had within ``deadline_s`` seconds; the cause is named.
 
         """
+        logging.getLogger("asyncio").addFilter(_is_worth_saying)  # the same one a second time does nothing
         unsubscribe = self._source.subscribe(lambda _snapshot: self._rotated.set())
         try:
             async with anyio.create_task_group() as group:
@@ -440,6 +441,11 @@ class Keeper:
         _log.warning("the broker does not allow %s to %s", verb, subject)
         for listener in self._permission_listeners:
             listener(verb, subject)
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """Tell asyncio's warning about TLS streams apart: the client library causes it at every orderly close."""
+    return not record.getMessage().startswith("returning true from eof_received()")
 
 
 async def _abandon(client: Client) -> None:

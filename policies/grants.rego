@@ -5,6 +5,7 @@
 # kept, it is not enough that it isn't seen to be broken.
 package agentweave.grants
 
+import data.agentweave.numbers
 import rego.v1
 
 default allow := false
@@ -127,7 +128,7 @@ origin_accepted(grant) if {
 	matches(pattern, input.context.via[0].iss)
 }
 
-names_principal if input.context.principal
+names_principal if input.context.principal != null
 
 principal_accepted(_) if not names_principal
 
@@ -159,27 +160,12 @@ kept("max_per_minute", _) := true
 kept(key, bound) if {
 	startswith(key, "max_")
 	key != "max_per_minute"
-	number(payload[trim_prefix(key, "max_")]) <= number(bound)
+	numbers.plain(payload[trim_prefix(key, "max_")]) <= numbers.plain(bound)
 }
 
 kept(key, bound) if {
 	startswith(key, "min_")
-	number(payload[trim_prefix(key, "min_")]) >= number(bound)
-}
-
-# A number, or a text that is one in plain digits; anything else is undefined.
-number(value) := value if is_number(value)
-
-number(value) := to_number(value) if {
-	is_string(value)
-	count(value) <= 64
-	parts := split(trim_prefix(value, "-"), ".")
-	count(parts) in {1, 2}
-	every part in parts {
-		part != ""
-		trim(part, "0123456789") == ""
-	}
-	parts[0] in {"0", trim_left(parts[0], "0")}
+	numbers.plain(payload[trim_prefix(key, "min_")]) >= numbers.plain(bound)
 }
 
 # --- partners: other trust domains -----------------------------------------------------------------------
@@ -210,7 +196,7 @@ partner_limits_kept if {
 
 partner_kept(key, _) if key in {"rate_limit_per_minute", "daily_limit"}
 
-partner_kept("max_transaction", bound) if number(payload.amount) <= number(bound)
+partner_kept("max_transaction", bound) if numbers.plain(payload.amount) <= numbers.plain(bound)
 
 # What carries no amount is no transaction.
 partner_kept("max_transaction", _) if not "amount" in object.keys(payload)

@@ -29,16 +29,20 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from agentweave_bus.authz.host_builtins import CLOCK_BUILTINS
 from agentweave_bus.authz.policy_data import MAX_FILE_BYTES, read_bytes
 from agentweave_bus.exceptions import PolicyLoadError
 
+if TYPE_CHECKING:
+    from agentweave_bus.authz.wasm_module import PolicyModule
+
 __all__ = [
     "OPA_VERSION",
     "SHIPPED",
     "CompiledPolicy",
+    "checked_sources",
     "compile_policies",
     "default_cache",
     "find_opa",
@@ -51,6 +55,11 @@ OPA_VERSION: Final = "1.21.3"
 
 SHIPPED: Final = Path(__file__).parent / "shipped"
 """The shipped policies, compiled and as source."""
+
+_SHIPPED_STANDING: Final = frozenset(
+    {"admin/authz", "agentweave/grants", "gateway/authz", "inventory/authz", "order/authz", "user/authz"}
+)
+"""The shipped packages with a standing rule; a test compares it with what is compiled."""
 
 _WASM: Final = "policy.wasm"
 _LOCK: Final = "policy.lock"
@@ -138,20 +147,36 @@ def precompile(directory: Path) -> None:
 def compile_policies(directory: Path) -> bytes:
     """Compile every package of ``directory`` as one would by hand, and return the WebAssembly.
 
-    It runs ``opa build -t wasm -e … .`` inside the directory, with one ``-e`` for each ``allow``,
-    ``decision`` and ``standing`` rule in the order of their paths, and checks the standing rules.
+    It runs ``opa build -t wasm --ignore '*_test.rego' -e … .`` inside the directory, with one ``-e`` for
+    each ``allow``, ``decision`` and ``standing`` rule in the order of their paths, and checks the standing
+    rules. (Tests have to be ignored: OPA compiles whatever refers to an entrypoint, tests too, and
+    makes entrypoints of them.)
 
     Raises:
         PolicyLoadError: there is no ``opa``, or it does not compile; the message is the compiler's.
 
     """
-    entrypoints = _entrypoints(directory, _rego_files(directory))
+    sources = _rego_files(directory)
+    entrypoints = _entrypoints(sources)
     if not entrypoints:
         raise PolicyLoadError(f"{directory} defines no allow, decision or standing rule in any package")
-    for entrypoint in entrypoints:
-        if entrypoint.endswith("/standing"):
-            _check_standing(directory, entrypoint)
+    _check_standing_rules(sources, [path for path in entrypoints if path.endswith("/standing")])
     return _build(directory, entrypoints)
+
+
+def checked_sources(source: Path | None) -> tuple[dict[str, bytes], frozenset[str]]:
+    """Return the merged Rego of ``source`` by file name, and the packages with a checked standing rule.
+
+    Raises:
+        PolicyLoadError: as for :func:`load_policy`.
+
+    """
+    own = {} if source is None or not source.is_dir() else _rego_files(source)
+    if source is None or not own or own == _rego_files(SHIPPED):
+        return _rego_files(SHIPPED), _SHIPPED_STANDING
+    wasm = _compile_merged(source, own)
+    rules = (path.rpartition("/") for path in _rules_of(wasm))
+    return _merged(own), frozenset(package for package, _, rule in rules if rule == "standing")
 
 
 # --- where a policy comes from -------------------------------------------------------------------------
@@ -222,17 +247,27 @@ def _compile_own(directory: Path, sources: dict[str, bytes], target: Path) -> by
 def _compile_merged(directory: Path, sources: dict[str, bytes]) -> bytes:
     """Compile the user's sources, with the shipped packages beside them."""
     with tempfile.TemporaryDirectory(prefix="agentweave-policy-") as folder:
-        merged = Path(folder)
-        _write_sources(merged, sources)
-        own = {_package_of(merged, name) for name in sources}
-        for name, raw in _shipped_as_library().items():
-            _write_sources(merged, {name: raw})
-            if _package_of(merged, name) in own:
-                (merged / name).unlink()
         try:
-            return compile_policies(merged)
+            _check_syntax(Path(folder), sources)
+            _write_sources(Path(folder), _merged(sources))
+            return compile_policies(Path(folder))
         except PolicyLoadError as error:
             raise PolicyLoadError(f"{directory}: {error}") from error
+
+
+def _check_syntax(folder: Path, sources: dict[str, bytes]) -> None:
+    """Have mistakes named by file and line: parsed as data, they would not be."""
+    _write_sources(folder, sources)
+    for name in sources:
+        _run_opa(folder, "parse", "--format", "json", name)
+
+
+def _merged(own: dict[str, bytes]) -> dict[str, bytes]:
+    """Return the user's sources with the shipped packages that they do not define anew."""
+    library = _shipped_as_library()
+    modules = _parse(own | library)
+    taken = {_package_of(modules[name]) for name in own}
+    return own | {name: raw for name, raw in library.items() if _package_of(modules[name]) not in taken}
 
 
 def _write_sources(folder: Path, sources: dict[str, bytes]) -> None:
@@ -241,22 +276,30 @@ def _write_sources(folder: Path, sources: dict[str, bytes]) -> None:
         (folder / name).write_bytes(raw)
 
 
-def _entrypoints(directory: Path, sources: dict[str, bytes]) -> list[str]:
+def _entrypoints(sources: dict[str, bytes]) -> list[str]:
     found = {
-        f"{_path(module['package']['path'][1:])}/{rule['head']['name']}"
-        for module in (_parse(directory, name) for name in sources)
+        f"{_package_of(module)}/{rule['head']['name']}"
+        for module in _parse(sources).values()
         for rule in module.get("rules", ())
         if rule["head"].get("name") in _RULES and "args" not in rule["head"]
     }
     return sorted(found)
 
 
-def _package_of(directory: Path, name: str) -> str:
-    return _path(_parse(directory, name)["package"]["path"][1:])
+def _package_of(module: dict[str, Any]) -> str:
+    return _path(module["package"]["path"][1:])
 
 
-def _parse(directory: Path, name: str) -> Any:
-    return json.loads(_run_opa(directory, "parse", "--format", "json", name))
+def _parse(sources: dict[str, bytes]) -> dict[str, Any]:
+    """Return the syntax tree of each source, with one run of the compiler."""
+    texts = {name: raw.decode(errors="replace") for name, raw in sources.items()}
+    query = "{name: rego.parse_module(name, text) | some name, text in input}"
+    with tempfile.TemporaryDirectory(prefix="agentweave-policy-") as folder:
+        (Path(folder) / "sources.json").write_text(json.dumps(texts), encoding="utf-8")
+        arguments = ("--format", "json", "--strict-builtin-errors", "--input", "sources.json", query)
+        answer = json.loads(_run_opa(Path(folder), "eval", *arguments))
+    modules: dict[str, Any] = answer["result"][0]["expressions"][0]["value"]
+    return modules
 
 
 def _path(terms: list[dict[str, Any]]) -> str:
@@ -267,7 +310,7 @@ def _build(directory: Path, entrypoints: list[str]) -> bytes:
     chosen = [part for entrypoint in entrypoints for part in ("-e", entrypoint)]
     with tempfile.TemporaryDirectory(prefix="agentweave-policy-") as folder:
         bundle = Path(folder) / "bundle.tar.gz"
-        _run_opa(directory, "build", "-t", "wasm", *chosen, "-o", str(bundle), ".")
+        _run_opa(directory, "build", "-t", "wasm", "--ignore", "*_test.rego", *chosen, "-o", str(bundle), ".")
         return _member(bundle.read_bytes(), _WASM)
 
 
@@ -312,20 +355,50 @@ def _complaint(done: subprocess.CompletedProcess[bytes]) -> str:
 # --- standing rules ------------------------------------------------------------------------------------
 
 
-def _check_standing(directory: Path, entrypoint: str) -> None:
-    """Refuse a standing rule that depends on what its answer would not hold for."""
-    reference = "data." + entrypoint.replace("/", ".")
-    found = json.loads(_run_opa(directory, "deps", "--format", "json", "-d", ".", reference))
+def _check_standing_rules(sources: dict[str, bytes], entrypoints: list[str]) -> None:
+    """Refuse a standing rule that depends on what its answer would not hold for.
+
+    In a folder without tests: the compiler takes in whatever refers to a rule.
+    """
+    if not entrypoints:
+        return
+    with tempfile.TemporaryDirectory(prefix="agentweave-policy-") as folder:
+        _write_sources(Path(folder), sources)
+        if _moving_input(Path(folder), entrypoints) is None:
+            _check_clock(_build(Path(folder), entrypoints))
+            return
+        for entrypoint in entrypoints:  # which one it is
+            moving = _moving_input(Path(folder), [entrypoint])
+            if moving is not None:
+                raise PolicyLoadError(_MOVING.format(rule=_reference(entrypoint), moving=moving))
+
+
+_MOVING: Final = (
+    "{rule} depends on {moving}, which differs from one request to the next; a standing answer may depend "
+    "on caller, callee, action, direction, kind, transport, scope, principal, and on iss, aud, cap and kind "
+    "of via only"
+)
+
+
+def _moving_input(folder: Path, entrypoints: list[str]) -> str | None:
+    """Return a part of the input that the rules reach and that a standing answer may not depend on."""
+    query = "; ".join(_reference(entrypoint) for entrypoint in entrypoints)
+    found = json.loads(_run_opa(folder, "deps", "--format", "json", "-d", ".", query))
     for base in found.get("base", ()):
         if base[0]["value"] == "input" and not _stands_still(base[1:]):
-            raise PolicyLoadError(
-                f"{reference} depends on {_path(base).replace('/', '.')}, which differs from one request to "
-                "the next; a standing answer may depend on caller, callee, action, direction, kind, "
-                "transport, scope, principal and on iss, aud, cap and kind of via only"
-            )
-    clock = sorted(CLOCK_BUILTINS & _host_functions(_build(directory, [entrypoint])))
+            return _path(base).replace("/", ".")
+    return None
+
+
+def _reference(entrypoint: str) -> str:
+    package, _, rule = entrypoint.rpartition("/")
+    return "data" + "".join(f'["{part}"]' for part in package.split("/")) + f".{rule}"
+
+
+def _check_clock(wasm: bytes) -> None:
+    clock = sorted(CLOCK_BUILTINS & _host_functions(wasm))
     if clock:
-        raise PolicyLoadError(f"{reference} reads the clock ({clock[0]}); a standing answer may not")
+        raise PolicyLoadError(f"a standing rule reads the clock ({clock[0]}); a standing answer may not")
 
 
 def _stands_still(terms: list[dict[str, Any]]) -> bool:
@@ -336,6 +409,14 @@ def _stands_still(terms: list[dict[str, Any]]) -> bool:
 
 
 def _host_functions(wasm: bytes) -> set[str]:
+    return set(_inspected(wasm).builtins.values())
+
+
+def _rules_of(wasm: bytes) -> list[str]:
+    return sorted(_inspected(wasm).entrypoints)
+
+
+def _inspected(wasm: bytes) -> PolicyModule:
     from agentweave_bus.authz.wasm_module import ModuleLimits, PolicyModule  # noqa: PLC0415 - wasmtime is optional
 
-    return set(PolicyModule(wasm, ModuleLimits()).builtins.values())
+    return PolicyModule(wasm, ModuleLimits())

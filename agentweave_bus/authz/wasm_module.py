@@ -75,6 +75,7 @@ class PolicyModule:
 
     Attributes:
         digest: SHA-256 of the module.
+        size_bytes: its length.
         entrypoints: rule path (``order/authz/allow``) to the number that ``opa_eval`` takes.
         builtins: names of the host functions that it calls, by number.
 
@@ -86,6 +87,7 @@ class PolicyModule:
     def __init__(self, wasm: bytes, limits: ModuleLimits) -> None:
         self.limits = limits
         self.digest = hashlib.sha256(wasm).digest()
+        self.size_bytes = len(wasm)
         self.engine = wasmtime.Engine(_engine_settings())
         try:
             self.module = wasmtime.Module(self.engine, wasm)
@@ -117,6 +119,7 @@ class PolicyInstance:
         self._names: Mapping[int, str] = module.builtins
         self._builtins = builtins
         self._limits = module.limits
+        self._program_bytes = module.size_bytes
         self._failure = ""
         self._store = wasmtime.Store(module.engine)
         self._store.set_fuel(module.limits.load_instructions)
@@ -162,7 +165,10 @@ class PolicyInstance:
 
     def _link(self, module: wasmtime.Module) -> None:
         imported = next(item.type for item in module.imports if item.name == "memory")
-        pages = wasmtime.Limits(imported.limits.min, self._limits.memory_bytes // _PAGE_BYTES)
+        # OPA declares less than its own data segments need, and leaves the difference to the host.
+        least = imported.limits.min + self._program_bytes // _PAGE_BYTES + 1
+        most = self._limits.memory_bytes // _PAGE_BYTES
+        pages = wasmtime.Limits(min(least, most), most)
         self._memory = wasmtime.Memory(self._store, wasmtime.MemoryType(pages))
         linker = wasmtime.Linker(self._store.engine)
         linker.define(self._store, "env", "memory", self._memory)

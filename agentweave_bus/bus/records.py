@@ -8,14 +8,25 @@ head, proof and chain without which it would prove nothing.
 from __future__ import annotations
 
 import base64
-from typing import Any
-
-import msgpack  # type: ignore[import-untyped]
+from collections.abc import Callable
+from typing import Any, Final
 
 from agentweave_bus.authz import AuthzContext, AuthzDecision
-from agentweave_bus.envelope import Head, Link, OpenedEnvelope, Sealed
+from agentweave_bus.envelope import (
+    EnvelopeVerifier,
+    Head,
+    Link,
+    OpenedEnvelope,
+    Sealed,
+    decode_link,
+    encode_link,
+)
+from agentweave_bus.exceptions import TimeRefusedError
 
-__all__ = ["decision_facts", "envelope_facts", "outcome_facts", "sealed_facts"]
+__all__ = ["decision_facts", "envelope_facts", "evidence_check", "outcome_facts", "sealed_facts"]
+
+_MAX_NOTE_DELAY_MS: Final = 60_000
+"""A call is admitted within 30 s of its signing, on clocks that differ by little."""
 
 
 def envelope_facts(request: OpenedEnvelope) -> dict[str, Any]:
@@ -72,6 +83,23 @@ def _head_facts(head: Head, digest: bytes, link: Link | None) -> dict[str, Any]:
             "chain": chain_id,
             "seq": sequence,
             "hash": last_hash.hex(),
-            "evidence": base64.b64encode(msgpack.packb(link.to_wire())).decode(),
+            "evidence": base64.b64encode(encode_link(link)).decode(),
         }
     return facts
+
+
+def evidence_check(verifier: EnvelopeVerifier) -> Callable[[bytes, int], tuple[str, int, bytes] | None]:
+    """Return what ``authz.verify_audit`` needs to check signatures: evidence in, signed statement out.
+
+    Evidence is verified with the bundles that ``verifier`` has, as of the moment at which it was signed.
+    The returned function raises ``AgentWeaveError`` for what does not verify.
+    """
+
+    def check(evidence: bytes, noted_ms: int) -> tuple[str, int, bytes] | None:
+        link = decode_link(evidence)
+        verifier.verify_link(link)
+        if abs(noted_ms - link.head.iat) > _MAX_NOTE_DELAY_MS:
+            raise TimeRefusedError(f"noted {noted_ms - link.head.iat} ms after it was signed")
+        return link.head.log
+
+    return check

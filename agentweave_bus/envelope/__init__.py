@@ -39,7 +39,7 @@ from agentweave_bus.envelope.envelope import (
     head_digest,
     pae,
 )
-from agentweave_bus.envelope.frame import Frame, Link, Proof, decode_frame
+from agentweave_bus.envelope.frame import Frame, Link, Proof, decode_frame, decode_link, encode_link
 from agentweave_bus.envelope.head import parse_head
 from agentweave_bus.envelope.replay import ReplayFilter, claim_key
 from agentweave_bus.envelope.signing import Sealed, Sealer
@@ -82,7 +82,9 @@ __all__ = [
     "control_role",
     "covers",
     "decode_frame",
+    "decode_link",
     "decode_payload",
+    "encode_link",
     "encode_payload",
     "extend_via",
     "head_digest",

@@ -140,6 +140,23 @@ def decode_frame(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Frame:
     return Frame(data, _head(head, limits), _proof(proof, limits), _chain(chain, limits), payload, links)
 
 
+def encode_link(link: Link) -> bytes:
+    """Write a link by itself, as a record keeps it: the bytes that it has in ``via``."""
+    return pack(link.to_wire())
+
+
+def decode_link(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Link:
+    """Read what :func:`encode_link` wrote.
+
+    Raises:
+        MalformedEnvelopeError: size, shape, a type or the canonical form is wrong.
+
+    """
+    check_size(data, limits)
+    widest = max(8, limits.max_chain_certificates)
+    return _link(unpack_exact(data, "the link", max_items=widest, max_bytes=limits.max_frame_bytes), limits)
+
+
 def _link(value: Any, limits: Limits) -> Link:
     if type(value) is not list or len(value) != 3:  # noqa: PLR2004 - head, proof, chain
         raise MalformedEnvelopeError("a link is no list of head, proof and chain")

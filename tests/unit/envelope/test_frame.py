@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentweave_bus.envelope import Limits, Link, Proof, decode_frame
+from agentweave_bus.envelope import Limits, Link, Proof, decode_frame, decode_link, encode_link
 from agentweave_bus.envelope.codec import pack
 from agentweave_bus.envelope.frame import encode_frame
 from agentweave_bus.exceptions import MalformedEnvelopeError
@@ -121,3 +121,18 @@ def test_a_frame_is_bounded_before_it_is_read() -> None:
         decode_frame(b"\x96" * 1_044_481)
     with pytest.raises(MalformedEnvelopeError, match="at most 60 "):
         encode_frame(Link(b"h" * 60, Proof(b"s", 1, 0, ()), (b"c",)), b"", (), Limits(max_frame_bytes=60))
+
+
+@settings(max_examples=30, deadline=None)
+@given(link=LINKS)
+def test_a_link_kept_by_itself_reads_back(link: Link) -> None:
+    assert decode_link(encode_link(link)) == link
+
+
+@pytest.mark.parametrize("damage", ["longer", "shorter", "two parts"])
+def test_a_damaged_link_is_refused(damage: str) -> None:
+    whole = pack(LINK)
+    damaged = {"longer": whole + b"\x00", "shorter": whole[:-1], "two parts": pack(LINK[:2])}[damage]
+    assert decode_link(whole).head_bytes == b"head"
+    with pytest.raises(MalformedEnvelopeError):
+        decode_link(damaged)

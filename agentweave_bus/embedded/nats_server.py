@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from agentweave_bus.embedded.lifeline import dies_with_this_process
 from agentweave_bus.exceptions import BusError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -224,10 +225,9 @@ class NatsServer:
 
     async def _spawn(self, binary: NatsServerBinary) -> None:
         port = str(self._port) if self._port is not None else "-1"
-        arguments = ["-c", str(self.config_path), "-a", self._host, "-p", port]
+        command = [str(binary.path), "-c", str(self.config_path), "-a", self._host, "-p", port]
         self._process = await asyncio.create_subprocess_exec(
-            str(binary.path),
-            *arguments,
+            *dies_with_this_process(command, by=signal.SIGTERM),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

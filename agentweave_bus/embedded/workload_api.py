@@ -187,7 +187,7 @@ class WorkloadApiServer:
     def _prepare(self, path: Path) -> None:
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._directory.chmod(0o700)
+            _require_own_folder(self._directory)
             path.unlink(missing_ok=True)  # left behind by a process that was killed
         except OSError as error:
             raise ConfigurationError(
@@ -263,6 +263,16 @@ class _Servicer(workload_pb2_grpc.SpiffeWorkloadAPIServicer):  # type: ignore[mi
             changed = self._served.changed
             yield self._api.bundles_response()
             await changed.wait()
+
+
+def _require_own_folder(folder: Path) -> None:
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        # Not repaired: a folder that others use, such as /tmp, must not be closed to them.
+        raise ConfigurationError(
+            f"the folder {folder} is open to other users, who could take identities from it.",
+            hint=f"Name one of your own, or run: chmod 700 {folder}",
+        )
 
 
 async def _require_metadata(context: Any) -> None:

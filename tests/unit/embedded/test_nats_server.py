@@ -101,6 +101,7 @@ async def test_it_is_ready_when_start_returns_and_gone_after_stop(tmp_path):
         assert connection.connected_url.port == server.port
         await connection.close()
         pid = server.pid
+        assert os.getsid(pid) == pid  # Ctrl-C in our terminal is not for it
         await server.start()
         assert server.pid == pid
         other = NatsServer(PLAIN, tmp_path / "other")
@@ -185,9 +186,11 @@ async def test_a_reload_takes_effect_and_a_bad_one_is_undone(tmp_path):
         with pytest.raises(ConfigurationError, match="no_such_setting"):
             await server.reload("no_such_setting: 1\n")
         assert (server.pid, server.port) == (pid, port)
+        assert server.config_path.read_text() == users("one", "two")
         await server.reload()
         await server.restart()
-        await (await nats.connect(server.url, user="two", password="p")).close()
+        with anyio.fail_after(10):
+            await (await nats.connect(server.url, user="two", password="p")).close()
     with pytest.raises(BusError, match="not running"):
         await server.reload()
 

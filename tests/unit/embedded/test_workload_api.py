@@ -126,6 +126,15 @@ async def test_sockets_are_for_this_user_only(api, tmp_path):
     await api.withdraw(ORDER)
 
 
+async def test_a_folder_that_others_can_enter_is_refused_and_left_alone(authority, tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o755)
+    server = WorkloadApiServer(authority, tmp_path / "shared")
+    with pytest.raises(ConfigurationError, match="chmod 700"):
+        await server.serve(ORDER)
+    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o755
+
+
 async def test_rotation_is_streamed_to_who_listens(api, provided):
     async with Following(provided(await api.serve(ORDER), ORDER)) as following:
         first = following.source.svid
@@ -189,6 +198,11 @@ async def test_without_an_expected_id_the_default_is_taken(api, provided):
     with pytest.raises(SvidUnavailableError):
         provider.get_spiffe_id()
     assert (await provider.get_svid()).spiffe_id == PAYMENT
+
+
+async def test_waiting_without_a_stream_returns_so_that_one_is_opened(tmp_path):
+    with anyio.fail_after(2):
+        await SPIFFEIdentityProvider(f"unix://{tmp_path}/none.sock").wait_for_update()
 
 
 async def test_a_missing_socket_says_what_to_start(tmp_path):

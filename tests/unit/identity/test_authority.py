@@ -59,6 +59,12 @@ def test_lifetime_counts_from_now_or_from_the_moment_given():
     assert far.expiry == start + timedelta(hours=1)
 
 
+def test_no_svid_outlives_its_authority():
+    authority = Authority("example.test", lifetime=timedelta(days=2))
+    svid = authority.issue(X, lifetime=timedelta(days=9))
+    assert svid.expiry == authority.bundle.authorities[0].not_valid_after_utc
+
+
 def test_long_paths_get_a_short_common_name():
     authority = Authority("a" * 200 + ".test")
     spiffe_id = SpiffeID.of(authority.trust_domain, "agent", "x" * 300)

@@ -21,7 +21,7 @@ from agentweave_bus.identity import (
     claimed_spiffe_id,
     verify_chain,
 )
-from agentweave_bus.identity.chain import MAX_CERTIFICATE_BYTES, MAX_CHAIN_CERTIFICATES
+from agentweave_bus.identity.chain import MAX_CERTIFICATE_BYTES, MAX_CHAIN_CERTIFICATES, load_certificate
 
 X = SpiffeID("spiffe://example.test/agent/x")
 
@@ -75,6 +75,10 @@ def test_the_moment_decides_not_the_clock(offset, why):
     svid = authority.issue(X)
     with pytest.raises(ChainRefusedError, match=why):
         verify_chain(svid.cert_chain, authority.bundle, at_ms=now_ms() + offset)
+    end = int(svid.expiry.timestamp()) * 1000
+    assert verify_chain(svid.cert_chain, authority.bundle, at_ms=end).not_after_ms == end
+    with pytest.raises(ChainRefusedError, match="is valid from"):
+        verify_chain(svid.cert_chain, authority.bundle, at_ms=end + 500)
     past = Authority("example.test", not_before=datetime(2001, 1, 1, tzinfo=UTC))
     old = past.issue(X, not_before=datetime(2001, 6, 1, tzinfo=UTC), lifetime=timedelta(hours=1))
     at = int(datetime(2001, 6, 1, 0, 30, tzinfo=UTC).timestamp()) * 1000
@@ -195,6 +199,8 @@ def test_bounds_and_rubbish():
         with pytest.raises(ChainRefusedError):
             ChainVerifier(Bundles(authority.bundle)).verify(chain, at_ms=now_ms())
     assert verify_chain([leaf, root], authority.bundle, at_ms=now_ms()).spiffe_id == X
+    with pytest.raises(ChainRefusedError, match=f"at most {MAX_CERTIFICATE_BYTES}"):
+        load_certificate(b"\x30" * (MAX_CERTIFICATE_BYTES + 1))
 
 
 def test_any_flipped_bit_of_the_leaf_is_refused():
@@ -278,7 +284,7 @@ def test_revocation_holds_for_remembered_chains_too():
     assert verifier.verify(svid.cert_chain, at_ms=now_ms()).spiffe_id == X
 
 
-def test_memory_is_bounded_and_the_used_stay():
+def test_memory_is_bounded_and_the_used_stay(monkeypatch):
     authority = Authority("example.test")
     verifier = ChainVerifier(Bundles(authority.bundle), max_entries=3)
     svids = [authority.issue(SpiffeID.of("example.test", f"n{n}")) for n in range(5)]
@@ -286,6 +292,9 @@ def test_memory_is_bounded_and_the_used_stay():
         verifier.verify(svids[0].cert_chain, at_ms=now_ms())
         verifier.verify(svid.cert_chain, at_ms=now_ms())
     assert len(verifier) == 3
+    monkeypatch.setattr("agentweave_bus.identity.chain.verify_chain", None)
+    for kept in (svids[0], svids[3], svids[4]):
+        verifier.verify(kept.cert_chain, at_ms=now_ms())
 
 
 def test_bytes_can_not_move_between_certificates():

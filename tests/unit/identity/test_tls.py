@@ -19,6 +19,7 @@ from agentweave_bus.identity import (
     RevocationList,
     RevokedSet,
     SpiffeID,
+    X509Bundle,
     client_context,
     server_context,
     verified_peer,
@@ -237,9 +238,41 @@ def test_contexts_are_strict(run, started):
         for context in (client_context(source, SERVER), server_context(source, SERVER)):
             assert context.minimum_version == ssl.TLSVersion.TLSv1_3
             assert context.verify_mode == ssl.CERT_REQUIRED
+            assert context.options & ssl.OP_NO_RENEGOTIATION
         assert server_context(source, SERVER).num_tickets == 0
         with pytest.raises(ValueError, match="SPIFFE"):
             client_context(source, "localhost")
+
+    run(scenario())
+
+
+def test_an_authority_that_did_not_sign_itself_is_an_anchor_too(run, started):
+    async def scenario():
+        a = Authority("a.test", intermediate=True)
+        anchor = X509Bundle.from_der("a.test", [a.issue(SERVER).cert_chain[1]])
+        server, client = await started(a.issue(SERVER), anchor), await started(a.issue(CLIENT), anchor)
+        async with Exchange(server_context(server, CLIENT)) as exchange:
+            assert (await exchange.ask(client_context(client, SERVER)))[0] == b"pong"
+
+    run(scenario())
+
+
+def test_the_peer_does_not_escape_by_an_exchange_of_contexts(run, started):
+    async def scenario():
+        a = Authority("a.test")
+        server, client = await started(a.issue(SERVER), a.bundle), await started(a.issue(CLIENT), a.bundle)
+        lax = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        lax.load_cert_chain(server.svid.cert_chain_path, server.svid.private_key_path)
+        context = server_context(server, CLIENT)
+
+        def exchange_contexts(connection, _name, _context):
+            connection.context = lax
+
+        context.sni_callback = exchange_contexts
+        async with Exchange(context) as exchange:
+            with pytest.raises((OSError, ConnectionResetError)):
+                await exchange.ask(client_context(client, SERVER))
+        assert exchange.received == b""
 
     run(scenario())
 

@@ -20,6 +20,7 @@ The branches follow what a caller can do about the failure::
     │   └── PolicyUnavailableError  no trustworthy answer in time (always a denial)
     ├── AuditError                  the audit log can't be written, or does not verify
     ├── TaskFailedError             raised by a handler: the task failed, and the caller may read why
+    ├── WorkerError                 a worker process did not start, or ended; ``exit_code`` is its code
     ├── BusError                    the broker
     │   └── BusPermissionError      the broker refused a subject; ``subject`` names it
     └── AgentCallError              a call ended without a result
@@ -27,6 +28,7 @@ The branches follow what a caller can do about the failure::
         ├── AuthorizationError      denied; ``reason`` and ``audit_id`` say by what
         ├── CallRefusedError        the peer refused the request; ``step`` and ``reason`` say why
         ├── CallTimeoutError        no answer before the deadline; the work may have been done
+        │   └── ConnectionLostError the connection to the broker broke while the answer was awaited
         └── UnreachableError        nothing received the request
             ├── NoResponderError    no replica of the agent is subscribed
             └── CircuitOpenError    recent calls failed; not tried again yet
@@ -49,6 +51,7 @@ __all__ = [
     "ChainRefusedError",
     "CircuitOpenError",
     "ConfigurationError",
+    "ConnectionLostError",
     "DelegationRefusedError",
     "EnvelopeError",
     "FederationError",
@@ -65,6 +68,7 @@ __all__ = [
     "TaskFailedError",
     "TimeRefusedError",
     "UnreachableError",
+    "WorkerError",
 ]
 
 
@@ -160,6 +164,19 @@ class TaskFailedError(AgentWeaveError):
     """
 
 
+class WorkerError(AgentWeaveError):
+    """The worker process ``name`` did not become ready.
+
+    ``exit_code`` is what it ended with (2 for a wrong configuration, see ``worker.main``), minus the
+    number of the signal that ended it, or None when it had not ended.
+    """
+
+    def __init__(self, message: str, *, name: str, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.name = name
+        self.exit_code = exit_code
+
+
 class BusError(AgentWeaveError):
     """The broker can't be reached or refused the connection."""
 
@@ -225,6 +242,13 @@ class CallRefusedError(AgentCallError):
 
 class CallTimeoutError(AgentCallError):
     """No verified answer came before the deadline; the callee may have done the work."""
+
+
+class ConnectionLostError(CallTimeoutError):
+    """The connection to the broker broke while an answer was awaited; the callee may have done the work.
+
+    It says nothing about the callee, which may be well.
+    """
 
 
 class UnreachableError(AgentCallError):

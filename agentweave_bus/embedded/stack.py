@@ -63,6 +63,9 @@ class StackSettings:
     ``None`` grants nothing. ``unrestricted`` identities get an SVID, too, and the broker lets them do
     anything: they play the compromised broker in tests and demonstrations. ``svid_lifetime`` is that of
     every SVID; each is renewed at half of it.
+
+    ``foreign`` are agents of other trust domains that use this broker: each gets a user and claims, and its
+    SVID from its own domain, whose bundle is among ``federated``.
     """
 
     trust_domain: str
@@ -73,6 +76,12 @@ class StackSettings:
     svid_lifetime: timedelta = timedelta(hours=1)
     federated: tuple[X509Bundle, ...] = ()
     unrestricted: tuple[SpiffeID, ...] = ()
+    foreign: tuple[SpiffeID, ...] = ()
+
+    @property
+    def users(self) -> tuple[SpiffeID, ...]:
+        """All whom the broker knows by the grants, of this domain and of others."""
+        return (*self.identities, *self.foreign)
 
 
 class EmbeddedStack:
@@ -82,6 +91,7 @@ class EmbeddedStack:
         self.settings = settings
         self.api = api
         self.nats = nats
+        self._claimable_at = 0.0
 
     @property
     def bus_url(self) -> str:
@@ -92,6 +102,14 @@ class EmbeddedStack:
     def broker_id(self) -> SpiffeID:
         """The SPIFFE ID that the broker shows."""
         return broker_id(self.settings.trust_domain)
+
+    async def settled(self) -> None:
+        """Wait until calls can be claimed: a stream that was made just now may not be used at once."""
+        await anyio.sleep(max(0.0, self._claimable_at - time.monotonic()))
+
+    def claimable_from(self, monotonic_s: float) -> None:
+        """Note when calls can be claimed, by the monotonic clock in seconds."""
+        self._claimable_at = monotonic_s
 
     def environment(self, identity: SpiffeID) -> Mapping[str, str]:
         """Return the variables that point a process with ``identity`` at this stack.
@@ -106,8 +124,11 @@ class EmbeddedStack:
 
 
 @asynccontextmanager
-async def embedded_stack(settings: StackSettings) -> AsyncIterator[EmbeddedStack]:
+async def embedded_stack(settings: StackSettings, *, settle: bool = True) -> AsyncIterator[EmbeddedStack]:
     """Start the stack, keep it in order for the length of the block, and leave nothing behind but its state.
+
+    Without ``settle`` the block begins before calls can be claimed, for about 2 s with new streams; who
+    has something to do meanwhile waits later, by :meth:`EmbeddedStack.settled`.
 
     Raises:
         ConfigurationError: no nats-server is to be had, the grants are wrong, or the state is unusable.
@@ -117,6 +138,8 @@ async def embedded_stack(settings: StackSettings) -> AsyncIterator[EmbeddedStack
     sockets = Path(tempfile.mkdtemp(prefix="agentweave-", dir=os.environ.get("XDG_RUNTIME_DIR")))
     try:
         async with _running(settings, sockets) as stack:
+            if settle:
+                await stack.settled()
             yield stack
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
@@ -173,15 +196,15 @@ async def _source(
 
 
 async def _make_streams(stack: EmbeddedStack, source: IdentitySource) -> None:
-    """Make the claim streams as the control role, and wait until calls can be claimed in new ones."""
+    """Make the claim streams as the control role, and note when calls can be claimed in new ones."""
     address = BusAddress([stack.bus_url], stack.broker_id)
     keeper = Keeper(source, ChainVerifier(source), address, name="control")
     began = time.monotonic()
     async with keeper.open(deadline_s=_CONNECT_S):
         session = await keeper.session(_CONNECT_S)
-        made = await reconcile_streams(session, (claim_stream(one) for one in stack.settings.identities))
+        made = await reconcile_streams(session, (claim_stream(one) for one in stack.settings.users))
     if made:
-        await anyio.sleep(max(0.0, NEW_STREAM_S - (time.monotonic() - began)) + 0.1)
+        stack.claimable_from(began + NEW_STREAM_S + 0.1)
 
 
 async def _keep_in_line(
@@ -250,7 +273,7 @@ def _configuration(settings: StackSettings, files: BrokerFiles, grants: Grants, 
     return broker_configuration(
         "agentweave",
         files,
-        broker_users(grants, settings.identities, control=[control], unrestricted=settings.unrestricted),
+        broker_users(grants, settings.users, control=[control], unrestricted=settings.unrestricted),
     )
 
 

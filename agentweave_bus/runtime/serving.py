@@ -29,6 +29,7 @@ from agentweave_bus.agent import (
 from agentweave_bus.bus.admission import Admission, Admitted
 from agentweave_bus.bus.claims import Claims
 from agentweave_bus.bus.responder import Responder
+from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.client import Parent
 from agentweave_bus.envelope import VerifiedLink, requester
 from agentweave_bus.exceptions import SvidUnavailableError
@@ -47,9 +48,13 @@ __all__ = ["READY_FD", "Runner"]
 _log = logging.getLogger(__name__)
 
 READY_FD: Final = "AGENTWEAVE_READY_FD"
-"""Environment variable: a file descriptor on which a worker writes ``ready`` once it takes calls."""
+"""Environment variable: a file descriptor on which a worker writes ``ready`` once it takes calls.
+
+After a space the line names where its metrics are, if it has a listener.
+"""
 
 _DRAIN_SECONDS: Final = 30.0
+_ON_STOP_SECONDS: Final = 10.0
 
 
 class _ConnectedAgent:
@@ -115,7 +120,8 @@ def _parent(context: RequestContext) -> Parent:
 class Runner:
     """Serves an agent: connects it, answers its calls, and takes it down in order when told to stop.
 
-    The order of stopping: no new calls; those in flight finish, for 30 s at most; ``on_stop``; disconnect.
+    The order of stopping: no new calls; those in flight finish, for 30 s at most; ``on_stop``, for 10 s at
+    most; disconnect.
     """
 
     async def run(self, agent: SecureAgent) -> None:
@@ -176,18 +182,18 @@ class _Served:
     async def until_stopped(self, parts: Connected) -> None:
         """Serve until a signal or cancellation, then take down in order."""
         assert self._responder is not None
-        async with self._responder.running(), anyio.create_task_group() as group:
-            with _health_listener(parts):
+        async with self._responder.running(), owned_tasks() as group:
+            with _health_listener(parts) as metrics_url:
                 await self._agent.begin_serving(_ConnectedAgent(parts))
                 try:
                     self._started.set()
                     group.start_soon(self._announce_rotations, parts)
-                    _say_ready(parts.me)
+                    _say_ready(parts.me, metrics_url)
                     await _stop_signal()
                     await _drain(parts)
                 finally:
                     group.cancel_scope.cancel()
-                    with anyio.CancelScope(shield=True):
+                    with anyio.move_on_after(_ON_STOP_SECONDS, shield=True):
                         await self._agent.end_serving()
 
     async def _dispatch(self, admitted: Admitted) -> dict[str, Any]:
@@ -228,11 +234,11 @@ class _Served:
 
 
 @contextmanager
-def _health_listener(parts: Connected) -> Iterator[None]:
-    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` where the configuration wants them."""
+def _health_listener(parts: Connected) -> Iterator[str | None]:
+    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` where the configuration wants them; yield the URL."""
     settings = parts.config.observability.metrics
     if not settings.enabled:
-        yield
+        yield None
         return
 
     def health() -> tuple[bool, Mapping[str, Any]]:
@@ -248,8 +254,9 @@ def _health_listener(parts: Connected) -> Iterator[None]:
         return parts.keeper.connected and expires is not None, details
 
     with Exposition(settings, parts.metrics, health=health, ready=ready) as listener:
-        _log.info("metrics and health on http://%s:%d%s", settings.host, listener.port, settings.path)
-        yield
+        url = f"http://{settings.host}:{listener.port}{settings.path}"
+        _log.info("metrics and health on %s", url)
+        yield url
 
 
 def _has_svid(source: IdentitySource) -> bool:
@@ -259,14 +266,14 @@ def _has_svid(source: IdentitySource) -> bool:
         return False
 
 
-def _say_ready(me: SpiffeID) -> None:
+def _say_ready(me: SpiffeID, metrics_url: str | None) -> None:
     """Tell whoever started this process that calls are taken from now on."""
     _log.info("%s is ready", me)
     descriptor = os.environ.get(READY_FD)
     if descriptor is None:
         return
     try:
-        os.write(int(descriptor), b"ready\n")
+        os.write(int(descriptor), " ".join(filter(None, ("ready", metrics_url))).encode() + b"\n")
     except (OSError, ValueError) as error:
         _log.warning("%s=%s can't be written to: %s", READY_FD, descriptor, error)
 

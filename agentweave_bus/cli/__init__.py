@@ -1,0 +1,97 @@
+"""The command line, ``agentweave``.
+
+Each command (or group of commands) is a module with ``add_arguments(parser)`` and ``run(options)``; only
+the one that is called is imported, so that asking for help stays quick. Errors of the package become exit
+codes and messages in :mod:`.exit_codes`; ``docs/command-line.md`` describes every command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from agentweave_bus.cli.exit_codes import ExitCode, exit_code_of, message_of, single_error
+from agentweave_bus.cli.output import message
+from agentweave_bus.exceptions import AgentWeaveError
+
+__all__ = ["COMMANDS", "build_parser", "main"]
+
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "new": ("agentweave_bus.cli.new", "write a runnable agent with grants and a test"),
+    "up": ("agentweave_bus.cli.up", "start a whole stack on this machine: broker, identities, agents"),
+    "serve": ("agentweave_bus.cli.serve", "serve one agent in this process"),
+    "call": ("agentweave_bus.cli.call", "ask an agent for a capability and print its result"),
+    "ping": ("agentweave_bus.cli.ping", "ask an agent for its health and say how long it took"),
+    "why": ("agentweave_bus.cli.why", "tell what became of a call, and what would allow it"),
+    "authz": ("agentweave_bus.cli.authz", "try policies: check one question, or test a table of them"),
+    "audit": ("agentweave_bus.cli.audit", "verify audit logs, or show what they say"),
+    "identity": ("agentweave_bus.cli.identity", "show or fetch an SVID and its trust bundles"),
+    "config": ("agentweave_bus.cli.config", "check a configuration and print what is in effect"),
+}
+"""Name of a command: its module, and what it does."""
+
+_EPILOG: Final = """\
+Begin with:
+  agentweave new hello && cd hello && agentweave up
+
+Exit codes: 0 done, 1 the task failed, 2 usage or configuration, 3 denied, 4 unreachable or timed out.
+"""
+_INTERRUPTED: Final = 130  # what shells expect after SIGINT
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line with ``arguments`` (the process's own by default); return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = build_parser(given).parse_args(given)
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has left; there is nobody to tell
+        return int(ExitCode.FAILED)
+    except (AgentWeaveError, OSError, BaseExceptionGroup) as raised:
+        return _explain(raised)
+
+
+def _explain(raised: BaseException) -> int:
+    error = single_error(raised)
+    if isinstance(error, AgentWeaveError):
+        code = exit_code_of(error)
+        message(f"agentweave: {message_of(error)}")
+        return int(code)
+    if isinstance(error, OSError) and error.filename is not None:
+        message(f"agentweave: {error.filename}: {error.strerror}.")
+        return int(ExitCode.USAGE)
+    raise error
+
+
+def build_parser(arguments: Sequence[str], *, every: bool = False) -> argparse.ArgumentParser:
+    """Return the parser for ``arguments``; with ``every`` command's own arguments, or the named one's."""
+    parser = argparse.ArgumentParser(
+        prog="agentweave",
+        description="Signed, authorized agents on a NATS bus.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"agentweave {_version()}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if every or name in arguments:
+            importlib.import_module(module).add_arguments(command)
+    return parser
+
+
+def _version() -> str:
+    return str(importlib.import_module("agentweave_bus").__version__)

@@ -1,0 +1,59 @@
+"""As whom the command line acts: which configuration ``call`` and its like take.
+
+``--config``, else ``AGENTWEAVE_CONFIG``, else what a running ``agentweave up`` has written in this
+directory. Directories above are not searched: whoever can write there could choose an identity for you.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Final
+
+from agentweave_bus.config import AgentConfig, load_config
+from agentweave_bus.exceptions import ConfigurationError
+
+__all__ = ["STATE_DIR", "add_identity_arguments", "find_client_config"]
+
+STATE_DIR: Final = Path(".agentweave")
+
+
+def add_identity_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config`` and ``--as``."""
+    parser.add_argument(
+        "--config", metavar="FILE", help="who calls; by default AGENTWEAVE_CONFIG, or what `up` wrote here"
+    )
+    parser.add_argument(
+        "--as",
+        dest="client",
+        metavar="NAME",
+        default="cli",
+        help="which of the stack's clients to be, when `up` wrote the configuration (default: cli)",
+    )
+
+
+def find_client_config(options: argparse.Namespace) -> AgentConfig:
+    """Return the configuration that the options choose.
+
+    Raises:
+        ConfigurationError: there is none, or it is wrong.
+
+    """
+    if options.config is not None or os.environ.get("AGENTWEAVE_CONFIG"):
+        return load_config(options.config)
+    path = STATE_DIR / "clients" / f"{options.client}.yaml"
+    if path.is_file():
+        return load_config(path)
+    raise ConfigurationError(
+        f"It is not said who calls: no --config, no AGENTWEAVE_CONFIG, and no {path}.",
+        key="--config",
+        hint=_way_out(options.client),
+    )
+
+
+def _way_out(client: str) -> str:
+    known = sorted(path.stem for path in (STATE_DIR / "clients").glob("*.yaml"))
+    if known:
+        return f"The running stack has no client {client!r}, but: {', '.join(known)}."
+    return "Start `agentweave up` in this directory, or name a configuration."

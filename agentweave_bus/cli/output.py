@@ -1,0 +1,59 @@
+"""What commands print: results on standard output, everything else on standard error.
+
+A result is JSON when it goes into a pipe or a file or when ``--json`` asks for it, and made for people in a
+terminal. Messages are for people always.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from agentweave_bus.exceptions import ConfigurationError
+
+__all__ = ["as_json", "message", "parse_json", "print_result", "table", "wants_json"]
+
+
+def wants_json(asked_for: bool) -> bool:
+    """Say whether results are to be JSON: ``--json`` was given, or nobody looks at a terminal."""
+    return asked_for or not sys.stdout.isatty()
+
+
+def print_result(value: Any, text: str | None = None, *, json_wanted: bool) -> None:
+    """Print a result: ``value`` as JSON, or ``text`` for people (JSON where there is none)."""
+    print(as_json(value) if text is None or wants_json(json_wanted) else text)
+
+
+def as_json(value: Any) -> str:
+    """Write a JSON value as people can still read it."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def message(text: str) -> None:
+    """Print a message for people on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(rows: Iterable[Sequence[str]], *, indent: str = "  ") -> str:
+    """Return rows as aligned columns."""
+    listed = [tuple(row) for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*listed, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in listed)
+    return "\n".join(indent + line.rstrip() for line in lines)
+
+
+def parse_json(text: str, what: str) -> Any:
+    """Read JSON that was given on the command line; ``what`` names where.
+
+    Raises:
+        ConfigurationError: it is none.
+
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{what} is no JSON: {error}.", key=what, hint='Quote it for the shell: \'{"name": "value"}\'.'
+        ) from error

@@ -1,0 +1,304 @@
+"""A whole stack with its workers, from one file: what ``agentweave up`` runs.
+
+The embedded stack, a worker process for every replica of every agent, and for each client a configuration
+file with which it can call. Where an agent's own file names other places (a SPIRE socket, an OPA server, a
+broker), variables that beat the file point it at this stack; :attr:`LocalStack.overridden` says which.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from agentweave_bus.config import AgentConfig, StackAgent, StackConfig, load_config
+from agentweave_bus.embedded.processes import WorkerProcesses, WorkerSpec
+from agentweave_bus.embedded.stack import EmbeddedStack, StackSettings, embedded_stack
+from agentweave_bus.exceptions import ConfigurationError
+from agentweave_bus.spiffe_id import SpiffeID
+
+__all__ = ["LocalStack", "Override", "PlannedAgent", "client_file", "local_stack", "plan_agents"]
+
+_ENDPOINT: Final = "AGENTWEAVE_IDENTITY__SPIFFE_ENDPOINT"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedAgent:
+    """One agent of a stack: its entry in the stack's file, its own configuration, its identity."""
+
+    entry: StackAgent
+    config: AgentConfig
+
+    @property
+    def spiffe_id(self) -> SpiffeID:
+        """The identity that its workers get."""
+        return self.config.agent.spiffe_id
+
+    @property
+    def replicas(self) -> tuple[str, ...]:
+        """A name for each of its processes."""
+        name, count = self.config.agent.name, self.entry.replicas
+        return (name,) if count == 1 else tuple(f"{name}/{number}" for number in range(1, count + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A setting of an agent's file that the stack replaces: ``variable`` does it, ``was`` is what it says."""
+
+    agent: str
+    key: str
+    was: str
+    variable: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalStack:
+    """A running stack with its workers."""
+
+    config: StackConfig
+    agents: tuple[PlannedAgent, ...]
+    stack: EmbeddedStack
+    workers: WorkerProcesses
+    clients: Mapping[SpiffeID, Path]
+    """The configuration file of each client."""
+    overridden: tuple[Override, ...]
+    seconds: float
+    """How long it took to come up."""
+
+
+def plan_agents(config: StackConfig, environment: str | None = None) -> tuple[PlannedAgent, ...]:
+    """Load every agent's configuration and check that they fit together.
+
+    Raises:
+        ConfigurationError: a file is wrong, an agent is of another trust domain, says nowhere which class
+            to run, or has the name of another.
+
+    """
+    agents = []
+    for entry in config.agents:
+        agent = PlannedAgent(entry, load_config(entry.config, environment=environment))
+        _check_agent(config, agent)
+        agents.append(agent)
+    names = Counter(agent.config.agent.name for agent in agents)
+    if twice := sorted(name for name, count in names.items() if count > 1):
+        raise ConfigurationError(
+            f"Several agents are called {', '.join(twice)}.",
+            key="agents",
+            hint="Give each a name of its own, or use replicas to run more of one.",
+        )
+    return tuple(agents)
+
+
+@asynccontextmanager
+async def local_stack(
+    config: StackConfig,
+    on_line: Callable[[str, str], None],
+    *,
+    environment: str | None = None,
+    unrestricted: tuple[SpiffeID, ...] = (),
+) -> AsyncIterator[LocalStack]:
+    """Start everything that ``config`` names; take it all down at the end of the block.
+
+    ``on_line(worker, line)`` gets what the workers write. ``environment`` is ``production`` or
+    ``development``, for the agents; without it ``AGENTWEAVE_ENV`` decides, as everywhere.
+    ``unrestricted`` is as in :class:`~agentweave_bus.embedded.stack.StackSettings`.
+
+    Raises:
+        ConfigurationError: the file, an agent's file or the grants are wrong, or the state directory is in
+            use by another stack.
+        BusError: the broker does not come up.
+        WorkerError: a worker is not ready in time.
+
+    """
+    began = time.monotonic()
+    agents = plan_agents(config, environment)
+    clients = {SpiffeID.of(config.trust_domain, "client", name): name for name in config.clients}
+    identities = (*(agent.spiffe_id for agent in agents), *clients)
+    settings = StackSettings(
+        trust_domain=config.trust_domain,
+        state_dir=config.state_dir.absolute(),
+        identities=identities,
+        grants=policy_source(config),
+        port=config.bus.port,
+        unrestricted=unrestricted,
+    )
+    with _locked(settings.state_dir):
+        async with embedded_stack(settings, settle=False) as stack, WorkerProcesses(on_line) as workers:
+            with _client_files(config, stack, clients) as files:
+                await workers.start(_specs(config, agents, stack, environment))
+                await stack.settled()
+                yield LocalStack(
+                    config=config,
+                    agents=agents,
+                    stack=stack,
+                    workers=workers,
+                    clients=files,
+                    overridden=tuple(o for agent in agents for o in _overridden(agent)),
+                    seconds=time.monotonic() - began,
+                )
+
+
+def client_file(state_dir: Path, name: str) -> Path:
+    """Return where the configuration of the client ``name`` lies while a stack runs."""
+    return state_dir / "clients" / f"{name}.yaml"
+
+
+def policy_source(config: StackConfig) -> Path | None:
+    """Return the grants file or policy directory of a stack, if it has one."""
+    source = config.grants or config.policies
+    return None if source is None else source.absolute()
+
+
+def _check_agent(config: StackConfig, agent: PlannedAgent) -> None:
+    about = agent.config.agent
+    if about.trust_domain != config.trust_domain:
+        raise ConfigurationError(
+            f"{agent.entry.config}: agent.trust_domain is {about.trust_domain}, the stack's is"
+            f" {config.trust_domain}.",
+            key="trust_domain",
+            hint="Its authority issues for one trust domain only: make the two equal.",
+        )
+    if agent.entry.class_ is None and about.class_ is None:
+        raise ConfigurationError(
+            f"{agent.entry.config}: it is not said which class to run.",
+            key="agent.class",
+            hint="Set agent.class to module:Class there, or class beside it in the stack's file.",
+        )
+
+
+# --- what each worker is given ---------------------------------------------------------------------------
+
+
+def _specs(
+    config: StackConfig, agents: tuple[PlannedAgent, ...], stack: EmbeddedStack, environment: str | None
+) -> Iterator[WorkerSpec]:
+    ports = Counter(agent.config.observability.metrics.port for agent in agents)
+    for agent in agents:
+        alone = agent.entry.replicas == 1 and ports[agent.config.observability.metrics.port] == 1
+        variables = {
+            **stack.environment(agent.spiffe_id),
+            **_variables(config, agent, alone=alone),
+        }
+        if environment is not None:
+            variables["AGENTWEAVE_ENV"] = environment
+        for name in agent.replicas:
+            yield WorkerSpec(
+                name=name,
+                config=agent.entry.config,
+                class_path=agent.entry.class_,
+                environment=variables,
+            )
+
+
+def _variables(config: StackConfig, agent: PlannedAgent, *, alone: bool) -> dict[str, str]:
+    """Return what the stack decides for an agent beside its identity and broker."""
+    settings = agent.config
+    variables: dict[str, str] = {}
+    if settings.identity.provider != "spiffe":
+        variables |= {"AGENTWEAVE_IDENTITY__PROVIDER": "spiffe", "AGENTWEAVE_IDENTITY__STATIC": "null"}
+    if settings.authorization.provider != "embedded":
+        variables["AGENTWEAVE_AUTHORIZATION__PROVIDER"] = "embedded"
+    source = policy_source(config)
+    if settings.authorization.bundle is None and source is not None:
+        variables["AGENTWEAVE_AUTHORIZATION__BUNDLE"] = _yaml(str(source))
+    if settings.authorization.audit.destination == f".agentweave/audit/{settings.agent.name}.jsonl":
+        audit = config.state_dir.absolute() / "audit" / f"{settings.agent.name}.jsonl"
+        variables["AGENTWEAVE_AUTHORIZATION__AUDIT__DESTINATION"] = _yaml(str(audit))
+    explicit = "port" in settings.observability.metrics.model_fields_set
+    if not (explicit and alone):
+        variables["AGENTWEAVE_OBSERVABILITY__METRICS__PORT"] = "0"
+    return variables
+
+
+def _overridden(agent: PlannedAgent) -> Iterator[Override]:
+    """Say which settings that the agent's file really makes are replaced."""
+    settings, name = agent.config, agent.config.agent.name
+    identity, authorization, bus = settings.identity, settings.authorization, settings.bus
+    if "spiffe_endpoint" in identity.model_fields_set:
+        yield Override(name, "identity.spiffe_endpoint", identity.spiffe_endpoint, _ENDPOINT)
+    if identity.provider != "spiffe":
+        yield Override(name, "identity.provider", identity.provider, "AGENTWEAVE_IDENTITY__PROVIDER")
+    if authorization.provider != "embedded":
+        was = f"{authorization.provider} at {', '.join(authorization.endpoints)}"
+        yield Override(name, "authorization.provider", was, "AGENTWEAVE_AUTHORIZATION__PROVIDER")
+    if "servers" in bus.model_fields_set:
+        yield Override(name, "bus.servers", ", ".join(bus.servers), "AGENTWEAVE_BUS__SERVERS")
+
+
+# --- what clients are given ------------------------------------------------------------------------------
+
+
+@contextmanager
+def _client_files(
+    config: StackConfig, stack: EmbeddedStack, clients: Mapping[SpiffeID, str]
+) -> Iterator[dict[SpiffeID, Path]]:
+    """Write each client's configuration; remove them at the end, when nobody would answer any more."""
+    written: dict[SpiffeID, Path] = {}
+    try:
+        for identity, name in clients.items():
+            path = client_file(config.state_dir.absolute(), name)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.write_text(_client_yaml(config, stack, identity, name))
+            written[identity] = path
+        yield written
+    finally:
+        for path in written.values():
+            path.unlink(missing_ok=True)
+
+
+def _client_yaml(config: StackConfig, stack: EmbeddedStack, identity: SpiffeID, name: str) -> str:
+    audit = config.state_dir.absolute() / "audit" / f"client-{name}.jsonl"
+    authorization: dict[str, Any] = {"audit": {"destination": str(audit)}}
+    if (source := policy_source(config)) is not None:
+        authorization["bundle"] = str(source)
+    document = {
+        "agent": {"name": name, "trust_domain": config.trust_domain, "path": f"client/{name}"},
+        "identity": {"spiffe_endpoint": stack.api.endpoint(identity)},
+        "authorization": authorization,
+        "bus": {"servers": [stack.bus_url], "server_spiffe_id": str(stack.broker_id)},
+        "observability": {
+            "logging": {"level": "WARNING", "format": "text"},
+            "metrics": {"enabled": False},
+        },
+    }
+    head = f"# Written by `agentweave up` (process {os.getpid()}); it is removed when that ends.\n"
+    return head + yaml.safe_dump(document, sort_keys=False)
+
+
+def _yaml(value: str) -> str:
+    """Write a text so that a variable's YAML reads as just that text."""
+    return yaml.safe_dump(value, default_style='"', width=10_000).strip()
+
+
+@contextmanager
+def _locked(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory for this process alone; the lock ends with the process, however it ends."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = state_dir / "lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read(64).strip() or "unknown"
+            raise ConfigurationError(
+                f"{state_dir} is in use by another stack (process {owner}).",
+                key="state_dir",
+                hint="Stop that one, or name another directory with --state-dir.",
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                file.truncate(0)

@@ -1,0 +1,281 @@
+"""Worker processes: started together, ready when they say so, stopped in order, and never orphaned.
+
+Each is ``python -m agentweave_bus.worker FILE`` in a session of its own, so that Ctrl-C in a terminal
+reaches whoever owns them and not all of them at once. A worker writes ``ready`` on a pipe; what it writes
+on standard output and error is handed on line by line. One that ends is reported, not restarted: that is
+a supervisor's task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from agentweave_bus.embedded.lifeline import dies_with_this_process
+from agentweave_bus.exceptions import AgentWeaveError, WorkerError
+from agentweave_bus.runtime import READY_FD
+
+__all__ = ["WorkerExit", "WorkerProcess", "WorkerProcesses", "WorkerSpec"]
+
+READY_SECONDS: Final = 30.0
+STOP_SECONDS: Final = 10.0
+
+_KEPT_LINES: Final = 20
+_MAX_LINE_BYTES: Final = 64 * 1024
+_REAP_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """One process to run.
+
+    ``name`` is unique and marks its log lines; ``config`` is the agent's YAML; ``class_path``
+    (``module:Class``) replaces its ``agent.class``; ``environment`` is added to this process's.
+    """
+
+    name: str
+    config: Path
+    class_path: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def command(self) -> list[str]:
+        """Return what is run."""
+        command = [sys.executable, "-m", "agentweave_bus.worker", str(self.config)]
+        return command if self.class_path is None else [*command, "--class", self.class_path]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExit:
+    """A worker that ended; ``code`` is its exit code, or minus the signal's number that killed it."""
+
+    name: str
+    code: int
+    last_lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {_how(self.code)}"
+
+
+def _how(code: int) -> str:
+    return f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+
+
+class WorkerProcess:
+    """One running worker. Made by :class:`WorkerProcesses`."""
+
+    def __init__(self, spec: WorkerSpec, on_line: Callable[[str, str], None]) -> None:
+        self.spec = spec
+        self.metrics_url: str | None = None
+        """Where its metrics are, once it is ready; ``None`` when it has no listener."""
+        self._on_line = on_line
+        self._process: asyncio.subprocess.Process | None = None
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._reader: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id. Raises WorkerError before the start."""
+        return self._started().pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self, deadline_s: float) -> None:
+        """Start the process and wait until it is ready to take calls.
+
+        Raises:
+            WorkerError: it ended instead, or was not ready in time; the message ends with its last words.
+
+        """
+        read_fd, write_fd = os.pipe()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *dies_with_this_process(self.spec.command()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                limit=_MAX_LINE_BYTES,
+                env={**os.environ, **self.spec.environment, READY_FD: str(write_fd)},
+                pass_fds=(write_fd,),
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(read_fd)
+            raise
+        finally:
+            os.close(write_fd)
+        self._reader = asyncio.create_task(self._read_lines(), name=f"{self.spec.name} log")
+        await self._await_ready(read_fd, deadline_s)
+
+    async def wait(self) -> WorkerExit:
+        """Wait until it has ended and all that it wrote was handed on."""
+        code = await self._started().wait()
+        if self._reader is not None:
+            # A grandchild may hold the pipe open: what the worker itself wrote is there by now.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._reader), _REAP_SECONDS)
+        return WorkerExit(self.spec.name, code, tuple(self._lines))
+
+    def terminate(self) -> None:
+        """Ask it to finish what it does and end."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        self._signal(signal.SIGKILL)
+
+    async def end(self, stop_s: float) -> None:
+        """Ask it to end, kill it when it has not after ``stop_s`` seconds, and reap it."""
+        if self._process is None:
+            return
+        self.terminate()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), stop_s)
+        self.kill()
+        await self.wait()
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    def _started(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise WorkerError(f"{self.spec.name} was not started", name=self.spec.name)
+        return self._process
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.running and self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def _await_ready(self, read_fd: int, deadline_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
+        pipe = os.fdopen(read_fd, "rb", buffering=0)
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+        try:
+            line = await asyncio.wait_for(reader.readline(), deadline_s)
+        except TimeoutError:
+            raise self._failed(f"was not ready within {deadline_s:g} s") from None
+        finally:
+            transport.close()
+        word, _, url = line.decode().strip().partition(" ")
+        if word != "ready":
+            raise await self._not_ready()
+        self.metrics_url = url or None
+
+    async def _not_ready(self) -> WorkerError:
+        try:
+            ended = await asyncio.wait_for(self.wait(), _REAP_SECONDS)
+        except TimeoutError:
+            return self._failed("closed its ready pipe without being ready")
+        return self._failed(f"{_how(ended.code)} instead of becoming ready", ended.code)
+
+    def _failed(self, what: str, code: int | None = None) -> WorkerError:
+        words = "".join(f"\n  {line}" for line in list(self._lines)[-8:])
+        said = f"; it said last:{words}" if words else ""
+        return WorkerError(f"{self.spec.name} {what}{said}", name=self.spec.name, exit_code=code)
+
+    async def _read_lines(self) -> None:
+        stream = self._started().stdout
+        assert stream is not None  # a pipe was asked for
+        while True:
+            try:
+                raw = await stream.readline()
+            except ValueError:  # beyond the limit; the reader has dropped it
+                raw = b"(a line was too long to be shown)\n"
+            if not raw:
+                return
+            line = raw.decode(errors="replace").rstrip()
+            self._lines.append(line)
+            self._on_line(self.spec.name, line)
+
+
+class WorkerProcesses:
+    """The workers of one stack; an async context manager that leaves none behind.
+
+    ``on_line(name, line)`` gets what they write; it must not block for long.
+    """
+
+    def __init__(
+        self,
+        on_line: Callable[[str, str], None],
+        *,
+        ready_s: float = READY_SECONDS,
+        stop_s: float = STOP_SECONDS,
+    ) -> None:
+        self._on_line = on_line
+        self._ready_s = ready_s
+        self._stop_s = stop_s
+        self._workers: dict[str, WorkerProcess] = {}
+        self._watchers: list[asyncio.Task[None]] = []
+        self._exits: asyncio.Queue[WorkerExit] = asyncio.Queue()  # at most one entry a worker
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def __getitem__(self, name: str) -> WorkerProcess:
+        return self._workers[name]
+
+    @property
+    def all(self) -> tuple[WorkerProcess, ...]:
+        """Every worker that was started, in that order."""
+        return tuple(self._workers.values())
+
+    async def start(self, specs: Iterable[WorkerSpec]) -> None:
+        """Start them at the same time and wait until all are ready.
+
+        Raises:
+            WorkerError: one is not; the others go on until the block is left.
+
+        """
+        workers = [WorkerProcess(spec, self._on_line) for spec in specs]
+        for worker in workers:
+            if worker.spec.name in self._workers:
+                raise AgentWeaveError(f"there is a worker called {worker.spec.name} already")
+            self._workers[worker.spec.name] = worker
+        starting = [asyncio.create_task(worker.start(self._ready_s)) for worker in workers]
+        try:
+            for started in asyncio.as_completed(starting):
+                await started
+        finally:
+            for task in starting:
+                task.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
+        self._watchers += [asyncio.create_task(self._watch(worker)) for worker in workers]
+
+    async def next_exit(self) -> WorkerExit:
+        """Wait for the next worker that ends by itself."""
+        return await self._exits.get()
+
+    async def stop(self) -> None:
+        """Ask all to end, wait, kill those that have not, and reap them."""
+        for task in self._watchers:
+            task.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        self._watchers.clear()
+        await asyncio.gather(*(worker.end(self._stop_s) for worker in self._workers.values()))
+        self._workers.clear()
+
+    def kill(self) -> None:
+        """End all at once; :meth:`stop` still has to reap them."""
+        for worker in self._workers.values():
+            worker.kill()
+
+    async def _watch(self, worker: WorkerProcess) -> None:
+        self._exits.put_nowait(await worker.wait())

@@ -5,7 +5,9 @@ token, its two inboxes, the right to answer what arrived on it. The :class:`Keep
 session and replaces it when the identity rotates, when the broker goes away, or when the client
 library closes for good. There is one path for all three: connect anew, subscribe anew, then retire
 the old session, which is closed when its last request in flight is answered. The client library's own
-reconnection is switched off, because it keeps the old certificate and gives up on some errors.
+reconnection is switched off, because it keeps the old certificate and gives up on some errors. Nor is its
+word awaited that a connection is dead: when the other side falls silent, the library can block in writing
+its last bytes. So each current session has a pulse of its own.
 
 What arrives is passed on as it came; nothing here decodes or trusts a message.
 """
@@ -19,8 +21,8 @@ import secrets
 import ssl
 import string
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,6 +34,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from agentweave_bus.bus.subjects import api_inbox, reply_inbox
+from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.exceptions import BusError, IdentityError, UnreachableError
 from agentweave_bus.identity import ChainVerifier, IdentitySource, PeerRefusedError, client_context
 from agentweave_bus.observability.metrics import Metrics
@@ -47,9 +50,14 @@ _MAX_PENDING_MESSAGES: Final = 8192  # per subscription, then the client library
 _MAX_PENDING_BYTES: Final = 64 * 1024 * 1024
 _RETIRE_SECONDS: Final = 3_660.0  # the longest call and its slack; then a retired session is cut
 _FIRST_DELAY_SECONDS: Final = 0.05
+_PULSE_SECONDS: Final = 10.0  # between two pulses, and how long the broker may take to answer one
+_PULSES_MISSED: Final = 2  # in a row: a busy event loop may be late once
+_CLOSE_SECONDS: Final = 2.0
 _PERMISSION: Final = re.compile(
     r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE
 )
+
+_EXPECTED: Final = (OSError, TimeoutError, IdentityError, BusError, nats.errors.Error)
 
 Handler = Callable[[Msg], Awaitable[None]]
 PermissionListener = Callable[[str, str], None]
@@ -102,6 +110,11 @@ class Session:
     def in_flight(self) -> int:
         """How many requests hold this session open."""
         return self._in_flight
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest message that the broker takes."""
+        return self._client.max_payload
 
     async def serve(self, subject: str, queue: str, handler: Handler) -> None:
         """Subscribe for as long as the session is current; ended first when it retires."""
@@ -166,37 +179,53 @@ class Session:
     async def flush(self, timeout_s: float) -> None:
         """Wait until the broker has processed all that was sent so far."""
         try:
-            await self._client.flush(timeout=max(1, int(timeout_s)))
-        except nats.errors.Error as error:
+            with anyio.fail_after(timeout_s):  # the library's own timeout does not cover the writing
+                await self._client.flush(timeout=max(1, int(timeout_s)))
+        except (nats.errors.Error, TimeoutError, OSError) as error:
             raise BusError("the broker does not answer") from error
+
+    async def until_lost(self) -> None:
+        """Return when the connection is gone, or the broker has stopped answering."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(_then_cancel, self.closed, group.cancel_scope)
+            await self._until_silent()
+            group.cancel_scope.cancel()
+        if not self.closed.is_set():
+            _log.warning("the broker has stopped answering")
+            self.mark_closed()
+
+    async def _until_silent(self) -> None:
+        missed = 0
+        while missed < _PULSES_MISSED:
+            if not missed:
+                await anyio.sleep(_PULSE_SECONDS)
+            try:
+                await self.flush(_PULSE_SECONDS)
+                missed = 0
+            except BusError:
+                missed += 1
 
     def watch(self, future: asyncio.Future[Any]) -> None:
         """Keep the session open until ``future`` is done; it fails with ``BusError`` if the session dies."""
+        self._waiting.add(future)
+        self.take_hold()
+        future.add_done_callback(self._unwatch)
         if self.closed.is_set():
             future.set_exception(BusError("the connection to the broker is lost"))
-            return
-        self._waiting.add(future)
-        self._take_hold()
-        future.add_done_callback(self._unwatch)
 
     def _unwatch(self, future: asyncio.Future[Any]) -> None:
+        if not future.cancelled():
+            future.exception()  # now it counts as seen, should its owner have failed already
         self._waiting.discard(future)
-        self._release_hold()
+        self.release_hold()
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Keep the session open, although retired, until the block ends."""
-        self._take_hold()
-        try:
-            yield
-        finally:
-            self._release_hold()
-
-    def _take_hold(self) -> None:
+    def take_hold(self) -> None:
+        """Keep the session open, although retired, until :meth:`release_hold`. Holds are counted."""
         self._in_flight += 1
         self._idle.clear()
 
-    def _release_hold(self) -> None:
+    def release_hold(self) -> None:
+        """Give back one hold."""
         self._in_flight -= 1
         if self._in_flight == 0:
             self._idle.set()
@@ -205,19 +234,33 @@ class Session:
         """Take no new work, let what is in flight finish for ``deadline_s`` seconds, then close."""
         self._retired = True
         try:
-            for subscription in self._serving:
-                await subscription.drain()  # type: ignore[no-untyped-call]
+            with anyio.move_on_after(deadline_s):
+                await self.finish()
+        finally:
+            await self.close()
+
+    async def finish(self) -> None:
+        """Take no more messages to serve; return when nothing holds the session, or it is lost.
+
+        What is being served may still use it, for its answers and for calls of its own.
+        """
+        async with anyio.create_task_group() as group:
+            group.start_soon(_then_cancel, self.closed, group.cancel_scope)
+            await self._stop_serving()
+            await self._idle.wait()
+            group.cancel_scope.cancel()
+
+    async def _stop_serving(self) -> None:
+        try:
+            while self._serving:
+                await self._serving.pop().drain()  # type: ignore[no-untyped-call]
         except nats.errors.Error:
-            _log.debug("the retired connection was already gone")
-        with anyio.move_on_after(deadline_s):
-            await self._wait_idle_or_closed()
-        await self.close()
+            _log.debug("the connection was gone before it was drained")
 
     async def close(self) -> None:
         """Close the connection now."""
         self._retired = True
-        with anyio.CancelScope(shield=True), anyio.move_on_after(2):
-            await self._client.close()
+        await _abandon(self._client)
         self.mark_closed()
 
     def mark_closed(self) -> None:
@@ -227,11 +270,6 @@ class Session:
         for future in list(self._waiting):
             if not future.done():
                 future.set_exception(BusError("the connection to the broker is lost"))
-
-    async def _wait_idle_or_closed(self) -> None:
-        async with anyio.create_task_group() as group:
-            for event in (self._idle, self.closed):
-                group.start_soon(_then_cancel, event, group.cancel_scope)
 
     async def _subscribe(self, subject: str, queue: str, handler: Handler) -> Subscription:
         return await self._client.subscribe(
@@ -275,10 +313,11 @@ class Keeper:
         self._listeners: list[SessionListener] = []
         self._permission_listeners: list[PermissionListener] = []
         self._current: Session | None = None
+        self._retiring: set[Session] = set()
         self._arrived = asyncio.Event()
         self._rotated = asyncio.Event()
         self._next_server = 0
-        self._draining = False
+        self._draining = asyncio.Event()
 
     def on_session(self, listener: SessionListener) -> None:
         """Have ``listener`` subscribe on each new session. Call before :meth:`open`."""
@@ -321,7 +360,7 @@ class Keeper:
         logging.getLogger("asyncio").addFilter(_is_worth_saying)  # the same one a second time does nothing
         unsubscribe = self._source.subscribe(lambda _snapshot: self._rotated.set())
         try:
-            async with anyio.create_task_group() as group:
+            async with owned_tasks() as group:
                 await self._first(deadline_s)
                 group.start_soon(self._keep, group)
                 yield self
@@ -332,10 +371,21 @@ class Keeper:
                 await self._current.close()
 
     async def drain(self, deadline_s: float) -> None:
-        """Take no more calls and wait up to ``deadline_s`` seconds for those in flight. For shutdown."""
-        self._draining = True
-        if self._current is not None:
-            await self._current.retire(deadline_s)
+        """Take no more calls and wait up to ``deadline_s`` seconds for those in flight. For shutdown.
+
+        Until they end they may make calls of their own. At the end the connection is closed.
+        """
+        self._draining.set()
+        current = self._current
+        if current is None:
+            return
+        with anyio.move_on_after(deadline_s):
+            async with anyio.create_task_group() as group:
+                for session in [*self._retiring, current]:
+                    group.start_soon(session.finish)
+            # Those of a retired session may have called through the current one meanwhile.
+            await current.finish()
+        await current.close()
 
     async def _first(self, deadline_s: float) -> None:
         give_up = time.monotonic() + deadline_s
@@ -356,18 +406,29 @@ class Keeper:
             old = self._current
             assert old is not None
             await self._lost_or_rotated(old)
-            if self._draining:
+            if self._draining.is_set():
                 return
             self._rotated.clear()
             fresh = await self._reconnect(old)
+            if self._draining.is_set():
+                await fresh.close()
+                return
             self._metrics.bus_reconnects.inc()
             self._adopt(fresh)
-            group.start_soon(old.retire)
+            self._retiring.add(old)
+            group.start_soon(self._retire, old)
+
+    async def _retire(self, session: Session) -> None:
+        try:
+            await session.retire()
+        finally:
+            self._retiring.discard(session)
 
     async def _lost_or_rotated(self, session: Session) -> None:
         async with anyio.create_task_group() as group:
-            group.start_soon(_then_cancel, session.closed, group.cancel_scope)
             group.start_soon(_then_cancel, self._rotated, group.cancel_scope)
+            await session.until_lost()
+            group.cancel_scope.cancel()
 
     async def _reconnect(self, old: Session) -> Session:
         """Connect until it works; the old session, if it lives, serves meanwhile."""
@@ -378,7 +439,7 @@ class Keeper:
             except BusError as error:
                 level = logging.INFO if old.usable else logging.WARNING
                 _log.log(level, "no connection to the broker yet: %s", error)
-            await anyio.sleep(delay * (0.5 + secrets.randbelow(1000) / 1000))
+            await anyio.sleep(delay * (0.5 + secrets.randbelow(1000) / 2000))
             delay = min(delay * 2, self._address.longest_wait)
 
     def _adopt(self, session: Session) -> None:
@@ -398,8 +459,12 @@ class Keeper:
                 for listener in self._listeners:
                     await listener(session)
                 await session.flush(self._address.connect_timeout)
-        except (OSError, TimeoutError, IdentityError, BusError, nats.errors.Error) as error:
+        except Exception as error:
+            # Any exception: the library lets through what its own parsing stumbles over, and that must
+            # not end whoever keeps the connection.
             await _abandon(client)
+            if not isinstance(error, _EXPECTED):
+                _log.exception("connecting failed in an unexpected way")
             if isinstance(error, PeerRefusedError):
                 self._metrics.handshake_ended(accepted=False)
             raise BusError(f"can't connect to the broker at {server}: {_cause(error)}") from error
@@ -449,8 +514,22 @@ def _is_worth_saying(record: logging.LogRecord) -> bool:
 
 
 async def _abandon(client: Client) -> None:
-    with anyio.CancelScope(shield=True), anyio.move_on_after(1):
-        await client.close()
+    """Close a connection, in good order if that is quick, else by cutting it."""
+    with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(_CLOSE_SECONDS), suppress(nats.errors.Error, OSError):
+            await client.close()
+            return
+        _cut(client)
+
+
+def _cut(client: Client) -> None:
+    """Drop the connection's socket without a word: nobody answers there.
+
+    The library has no public way to do so; its writer is reached through private names.
+    """
+    writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
+    if isinstance(writer, asyncio.StreamWriter):
+        writer.transport.abort()
 
 
 async def _then_cancel(event: asyncio.Event, scope: anyio.CancelScope) -> None:

@@ -26,6 +26,7 @@ from agentweave_bus.bus.admission import Admission, AdmissionRefusedError, Admit
 from agentweave_bus.bus.connection import Session
 from agentweave_bus.bus.records import outcome_facts
 from agentweave_bus.bus.subjects import call_subject, reply_subject
+from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.envelope import (
     Draft,
     Kind,
@@ -35,7 +36,7 @@ from agentweave_bus.envelope import (
     encode_payload,
     new_id,
 )
-from agentweave_bus.exceptions import AgentWeaveError, AuditError, PayloadError
+from agentweave_bus.exceptions import AgentWeaveError, AuditError, EnvelopeError, PayloadError
 from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
 from agentweave_bus.spiffe_id import SpiffeID
 
@@ -80,6 +81,7 @@ class Responder:
         self._clock_ms = clock_ms
         self._places = anyio.Semaphore(max_in_flight, fast_acquire=True)
         self._group: TaskGroup | None = None
+        self._opened = anyio.Event()
 
     async def on_session(self, session: Session) -> None:
         """Subscribe to every capability on a new session."""
@@ -93,8 +95,9 @@ class Responder:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Own the tasks that handle calls, for the length of the block."""
-        async with anyio.create_task_group() as group:
+        async with owned_tasks() as group:
             self._group = group
+            self._opened.set()
             try:
                 yield
             finally:
@@ -102,15 +105,17 @@ class Responder:
                 group.cancel_scope.cancel()
 
     async def _take_in(self, session: Session, message: Msg) -> None:
+        await self._opened.wait()  # subscribed before it runs: what comes early waits, it is not dropped
         await self._places.acquire()
         if self._group is None:
             self._places.release()
             return
+        session.take_hold()  # here, so that a session that retires now can't close before the task begins
         self._group.start_soon(self._handle, session, message)
 
     async def _handle(self, session: Session, message: Msg) -> None:
         try:
-            with session.hold(), self._metrics.calls_in_flight.labels(Direction.INBOUND).track_inprogress():
+            with self._metrics.calls_in_flight.labels(Direction.INBOUND).track_inprogress():
                 await self._answer(session, message)
         except AgentWeaveError as error:
             # The answer could not be sent: the caller's deadline tells it, ours is to say so here.
@@ -118,6 +123,7 @@ class Responder:
         except Exception:  # noqa: BLE001 - the last boundary: one message must not stop the others
             _log.exception("a call ended in an error of the bus itself")
         finally:
+            session.release_hold()
             self._places.release()
 
     async def _answer(self, session: Session, message: Msg) -> None:
@@ -131,18 +137,24 @@ class Responder:
             await self._refuse(session, refusal)
             return
         result = await self._dispatch(admitted)
-        sealed = await self._seal_result(admitted.request, result)
+        sealed = await self._seal_result(admitted.request, result, session.max_message_bytes)
         seconds = time.perf_counter() - began
         self._record(admitted, result["status"], seconds, sealed)
         await session.publish(sealed.head.sub, sealed.frame)
 
-    async def _seal_result(self, request: OpenedEnvelope, result: dict[str, Any]) -> Sealed:
+    async def _seal_result(self, request: OpenedEnvelope, result: dict[str, Any], max_bytes: int) -> Sealed:
+        """Seal a result; one that can't travel becomes a failure that says so."""
         try:
-            return await self._seal(request, Kind.REPLY, encode_payload(result))
-        except PayloadError as error:
-            _log.error("the result of %s can't be sent: %s", request.head.cap, error)
-            told = {"status": "failed", "messages": [], "error": f"the result can't be sent: {error}"}
-            return await self._seal(request, Kind.REPLY, encode_payload(told))
+            sealed = await self._seal(request, Kind.REPLY, encode_payload(result))
+            if len(sealed.frame) <= max_bytes:
+                return sealed
+            problem = f"it takes {len(sealed.frame)} bytes, and the broker lets {max_bytes} pass"
+        except (PayloadError, EnvelopeError) as error:
+            problem = str(error)
+        _log.error("the result of %s can't be sent: %s", request.head.cap, problem)
+        result["status"] = "failed"
+        told = {"status": "failed", "messages": [], "error": f"the result can't be sent: {problem}"}
+        return await self._seal(request, Kind.REPLY, encode_payload(told))
 
     async def _refuse(self, session: Session, refusal: AdmissionRefusedError) -> None:
         if refusal.told is None or refusal.request is None:

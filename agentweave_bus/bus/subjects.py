@@ -135,6 +135,8 @@ def parse_subject(subject: str) -> ParsedSubject:
         agent = SpiffeID(f"spiffe://{tokens[2].replace('=', '.')}/{tokens[3].replace('=', '.')}")
     except ValueError as error:
         raise MalformedEnvelopeError("the subject names no family or no agent") from error
+    if "/" in tokens[2]:  # part of a path could stand there, and two subjects would name one agent
+        raise MalformedEnvelopeError("the subject's trust domain is none")
     return ParsedSubject(family, agent, tuple(tokens[4:]))
 
 

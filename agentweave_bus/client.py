@@ -14,6 +14,7 @@ Identity, policy and transport come from outside; ``runtime.py`` puts them toget
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +22,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision, Grants
-from agentweave_bus.authz.circuit_breaker import BreakerSettings, CircuitBreaker
+from agentweave_bus.authz.circuit_breaker import BreakerSettings, CircuitBreaker, Permit
 from agentweave_bus.bus.records import decision_facts, sealed_facts
 from agentweave_bus.bus.requests import Answer, Request
+from agentweave_bus.bus.subjects import call_subject
 from agentweave_bus.envelope import Link, Sealed, decode_payload, encode_payload
 from agentweave_bus.exceptions import (
     AgentCallError,
@@ -33,8 +35,10 @@ from agentweave_bus.exceptions import (
     CallRefusedError,
     CallTimeoutError,
     CircuitOpenError,
+    ConnectionLostError,
     EnvelopeError,
     FederationError,
+    NoResponderError,
     PayloadError,
     UnreachableError,
 )
@@ -43,6 +47,8 @@ from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.types import TaskResult
 
 __all__ = ["CalleeBreakers", "Client", "Parent", "Transport", "reach_of"]
+
+_log = logging.getLogger(__name__)
 
 _MAX_SCOPE: Final = 64
 _MAX_BREAKERS: Final = 1024
@@ -167,6 +173,7 @@ class Client:
             )
         try:
             callee = SpiffeID(target)
+            call_subject(callee, str(capability))  # refuses what no agent can have as an ID or a name
             data = encode_payload({} if payload is None else payload)
         except AgentWeaveError as error:
             raise CallRefusedError(str(error), step="local", reason=str(error)) from error
@@ -207,8 +214,10 @@ class Client:
 
     def _deadline_ms(self, timeout: float, parent: Parent | None) -> int:
         now_ms = self.clock_ms()
-        if timeout <= 0:
-            raise CallRefusedError("a timeout is a positive number of seconds", step="local")
+        if not _is_seconds(timeout):
+            raise CallRefusedError(
+                f"a timeout is a positive number of seconds, not {timeout!r}", step="local"
+            )
         deadline = now_ms + int(min(timeout, self.max_timeout) * 1000)
         if parent is None:
             return deadline
@@ -244,11 +253,8 @@ class Client:
             )
         try:
             result = await self._transported(request, facts, decision)  # 4
-        except (CallTimeoutError, UnreachableError):
-            breaker.failed(permit, self.clock_ms())
-            raise
-        except AgentCallError:
-            breaker.succeeded(permit, self.clock_ms())  # the callee is well: it said no
+        except AgentCallError as error:
+            _count(breaker, permit, error, self.clock_ms())
             raise
         except BaseException:
             breaker.abandoned(permit)
@@ -277,16 +283,42 @@ class Client:
             raise UnreachableError(f"{request.callee} could not be asked: {error}") from error
 
     def _denied(self, request: Request, facts: AuthzContext, decision: AuthzDecision) -> AuthorizationError:
-        entry = self.audit.append(
-            {"event": "refusal", "step": 0, "step_name": "outbound", **decision_facts(facts, decision)}
-        )
+        record = {"event": "refusal", "step": 0, "step_name": "outbound", **decision_facts(facts, decision)}
+        try:
+            audit_id = self.audit.append(record).audit_id
+        except AuditError as error:  # the denial stands all the same
+            self.metrics.audit_write_failures.inc()
+            _log.error("a denial could not be recorded: %s", error)
+            audit_id = ""
         return AuthorizationError(
             f"calling {request.capability!r} of {request.callee} is not allowed:"
-            f" {decision.reason} (audit id {entry.audit_id})",
+            f" {decision.reason} (audit id {audit_id or 'none: the audit log failed'})",
             reason=decision.reason,
-            audit_id=entry.audit_id,
+            audit_id=audit_id,
             direction="outbound",
         )
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0  # and no NaN
+
+
+def _count(breaker: CircuitBreaker, permit: Permit, error: AgentCallError, now_ms: int) -> None:
+    """Tell the callee's breaker what a failed call says about the callee, if anything."""
+    if isinstance(error, ConnectionLostError):
+        breaker.abandoned(permit)  # the broker's trouble, or ours
+    elif isinstance(error, (CallTimeoutError, NoResponderError)):
+        breaker.failed(permit, now_ms)
+    elif isinstance(error, UnreachableError) or _is_local(error):
+        breaker.abandoned(permit)  # it was not asked
+    else:
+        breaker.succeeded(permit, now_ms)  # it is well: it said no
+
+
+def _is_local(error: AgentCallError) -> bool:
+    if isinstance(error, AuthorizationError):
+        return error.direction == "outbound"
+    return isinstance(error, CallRefusedError) and error.step == "local"
 
 
 def reach_of(grants: Grants | None, callee: SpiffeID, capability: str) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ When an attempt is made again, with the same ``id``:
 
 - nothing was subscribed to the subject: after a growing delay;
 - no answer came in the attempt's share of the time, or the connection was lost: only for calls said to be
-  ``safe``; others fail at once with ``CallTimeoutError``, since the work may have been done;
+  ``safe``; others fail at once with ``CallTimeoutError`` or ``ConnectionLostError``, since the work may have
+  been done;
 - the callee refused with ``retry_after``: nothing ran, so a new call with a new ``id`` is made.
 
 Whether the call is allowed was asked before; see ``client.py``.
@@ -26,6 +27,7 @@ from enum import Enum
 from functools import partial
 from typing import Any, Final
 
+import anyio
 from nats.aio.msg import Msg
 
 from agentweave_bus.bus.connection import Keeper, Session
@@ -49,6 +51,7 @@ from agentweave_bus.exceptions import (
     BusError,
     CallRefusedError,
     CallTimeoutError,
+    ConnectionLostError,
     EnvelopeError,
     FederationError,
     IdentityError,
@@ -114,7 +117,7 @@ class _Signal(Enum):
 
 
 class _Call:
-    """One call and its attempts in flight: a digest each, and whether it was refused."""
+    """One call and its attempts: a digest each, and whether it is over without having run."""
 
     def __init__(self, request: Request, call_id: str) -> None:
         self.request = request
@@ -129,6 +132,14 @@ class _Call:
             self.answer = reason
         if not self.woken.done():
             self.woken.set_result(reason)
+
+    def nobody_there(self) -> None:
+        """Note that the broker had nobody to give an attempt to. It names none, so it means all so far.
+
+        A broker that lies here can make a call look as if nothing ran; see the threat model.
+        """
+        self.attempts = dict.fromkeys(self.attempts, True)
+        self.wake(_Signal.NO_RESPONDER)
 
     def renew(self) -> asyncio.Future[_Signal | OpenedEnvelope]:
         """Return the future of the next attempt; already answered if an answer came meanwhile."""
@@ -161,6 +172,7 @@ class Requests:
         self._clock_ms = clock_ms
         self._witness = witness
         self._max_pending = max_pending
+        self._pending = 0
         self._calls: dict[str, _Call] = {}
         keeper.on_session(self._on_session)
         keeper.on_permission_error(self._on_permission_error)
@@ -171,14 +183,23 @@ class Requests:
         Raises:
             AuthorizationError: the callee's policy, or the broker, does not allow it.
             CallRefusedError: the callee refused it for another reason, or too many calls are in flight.
-            CallTimeoutError: no answer by the deadline, or the connection was lost on the way.
+            CallTimeoutError: no answer by the deadline (``ConnectionLostError``: the connection was lost).
             UnreachableError: nothing received it (``NoResponderError`` when nobody is subscribed).
 
         """
-        if len(self._calls) >= self._max_pending:
+        if self._pending >= self._max_pending:
             raise CallRefusedError(
-                f"{self._max_pending} calls are in flight already", step="local", reason="busy"
+                f"{self._max_pending} calls are in flight already (bus.max_pending_calls)",
+                step="local",
+                reason="busy",
             )
+        self._pending += 1
+        try:
+            return await self._call(request)
+        finally:
+            self._pending -= 1
+
+    async def _call(self, request: Request) -> Answer:
         for _ in range(self._retry.attempts - 1):
             try:
                 return await self._call_once(request)
@@ -199,7 +220,8 @@ class Requests:
                 if outcome is not None:
                     return _answer_of(outcome)
             raise NoResponderError(
-                f"no replica of {request.callee} takes {request.capability!r} at the moment"
+                f"no replica of {request.callee} takes {request.capability!r} at the moment:"
+                " is it running, and is that the capability's name?"
             )
         finally:
             call.woken.cancel()
@@ -209,26 +231,30 @@ class Requests:
     async def _attempt(self, call: _Call, *, last: bool) -> OpenedEnvelope | None:
         """Send once and wait; ``None`` when it may be made again."""
         request = call.request
-        woken = call.renew()
+        final = last or not request.safe
         session = await self._keeper.session(self._remaining(request))
+        woken = call.renew()
         session.watch(woken)
+        share = 1 if final else 2
         try:
-            await self._send(session, call)
-            share = 1 if last or not request.safe else 2
-            signal = await asyncio.wait_for(woken, max(0.001, self._remaining(request) / share))
+            with anyio.fail_after(max(0.001, self._remaining(request) / share)):
+                await self._send(session, call)
+                signal = await woken
         except BusError as error:
-            if last or not request.safe:
-                raise CallTimeoutError(
+            if final:
+                raise ConnectionLostError(
                     f"the connection was lost while {request.callee} was asked; the work may have been done"
                 ) from error
             return None
         except TimeoutError:
-            if last or not request.safe:
+            if final:
                 raise CallTimeoutError(
                     f"no answer from {request.callee} to {request.capability!r} in time;"
                     " the work may have been done"
                 ) from None
             return None
+        finally:
+            woken.cancel()
         return self._conclude(signal, request)
 
     def _conclude(self, signal: _Signal | OpenedEnvelope, request: Request) -> OpenedEnvelope | None:
@@ -246,12 +272,11 @@ class Requests:
 
     async def _pause(self, call: _Call, delay: float) -> OpenedEnvelope | None:
         """Wait before the next attempt, unless an answer to an earlier one comes first."""
-        woken = call.renew()
-        try:
-            signal = await asyncio.wait_for(woken, min(delay, max(0.001, self._remaining(call.request))))
-        except TimeoutError:
-            return None
-        return signal if isinstance(signal, OpenedEnvelope) else None
+        call.renew()
+        with anyio.move_on_after(min(delay, self._remaining(call.request))):
+            while call.answer is None:
+                await call.renew()  # what is no answer ends no pause
+        return call.answer
 
     async def _send(self, session: Session, call: _Call) -> None:
         request, now_ms = call.request, self._clock_ms()
@@ -272,6 +297,12 @@ class Requests:
             trace=request.trace,
         )
         sealed = await self._sealer.seal(draft, request.payload, request.via)
+        if len(sealed.frame) > session.max_message_bytes:
+            raise CallRefusedError(
+                f"the call takes {len(sealed.frame)} bytes; the broker lets {session.max_message_bytes} pass",
+                step="local",
+                reason="too large for the broker",
+            )
         if request.on_sealed is not None:
             request.on_sealed(sealed)
         call.attempts[sealed.digest] = False
@@ -297,7 +328,7 @@ class Requests:
         if call is None:
             self._metrics.reply_dropped(DropReason.LATE)
         elif not message.data and message.headers and message.headers.get("Status") == _NO_RESPONDERS:
-            call.wake(_Signal.NO_RESPONDER)
+            call.nobody_there()
         elif call.answer is not None:
             self._metrics.reply_dropped(DropReason.DUPLICATE)
         elif (opened := self._open(me, call, message)) is None:

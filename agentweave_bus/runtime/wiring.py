@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import anyio
 
@@ -35,6 +34,7 @@ from agentweave_bus.authz.opa import OpaServerEngine, OpaSettings
 from agentweave_bus.authz.wasm import EmbeddedEngine
 from agentweave_bus.bus.connection import BusAddress, Keeper
 from agentweave_bus.bus.requests import Requests, RetryRule
+from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.client import CalleeBreakers, Client
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.envelope import EnvelopeVerifier, Sealer
@@ -55,8 +55,6 @@ from agentweave_bus.spiffe_id import SpiffeID
 __all__ = ["Connected", "clock_ms", "connected"]
 
 _log = logging.getLogger(__name__)
-
-_IDENTITY_SECONDS: Final = 30.0
 
 
 def clock_ms() -> int:
@@ -92,6 +90,7 @@ async def connected(
     """Build everything and connect; take it all down at the end of the block.
 
     ``serve`` is called before the connection is made, so that what it subscribes stands with it.
+    ``connect_deadline_s`` bounds the wait for an identity, and then that for the broker, in seconds.
 
     Raises:
         IdentityError: there is no identity, or not the configured one.
@@ -103,7 +102,7 @@ async def connected(
     metrics = Metrics.create()
     async with AsyncExitStack() as stack:
         source = _identity(config, identity_provider, metrics)
-        await source.start(_IDENTITY_SECONDS)
+        await source.start(connect_deadline_s)
         stack.push_async_callback(source.aclose)
         metrics.certificate_expiry.set(source.svid.expiry.timestamp())
         authorizer = await _authorizer(config, source, authz_provider, stack, metrics)
@@ -111,7 +110,7 @@ async def connected(
         stack.push_async_callback(audit.aclose)
         parts = _wire(config, source, authorizer, audit, metrics)
         serve(parts)
-        group = await stack.enter_async_context(anyio.create_task_group())
+        group = await stack.enter_async_context(owned_tasks())
         group.start_soon(source.run)
         group.start_soon(authorizer.run)
         stack.callback(group.cancel_scope.cancel)

@@ -29,7 +29,6 @@ The branches follow what a caller can do about the failure::
         ├── CallRefusedError        the peer refused the request; ``step`` and ``reason`` say why
         ├── CallTimeoutError        no answer before the deadline; the work may have been done
         │   └── ConnectionLostError the connection to the broker broke while the answer was awaited
-        │   └── ConnectionLostError the connection to the broker broke while the answer was awaited
         └── UnreachableError        nothing received the request
             ├── NoResponderError    no replica of the agent is subscribed
             └── CircuitOpenError    recent calls failed; not tried again yet
@@ -52,7 +51,6 @@ __all__ = [
     "ChainRefusedError",
     "CircuitOpenError",
     "ConfigurationError",
-    "ConnectionLostError",
     "ConnectionLostError",
     "DelegationRefusedError",
     "EnvelopeError",
@@ -244,13 +242,6 @@ class CallRefusedError(AgentCallError):
 
 class CallTimeoutError(AgentCallError):
     """No verified answer came before the deadline; the callee may have done the work."""
-
-
-class ConnectionLostError(CallTimeoutError):
-    """The connection to the broker broke while an answer was awaited; the callee may have done the work.
-
-    It says nothing about the callee, which may be well.
-    """
 
 
 class ConnectionLostError(CallTimeoutError):

@@ -31,12 +31,13 @@ from agentweave_bus.authz import Grants
 from agentweave_bus.bus.claims import NEW_STREAM_S
 from agentweave_bus.bus.connection import BusAddress, Keeper
 from agentweave_bus.bus.streams import claim_stream
+from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.control.broker import BrokerFiles, broker_configuration, broker_id, broker_users
 from agentweave_bus.control.reconcile import reconcile_streams
 from agentweave_bus.embedded.nats_server import NatsServer
 from agentweave_bus.embedded.workload_api import WorkloadApiServer
 from agentweave_bus.envelope import control_role
-from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
+from agentweave_bus.exceptions import AgentWeaveError, BusError, ConfigurationError
 from agentweave_bus.identity import (
     Authority,
     ChainVerifier,
@@ -171,7 +172,7 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
             async with nats:
                 stack = EmbeddedStack(settings, api, nats)
                 await _make_streams(stack, control_source)
-                async with anyio.create_task_group() as group:
+                async with owned_tasks() as group:
                     group.start_soon(broker_source.run)
                     group.start_soon(_keep_in_line, stack, files, grants, broker_source, control)
                     yield stack
@@ -213,6 +214,7 @@ async def _keep_in_line(
     """Reload the broker when its certificate was renewed or the grants changed."""
     renewed = anyio.Event()
     unsubscribe = source.subscribe(lambda _snapshot: renewed.set())
+    in_line = True
     try:
         while True:
             with anyio.move_on_after(_POLL_S):
@@ -220,20 +222,27 @@ async def _keep_in_line(
             if renewed.is_set():
                 renewed = anyio.Event()
                 await anyio.to_thread.run_sync(_write_identity, files, source)
-            elif not await anyio.to_thread.run_sync(grants.changed):
-                continue
-            await _reload(stack, files, grants, control)
+                in_line = False
+            if await anyio.to_thread.run_sync(grants.changed):
+                in_line = False
+            if not in_line and stack.nats.running:
+                in_line = await _reload(stack, files, grants, control)
     finally:
         unsubscribe()
 
 
-async def _reload(stack: EmbeddedStack, files: BrokerFiles, grants: _Grants, control: SpiffeID) -> None:
+async def _reload(stack: EmbeddedStack, files: BrokerFiles, grants: _Grants, control: SpiffeID) -> bool:
+    """Have the broker take its files anew; return whether it is done with. A broker that is down is not."""
     try:
         await stack.nats.reload(_configuration(stack.settings, files, grants.current, control))
+    except BusError as error:
+        _log.warning("the broker will be told again: %s", error)
+        return False
     except AgentWeaveError as error:
         _log.error("the broker goes on as before: %s", error)
     else:
         _log.info("the broker has its certificate and users anew")
+    return True
 
 
 class _Grants:

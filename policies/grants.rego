@@ -248,5 +248,8 @@ objections contains concat("", [
 
 seen(key) := concat("", [field, " is ", json.marshal(payload[field])]) if {
 	field := substring(key, 4, -1)
+	numbers.plain(payload[field]) == numbers.plain(payload[field])
+} else := concat("", [field, " is no number in plain digits"]) if {
+	field := substring(key, 4, -1)
 	field in object.keys(payload)
 } else := concat("", ["the payload has no ", substring(key, 4, -1)])

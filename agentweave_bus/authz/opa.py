@@ -294,7 +294,7 @@ class OpaServerEngine:
         try:
             async with asyncio.timeout(self._settings.budget_ms / 1000):
                 answer = await endpoint.connections.ask("POST", f"/v1/data/{path}?provenance", body)
-        except (OSError, UnusableAnswerError, ConfigurationError) as error:
+        except (OSError, UnusableAnswerError, AgentWeaveError) as error:
             raise _EndpointFailedError(_words(error)) from error
         result = _read(answer)
         return await self._accepted(endpoint, result)

@@ -228,10 +228,10 @@ def _constant(text: str) -> NoReturn:
 
 def _check_depth(value: Any) -> None:
     """Count level by level; the parser's own recursion is bounded by the interpreter."""
-    level, depth = [value], 0
+    level, depth = _children([value]), 0
     while level:
+        depth = _deeper(depth)
         level = [child for item in level for child in _children(item)]
-        depth = _deeper(depth) if level else depth
 
 
 def _children(value: Any) -> list[Any]:

@@ -29,10 +29,10 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from agentweave_bus.authz.host_builtins import CLOCK_BUILTINS
-from agentweave_bus.authz.policy_data import MAX_FILE_BYTES, read_bytes
+from agentweave_bus.authz.policy_data import DATA_FILES, GRANTS_FILES, MAX_FILE_BYTES, read_bytes
 from agentweave_bus.exceptions import PolicyLoadError
 
 if TYPE_CHECKING:
@@ -42,13 +42,17 @@ __all__ = [
     "OPA_VERSION",
     "SHIPPED",
     "CompiledPolicy",
+    "Stamp",
     "checked_sources",
     "compile_policies",
     "default_cache",
     "find_opa",
     "load_policy",
     "precompile",
+    "source_stamp",
 ]
+
+Stamp: TypeAlias = tuple[tuple[str, int, int, int], ...]
 
 OPA_VERSION: Final = "1.21.3"
 """The compiler of the shipped WebAssembly, whose bytes depend on it."""
@@ -177,6 +181,23 @@ def checked_sources(source: Path | None) -> tuple[dict[str, bytes], frozenset[st
     wasm = _compile_merged(source, own)
     rules = (path.rpartition("/") for path in _rules_of(wasm))
     return _merged(own), frozenset(package for package, _, rule in rules if rule == "standing")
+
+
+def source_stamp(source: Path | None) -> Stamp:
+    """Return what changes when a file of ``source`` does: names, times of change, sizes, inodes."""
+    if source is None:
+        return ()
+    names = (*GRANTS_FILES, *DATA_FILES, _WASM, _LOCK)
+    files = [*source.rglob("*.rego"), *(source / name for name in names)] if source.is_dir() else [source]
+    return tuple(sorted(filter(None, map(_file_stamp, files))))
+
+
+def _file_stamp(path: Path) -> tuple[str, int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return str(path), status.st_mtime_ns, status.st_size, status.st_ino
 
 
 # --- where a policy comes from -------------------------------------------------------------------------

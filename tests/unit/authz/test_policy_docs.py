@@ -1,0 +1,54 @@
+"""What docs/grants-and-policies.md shows is what works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from agentweave_bus.authz.grants import Grants
+from agentweave_bus.authz.policy_input import write_input
+from agentweave_bus.authz.policy_source import find_opa
+from agentweave_bus.authz.wasm import EmbeddedEngine
+
+PAGE = (Path(__file__).parents[3] / "docs" / "grants-and-policies.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def order_of(quantity: int) -> bytes:
+    return write_input(
+        {
+            "caller_spiffe_id": "spiffe://agentweave.io/agent/gateway",
+            "callee_spiffe_id": "spiffe://agentweave.io/agent/order",
+            "action": "create_order",
+            "context": {"kind": "call", "payload": {"items": [{"quantity": quantity}], "amount": 5}},
+        }
+    )
+
+
+def test_grants_of_the_page_are_valid() -> None:
+    entry, limits, others = blocks("yaml")
+    whole = Grants.parse(entry + limits + others)
+    assert whole.grants[0].limits == {"max_amount": 1000, "min_amount": 0.01, "max_per_minute": 60}
+    assert whole.partners["other.example"].daily_limit == 10000
+    assert whole.operators[0].may == ("control:cancel", "control:watch")
+
+
+@pytest.mark.skipif(find_opa() is None, reason="no opa binary: run 'make tools' to have Rego compiled")
+def test_rego_and_programs_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    (folder / "grants.yaml").write_text(blocks("yaml")[0])
+    (folder / "order.rego").write_text(blocks("rego")[0])
+    monkeypatch.chdir(tmp_path)
+    for program in blocks("python"):
+        exec(compile(program, "page", "exec"), {})
+    assert (folder / "policy.lock").exists()
+    assert (tmp_path / "bundle.tar.gz").exists()
+    engine = EmbeddedEngine.from_directory(folder, cache=tmp_path / "cache")
+    assert engine.evaluate_now("order/authz", order_of(100)).result is True
+    assert engine.evaluate_now("order/authz", order_of(101)).result is False

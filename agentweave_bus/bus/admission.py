@@ -430,7 +430,7 @@ class Admission:
     def _record_refusal(self, refusal: AdmissionRefusedError) -> None:
         """Count, log once and audit. A refusal stands also when its record can't be written."""
         step = refusal.step
-        self._metrics.admission_refused(step.label, "denied" if refusal.decision else "refused")
+        self._metrics.admission_refused(step.label, "denied" if refusal.decision is not None else "refused")
         record: dict[str, Any] = {
             "event": "refusal",
             "step": step.number,

@@ -70,10 +70,10 @@ standing := {
 # Grants for this caller, callee, capability and kind, in the order of the file.
 candidates := [{"name": concat("", ["grant ", format_int(i + 1, 10)]), "terms": grant, "uses": uses(grant)} |
 	some i, grant in data.grants
-	some caller in listed(grant.caller)
-	matches(caller, input.caller_spiffe_id)
 	input.callee_spiffe_id in listed(grant.callee)
 	covers(grant.capabilities)
+	some caller in listed(grant.caller)
+	matches(caller, input.caller_spiffe_id)
 	input.context.kind in object.get(grant, "kinds", ["call", "task"])
 ]
 

@@ -1,0 +1,81 @@
+"""``python -m workers.ecommerce.demo [--keep DIR]``: exit code 0 only if everything happened as told."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from agentweave_bus.worker import run_on_fastest_loop
+from workers.ecommerce.demo.screen import DidNotHappenError, Screen
+from workers.ecommerce.demo.story import tell
+
+__all__ = ["main"]
+
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; return 0 when all of it happened, 1 when something did not, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--keep", metavar="DIR", type=Path, help="keep all state in DIR, which must be new")
+    parser.add_argument("--grants", metavar="FILE", type=Path, help="instead of the shop's grants.yaml")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.CRITICAL)  # attacks make warnings; the demo says what they mean
+    screen, began = Screen(), time.monotonic()
+    with ExitStack() as block:
+        state = _state(options.keep, block)
+        try:
+            run_on_fastest_loop(_told(screen, state, options.grants))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            sys.stderr.write("stopped; nothing is left running\n")
+            return INTERRUPTED
+        except Exception as error:  # noqa: BLE001 - the last boundary of a program
+            screen.title(f"\nIt did NOT go as told, after {screen.passed} checks: {_first(error)}")
+            return 1
+    screen.title(f"\nAll {screen.passed} checks came out as told, in {time.monotonic() - began:.1f} s.")
+    return 0
+
+
+def _state(keep: Path | None, block: ExitStack) -> Path:
+    if keep is not None:
+        keep.mkdir(mode=0o700, parents=True)
+        return keep.absolute()
+    return Path(block.enter_context(tempfile.TemporaryDirectory(prefix="agentweave-demo-")))
+
+
+async def _told(screen: Screen, state: Path, grants: Path | None) -> None:
+    with _ended_in_order_by(signal.SIGTERM, signal.SIGINT):
+        await tell(screen, state, grants)
+
+
+@contextmanager
+def _ended_in_order_by(*numbers: signal.Signals) -> Iterator[None]:
+    """Turn the first signal into a cancellation, so that all that was started is ended."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None  # a coroutine of the loop
+    for number in numbers:
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _first(error: BaseException) -> str:
+    """Return what went wrong first, out of the groups in which task groups wrap it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error) if isinstance(error, DidNotHappenError) else f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""The shop of the demo: the embedded stack, six worker processes, and clients that call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from agentweave_bus import AgentWeaveClient, SpiffeID, TaskResult
+from agentweave_bus.config import load_stack
+from agentweave_bus.embedded.assembly import LocalStack, local_stack
+from agentweave_bus.embedded.processes import WorkerProcess
+from workers.ecommerce.database import DATA_VARIABLE
+from workers.ecommerce.directory import ADMIN, GATEWAY, TRUST_DOMAIN
+
+__all__ = ["HOSTILE", "PRINCIPAL", "Stage", "open_stage"]
+
+STACK_FILE: Final = Path(__file__).parent.parent / "agentweave.yaml"
+PRINCIPAL: Final = {"iss": "https://login.shop.example", "sub": "alice"}
+HOSTILE: Final = SpiffeID.of(TRUST_DOMAIN, "demo", "hostile-broker")
+
+
+@dataclass(slots=True)
+class Stage:
+    """The running shop."""
+
+    local: LocalStack
+    audit: Path
+    web: AgentWeaveClient
+    operator: AgentWeaveClient
+    workers: dict[str, WorkerProcess]
+
+    async def route(self, service: str, action: str, payload: Mapping[str, Any]) -> TaskResult:
+        """Ask the gateway as the web shop does, for Alice."""
+        request = {"service": service, "action": action, "payload": dict(payload)}
+        return await self.web.call(GATEWAY, "route", request, principal=PRINCIPAL, timeout=15.0)
+
+    async def administer(self, action: str, payload: Mapping[str, Any]) -> TaskResult:
+        """Ask the admin agent as an operator does."""
+        return await self.operator.call(ADMIN, action, dict(payload), timeout=15.0)
+
+    async def restart(self, name: str) -> None:
+        """Kill a worker, as a crash would, and start it anew."""
+        old = self.workers[name]
+        old.kill()
+        await old.wait()
+        spec = replace(old.spec, name=f"{name}, started again")
+        await self.local.workers.start([spec])
+        self.workers[name] = self.local.workers[spec.name]
+
+
+@asynccontextmanager
+async def open_stage(state: Path, grants: Path | None = None) -> AsyncIterator[Stage]:
+    """Start the shop with all its state in ``state``; with other ``grants`` than its own, if given."""
+    config = load_stack(STACK_FILE)
+    config = config.model_copy(update={"state_dir": state, "grants": grants or config.grants})
+    async with AsyncExitStack() as block:
+        block.enter_context(_data_in(state / "data"))
+        log = block.enter_context((state / "workers.log").open("w"))
+
+        def keep(name: str, line: str) -> None:
+            log.write(f"{name} | {line}\n")
+
+        local = await block.enter_async_context(
+            local_stack(config, keep, environment="production", unrestricted=(HOSTILE,))
+        )
+        web, operator = [
+            await block.enter_async_context(AgentWeaveClient(_client_file(local, name)))
+            for name in ("web", "operator")
+        ]
+        workers = {worker.spec.name: worker for worker in local.workers.all}
+        yield Stage(local, state / "audit", web, operator, workers)
+
+
+@contextmanager
+def _data_in(directory: Path) -> Iterator[None]:
+    """Have the agents' databases in ``directory``: for the workers, and to look at what they stored."""
+    before = os.environ.get(DATA_VARIABLE)
+    os.environ[DATA_VARIABLE] = str(directory)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[DATA_VARIABLE]
+        else:
+            os.environ[DATA_VARIABLE] = before
+
+
+def _client_file(local: LocalStack, name: str) -> Path:
+    return local.clients[SpiffeID.of(TRUST_DOMAIN, "client", name)]

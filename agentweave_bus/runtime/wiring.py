@@ -52,7 +52,7 @@ from agentweave_bus.identity import (
 from agentweave_bus.observability.metrics import BreakerState, Direction, Metrics
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["Connected", "clock_ms", "connected"]
+__all__ = ["Connected", "clock_ms", "configured_provider", "connected"]
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ async def connected(
 def _identity(config: AgentConfig, provider: IdentityProvider | None, metrics: Metrics) -> IdentitySource:
     expected = config.agent.spiffe_id
     if provider is None:
-        provider = _configured_provider(config)
+        provider = configured_provider(config)
 
     def rotated(snapshot: IdentitySnapshot) -> None:
         metrics.svid_rotations.inc()
@@ -136,7 +136,8 @@ def _identity(config: AgentConfig, provider: IdentityProvider | None, metrics: M
     )
 
 
-def _configured_provider(config: AgentConfig) -> IdentityProvider:
+def configured_provider(config: AgentConfig) -> IdentityProvider:
+    """Return the identity provider that ``config`` names, not started."""
     identity = config.identity
     if identity.provider == "static":
         assert identity.static is not None  # the configuration was validated

@@ -1,0 +1,175 @@
+"""``agentweave audit``: verify audit logs, or show what they say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_pem_x509_certificate
+
+from agentweave_bus.authz import AuditReport, EvidenceCheck, verify_audit
+from agentweave_bus.cli.audit_records import audit_paths, describe, log_files, parsed, records_of
+from agentweave_bus.cli.client_config import STATE_DIR
+from agentweave_bus.cli.exit_codes import ExitCode
+from agentweave_bus.cli.output import print_result, wants_json
+from agentweave_bus.envelope import EnvelopeVerifier, LogWitness, decode_link
+from agentweave_bus.exceptions import ConfigurationError, FederationError
+from agentweave_bus.identity import ChainVerifier, X509Bundle, claimed_spiffe_id
+
+__all__ = ["add_arguments", "run_tail", "run_verify"]
+
+_VERIFY_EPILOG: Final = """\
+Example:
+  agentweave audit verify
+  agentweave audit verify /var/log/shop /mnt/logs-of-payment --bundle shop.test=bundle.pem
+
+Give it every log that you can get, your peers' above all: what they noted about each other shows what was
+cut or replaced. Exit code 0: nothing wrong was found, 1: something was.
+"""
+_TAIL_EPILOG: Final = """\
+Example:
+  agentweave audit tail -n 50
+  agentweave audit tail -f --audit /var/log/shop
+"""
+_LOOK_SECONDS: Final = 0.25  # appended files have no event that is portable
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the commands."""
+    parser.epilog = "Example:\n  agentweave audit verify\n"
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    verify = _command(commands, "verify", "find changes, gaps and cuts in audit logs", _VERIFY_EPILOG)
+    verify.add_argument("paths", nargs="*", metavar="PATH", help="files or directories (.agentweave/audit)")
+    verify.add_argument(
+        "--bundle",
+        action="append",
+        default=[],
+        metavar="DOMAIN=FILE",
+        help="PEM authorities of a trust domain, to check what peers signed; may be repeated"
+        " (default: the authority of .agentweave)",
+    )
+    verify.add_argument("--json", action="store_true", help="as JSON also in a terminal")
+    verify.set_defaults(run=run_verify)
+    tail = _command(commands, "tail", "show the newest records of all logs", _TAIL_EPILOG)
+    tail.add_argument("-f", "--follow", action="store_true", help="go on with what is written from now on")
+    tail.add_argument("-n", "--lines", type=int, default=20, metavar="COUNT", help="how many (default: 20)")
+    tail.add_argument("--audit", action="append", metavar="PATH", help="a directory or file; may be repeated")
+    tail.add_argument("--json", action="store_true", help="whole records as JSON lines also in a terminal")
+    tail.set_defaults(run=run_tail)
+
+
+def _command(commands: Any, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return made
+
+
+# --- verify ----------------------------------------------------------------------------------------------
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Check the logs and print the report."""
+    report = verify_audit(audit_paths(options.paths), evidence_check=_evidence_check(options.bundle))
+    print_result(report.to_json(), _report_text(report), json_wanted=options.json)
+    return ExitCode.DONE if report.ok else ExitCode.FAILED
+
+
+def _report_text(report: AuditReport) -> str:
+    counted = f"{report.records} records in {len(report.chains)} chains"
+    lines = [f"{counted}: {'nothing wrong was found' if report.ok else 'NOT AS THEY WERE WRITTEN'}"]
+    lines += [f"  {one.kind}: {one.file}:{one.line}: {one.sentence}" for one in report.problems]
+    lines += [f"  note: {one.file}:{one.line}: {one.sentence}" for one in report.notes]
+    lines += ["What this can't show:", *(f"  {sentence}" for sentence in report.cannot_show)]
+    return "\n".join(lines)
+
+
+class _Bundles:
+    """The trust bundles that were given, as a ``TrustSource``."""
+
+    def __init__(self, bundles: dict[str, X509Bundle]) -> None:
+        self._bundles = bundles
+
+    def bundle_for(self, trust_domain: str) -> X509Bundle:
+        try:
+            return self._bundles[trust_domain]
+        except KeyError:
+            raise FederationError(
+                f"no bundle of {trust_domain} was given (--bundle {trust_domain}=FILE)",
+                trust_domain=trust_domain,
+            ) from None
+
+
+def _evidence_check(given: list[str]) -> EvidenceCheck | None:
+    """Return what verifies the signed heads under peers' notes; None where there is no bundle."""
+    bundles = dict(_bundle(one) for one in given) or _own_bundle()
+    if not bundles:
+        return None
+    verifier = EnvelopeVerifier(ChainVerifier(_Bundles(bundles)))
+
+    def check(evidence: bytes, _noted_ms: int) -> LogWitness | None:
+        link = decode_link(evidence)
+        verifier.verify_link(link)
+        return link.head.log
+
+    return check
+
+
+def _bundle(text: str) -> tuple[str, X509Bundle]:
+    domain, equals, name = text.partition("=")
+    if not equals:
+        raise ConfigurationError(f"--bundle {text!r}: write DOMAIN=FILE.", key="--bundle")
+    return domain, X509Bundle.from_pem(domain, Path(name).read_bytes())
+
+
+def _own_bundle() -> dict[str, X509Bundle]:
+    """Return the bundle of this directory's development authority, if there is one."""
+    chain, authorities = STATE_DIR / "broker" / "svid.pem", STATE_DIR / "authority" / "authorities.pem"
+    if not (chain.is_file() and authorities.is_file()):
+        return {}
+    leaf = load_pem_x509_certificate(chain.read_bytes())
+    domain = claimed_spiffe_id(leaf.public_bytes(Encoding.DER)).trust_domain
+    return {domain: X509Bundle.from_pem(domain, authorities.read_bytes())}
+
+
+# --- tail ------------------------------------------------------------------------------------------------
+
+
+def run_tail(options: argparse.Namespace) -> int:
+    """Show the newest records, and with ``-f`` those to come."""
+    paths = audit_paths(options.audit)
+    json_wanted = wants_json(options.json)
+    files = {file: file.stat().st_size for file in log_files(paths)}
+    newest = sorted((one for file in files for one in records_of(file)), key=lambda one: one.get("ts", 0))
+    _show(newest[-max(0, options.lines) :] if options.lines > 0 else [], json_wanted)
+    while options.follow:
+        time.sleep(_LOOK_SECONDS)
+        _show(sorted(_appended(paths, files), key=lambda one: one.get("ts", 0)), json_wanted)
+    return ExitCode.DONE
+
+
+def _appended(paths: list[Path], sizes: dict[Path, int]) -> list[dict[str, Any]]:
+    """Read what was added since ``sizes``, whole lines only, and note how far that goes."""
+    found: list[dict[str, Any]] = []
+    for file in log_files(paths):
+        with file.open("rb") as stream:
+            stream.seek(sizes.get(file, 0))
+            whole, newline, _torn = stream.read().rpartition(b"\n")
+        sizes[file] = sizes.get(file, 0) + len(whole) + len(newline)
+        found += parsed(whole.decode(errors="replace").splitlines(), file)
+    return found
+
+
+def _show(records: Iterable[dict[str, Any]], json_wanted: bool) -> None:
+    for record in records:
+        print(json.dumps(record) if json_wanted else describe(record), flush=True)

@@ -1,0 +1,165 @@
+"""``agentweave why``: what became of a call, who refused it, and what would let it through."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import Any, Final
+
+from agentweave_bus.authz import Grants
+from agentweave_bus.cli.audit_records import Record, audit_paths, describe, log_files, matching
+from agentweave_bus.cli.exit_codes import ExitCode
+from agentweave_bus.cli.output import print_result
+from agentweave_bus.cli.policy_choice import add_policy_arguments, choose_policy, grants_file
+from agentweave_bus.exceptions import ConfigurationError
+
+__all__ = ["add_arguments", "explain", "run"]
+
+_EPILOG: Final = """\
+Example:
+  agentweave why cf0d4a9580a4f9c845664d34eba24102-1
+
+ID is an audit id (errors name it), a task's id, or the digest of an envelope (8 digits of it suffice).
+"""
+_ID_KEYS: Final = ("audit_id", "id", "digest", "decision_id")
+_SHORTEST: Final = 8
+_OUTBOUND_STEP: Final = 0
+_AUTHORIZATION_STEP: Final = 11
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.epilog = _EPILOG
+    parser.add_argument("id", metavar="ID", help="an audit id, a task's id or a digest")
+    parser.add_argument(
+        "--audit",
+        action="append",
+        metavar="PATH",
+        help="where the logs are (default: .agentweave/audit); may be repeated",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON also in a terminal")
+    add_policy_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Find everything that the logs say about ``ID`` and explain it."""
+    records = _story(options.id, log_files(audit_paths(options.audit)))
+    grants, file = _grants(options)
+    story = explain(records, grants)
+    print_result({**story, "records": records}, _text(story, records, file), json_wanted=options.json)
+    return ExitCode.DONE
+
+
+def explain(records: list[Record], grants: Grants) -> dict[str, Any]:
+    """Return what happened, by the records of one call (in order): verdict, layer, rule, and the way on."""
+    refusals = [record for record in records if record.get("event") == "refusal"]
+    outcomes = [record for record in records if record.get("event") == "outcome"]
+    if outcomes and not (refusals and refusals[-1]["ts"] > outcomes[-1]["ts"]):
+        status, took = outcomes[-1].get("status"), outcomes[-1].get("ms")
+        return {"verdict": "ran", "sentence": f"It was allowed and ran: {status} after {took} ms."}
+    if refusals:
+        return _refusal(refusals[-1], grants)
+    if any(record.get("event") == "admission" for record in records):
+        return {
+            "verdict": "admitted",
+            "sentence": "It was let in, and no outcome is recorded: it still runs, or its worker died.",
+        }
+    return {
+        "verdict": "sent",
+        "sentence": "It was allowed on the caller's side and sent; no log here says that it arrived."
+        " Nobody was there, the broker kept it back, or the callee's logs are elsewhere (--audit).",
+    }
+
+
+def _story(wanted: str, files: list[Path]) -> list[Record]:
+    """Return the records that ``wanted`` names, with all others about the same envelope or task."""
+
+    def named(value: str) -> bool:
+        return value == wanted or (len(wanted) >= _SHORTEST and value.startswith(wanted))
+
+    found = matching(files, named, _ID_KEYS)
+    if not found:
+        raise ConfigurationError(
+            f"No record here is about {wanted!r} ({len(files)} log files were read).",
+            key="ID",
+            hint="Give the logs of the agent that refused with --audit.",
+        )
+    related = {record[key] for record in found for key in ("digest", "id") if key in record}
+    if not related:
+        return found
+    return matching(files, lambda value: value in related or named(value), _ID_KEYS)
+
+
+def _grants(options: argparse.Namespace) -> tuple[Grants, str]:
+    """Return the grants that advice is measured by; without any the advice is the same, but less sharp."""
+    try:
+        choice = choose_policy(options)
+    except ConfigurationError:
+        if options.policy is not None:
+            raise
+        return Grants(), "grants.yaml"
+    return choice.grants, str(grants_file(choice.source) or "grants.yaml")
+
+
+def _refusal(record: Record, grants: Grants) -> dict[str, Any]:
+    step, by_policy = record.get("step"), "allowed" in record
+    layer = _layer(record)
+    story: dict[str, Any] = {
+        "verdict": "denied" if by_policy else "refused",
+        "layer": layer,
+        "step": f"{step} ({record.get('step_name')})",
+        "rule": record.get("reason"),
+        "sentence": f"It was refused by {layer}: {record.get('reason')}.",
+        "audit_id": record.get("audit_id"),
+    }
+    if by_policy and record.get("revision"):
+        story["revision"] = record["revision"]
+        story |= _advice(record, grants)
+    return story
+
+
+def _layer(record: Record) -> str:
+    step, callee = record.get("step"), record.get("callee") or record.get("aud") or record["log"]
+    if step == _OUTBOUND_STEP:
+        return f"the policy on the caller's side, {record.get('caller')}, before anything was sent"
+    if step == _AUTHORIZATION_STEP and record.get("revision"):
+        return f"the policy of {callee}, before anything ran"
+    if step == _AUTHORIZATION_STEP:
+        return f"a restriction in the code of {callee} (@requires_peer or @requires_federated_peer)"
+    return f"admission step {step} ({record.get('step_name')}) of {callee}, before any policy was asked"
+
+
+def _advice(record: Record, grants: Grants) -> dict[str, Any]:
+    caller, callee, action = (str(record[key]) for key in ("caller", "callee", "action"))
+    context = record.get("input", {}).get("context", {})
+    kind = context.get("kind", "call")
+    payload = json.dumps(context.get("payload") or {})
+    check = ["agentweave", "authz", "check", "--caller", caller, "--target", callee, "--action", action]
+    check += ["--direction", str(record.get("direction", "inbound")), "--payload", payload, "--trace"]
+    call = ["agentweave", "call", "--target", callee, "--capability", action, "--data", payload]
+    advice: dict[str, Any] = {"try_the_policy": shlex.join(check), "try_again": shlex.join(call)}
+    about = [grant.to_data() for grant in grants.find_all(caller, callee, action, kind)]
+    if about:
+        return {**advice, "matching_grants": about}
+    return {**advice, "would_allow": grants.explain(caller, callee, action, kind)}
+
+
+def _text(story: dict[str, Any], records: list[Record], file: str) -> str:
+    lines = [story["sentence"]]
+    if "step" in story:
+        revision = f", policy revision {story['revision']}" if "revision" in story else ""
+        lines.append(f"  step {story['step']}{revision}, audit id {story['audit_id']}")
+    if "matching_grants" in story:
+        lines.append(f"Grants of {file} are about this, but do not go as far:")
+        lines += ["  " + json.dumps(grant) for grant in story["matching_grants"]]
+    if "would_allow" in story:
+        lines.append(f"No grant is about this. In {file}, this would allow it:")
+        lines += ["  " + line for line in story["would_allow"].rstrip().splitlines()]
+    if "try_the_policy" in story:
+        lines += ["Ask the policy again without calling:", f"  {story['try_the_policy']}"]
+        lines += ["Call again:", f"  {story['try_again']}"]
+    lines += ["What the logs say:", *(f"  {describe(record)}" for record in records)]
+    return "\n".join(lines)

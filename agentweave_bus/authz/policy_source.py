@@ -425,6 +425,7 @@ def _check_clock(wasm: bytes) -> None:
 def _stands_still(terms: list[dict[str, Any]]) -> bool:
     path = tuple(term["value"] if term["type"] == "string" else None for term in terms)
     if path[:2] == ("context", "via"):
+        # Behind a variable (via[_]) OPA names no key: there, the reduced input alone says what is seen.
         return len(path) < 4 or path[3] in _STANDING_LINK  # noqa: PLR2004 - context, via, index, key
     return any(path[: len(allowed)] == allowed for allowed in _STANDING_INPUT)
 

@@ -18,8 +18,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import wasmtime
-
 from agentweave_bus.authz.engine import unavailable
 from agentweave_bus.authz.host_builtins import (
     SUPPORTED_BUILTINS,
@@ -29,6 +27,11 @@ from agentweave_bus.authz.host_builtins import (
 )
 from agentweave_bus.authz.policy_input import MAX_INPUT_BYTES, PolicyInput, parse_strict, write_input
 from agentweave_bus.exceptions import PayloadError, PolicyLoadError
+
+try:
+    import wasmtime
+except ModuleNotFoundError:  # an extra: who asks OPA servers needs none
+    wasmtime = None
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,6 +88,11 @@ class PolicyModule:
     """
 
     def __init__(self, wasm: bytes, limits: ModuleLimits) -> None:
+        if wasmtime is None:
+            raise PolicyLoadError(
+                "the embedded policy engine needs wasmtime: install 'agentweave-bus[embedded]', "
+                "or use an OPA server (provider: opa)"
+            )
         self.limits = limits
         self.digest = hashlib.sha256(wasm).digest()
         self.size_bytes = len(wasm)

@@ -251,6 +251,14 @@ async def test_refresh_follows_the_files_and_repeats_its_complaint(
     assert engine.evaluate_now("agentweave/grants", request(amount=1)).result["allow"] is False
 
 
+def test_without_wasmtime_the_way_out_is_named(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentweave_bus.authz.wasm_module.wasmtime", None)
+    with pytest.raises(PolicyLoadError, match=r"agentweave-bus\[embedded\]"):
+        EmbeddedEngine.from_directory(directory, cache=tmp_path)
+
+
 def test_a_foreign_module_must_be_a_policy(directory: Path, tmp_path: Path) -> None:
     (directory / "policy.wasm").write_bytes(b"\0asm\x01\0\0\0")
     with pytest.raises(PolicyLoadError, match="can't be set up"):
@@ -440,6 +448,28 @@ def foreign_module(tmp_path: Path, directory: Path) -> None:
         [str(find_opa()), "build", "-t", "wasm", *rules, "-o", bundle, "."], cwd=source, check=True
     )
     subprocess.run(["tar", "xzf", bundle, "-C", directory, "/policy.wasm"], check=True)
+
+
+@needs_opa
+@pytest.mark.anyio
+async def test_a_standing_rule_may_depend_on_who_asks_whom_and_for_whom(
+    directory: Path, tmp_path: Path
+) -> None:
+    own_policy(
+        directory,
+        'standing := {"allow": true, "cache_seconds": 7, "reason": "known"} if {\n'
+        'input.context.via[_].iss == "spiffe://a.io/x"\n'
+        'input.context.principal.sub == "alice"\ninput.action == "a"\n}',
+    )
+    engine = EmbeddedEngine.from_directory(directory, cache=tmp_path)
+    link = {"iss": "spiffe://a.io/x", "aud": ORDER, "cap": "y", "kind": "call"}
+    asked = standing_request("a", via=[link], principal={"sub": "alice"})
+    standing = await engine.evaluate_standing("own/authz", asked)
+    assert standing is not None
+    assert (standing.cache_seconds, standing.reason) == (7, "known")
+    assert (
+        await engine.evaluate_standing("own/authz", standing_request("a", principal={"sub": "alice"})) is None
+    )
 
 
 @needs_opa

@@ -13,7 +13,7 @@ from typing import Final
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import print_result
 from agentweave_bus.exceptions import ConfigurationError
-from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.spiffe_id import SpiffeID, check_trust_domain
 
 __all__ = ["add_arguments", "run", "write_agent"]
 
@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the files and say what to do with them."""
     folder = Path(options.dir or options.name)
+    files = write_agent(options.name, folder, check_trust_domain(options.trust_domain))
     agent = SpiffeID.of(options.trust_domain, "agent", options.name)
-    files = write_agent(options.name, folder, options.trust_domain)
     text = "\n".join(
         (
             f"Written to {folder}: {', '.join(path.name for path in files)}.",

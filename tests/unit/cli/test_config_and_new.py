@@ -1,0 +1,129 @@
+"""Configurations are checked, and new agents written, from the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+AGENT = "agent: {name: payment, trust_domain: shop.test, class: 'a:B'}\n"
+
+
+def test_an_agent_s_effective_configuration(run: Callable, place: Path) -> None:
+    (place / "payment.yaml").write_text(AGENT)
+    ran = run("config", "check", "payment.yaml")
+    assert ran.code == 0
+    assert ran.json["effective"]["bus"]["server_spiffe_id"] == "spiffe://shop.test/agentweave/broker"
+    assert ran.json["effective"]["agent"]["class"] == "a:B"
+
+
+@pytest.mark.usefixtures("terminal")
+def test_for_people_it_is_yaml(run: Callable, place: Path) -> None:
+    (place / "payment.yaml").write_text(AGENT)
+    assert "  default_action: deny" in run("config", "check", "payment.yaml").out
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (AGENT + "authorisation: {}\n", "authorization"),
+        (AGENT + "transport: {peer_verification: none}\n", "never allowed"),
+        (AGENT + "authorization: {default_action: log-only}\n", "change it to default_action: deny"),
+        ("agent: {name: payment, trust_domain: 'Shop Test'}\n", "trust_domain"),
+    ],
+)
+def test_what_is_wrong_is_named(run: Callable, place: Path, text: str, says: str) -> None:
+    (place / "payment.yaml").write_text(text)
+    ran = run("config", "check", "payment.yaml")
+    assert ran.code == 2
+    assert says in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_warnings_are_told(run: Callable, place: Path) -> None:
+    (place / "payment.yaml").write_text(AGENT + "authorization: {default_action: log-only}\n")
+    ran = run("config", "check", "payment.yaml", "--env", "development")
+    assert ran.code == 0
+    assert "warning: " in ran.err
+    assert len(ran.json["warnings"]) == 1
+
+
+def test_a_stack_is_checked_with_its_agents_and_grants(run: Callable, place: Path) -> None:
+    with (place / "agentweave.yaml").open("a") as file:
+        file.write("agents: [{config: payment.yaml}]\n")
+    assert "payment.yaml" in run("config", "check", "agentweave.yaml").err
+    (place / "payment.yaml").write_text(AGENT)
+    assert run("config", "check", "agentweave.yaml").json["effective"]["trust_domain"] == "shop.test"
+    (place / "payment.yaml").write_text(AGENT.replace("shop.test", "other.test"))
+    ran = run("config", "check", "agentweave.yaml")
+    assert ran.code == 2
+    assert "other.test, the stack's is shop.test" in ran.err
+    (place / "payment.yaml").write_text(AGENT.replace(", class: 'a:B'", ""))
+    assert "which class to run" in run("config", "check", "agentweave.yaml").err
+    (place / "payment.yaml").write_text(AGENT)
+    (place / "grants.yaml").write_text("grants: []\n")
+    assert "nobody may ask anybody" in run("config", "check", "agentweave.yaml").err
+    (place / "grants.yaml").write_text("grants: [{calller: x}]\n")
+    assert run("config", "check", "agentweave.yaml").code == 2
+
+
+def test_two_agents_of_one_name(run: Callable, place: Path) -> None:
+    for name in ("one.yaml", "two.yaml"):
+        (place / name).write_text(AGENT)
+    with (place / "agentweave.yaml").open("a") as file:
+        file.write("agents: [{config: one.yaml}, {config: two.yaml}]\n")
+    ran = run("config", "check", "agentweave.yaml")
+    assert ran.code == 2
+    assert "Several agents are called payment" in ran.err
+
+
+def test_a_new_agent_is_right_in_every_respect(run: Callable, place: Path) -> None:
+    ran = run("new", "order-desk", "--dir", "desk", "--trust-domain", "shop.test")
+    assert ran.code == 0
+    assert ran.json["agent"] == "spiffe://shop.test/agent/order-desk"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "desk"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run("config", "check", "desk/agentweave.yaml").code == 0
+    ran = run("authz", "test", "desk/authz-tests.yaml")
+    assert (ran.code, len(ran.json["cases"])) == (0, 2)
+
+
+def test_nothing_is_overwritten(run: Callable, place: Path) -> None:
+    ran = run("new", "hello", "--dir", ".")
+    assert ran.code == 2
+    assert "agentweave.yaml" in ran.err
+    assert sorted(path.name for path in place.iterdir()) == ["agentweave.yaml", "grants.yaml"]
+
+
+@pytest.mark.parametrize("name", ["Hello", "1st", "../up", "class", "agentweave", "", "a" * 49])
+def test_names_that_can_t_be(run: Callable, place: Path, name: str) -> None:
+    ran = run("new", name)
+    assert ran.code == 2
+    assert "can't be an agent's name" in ran.err
+
+
+@pytest.mark.usefixtures("terminal")
+def test_new_says_what_to_do_next(run: Callable) -> None:
+    text = run("new", "hello").out
+    assert "cd hello && agentweave up" in text
+    assert "--target spiffe://agentweave.local/agent/hello --capability greet" in text
+
+
+def test_call_without_a_stack_says_the_way_out(run: Callable, place: Path) -> None:
+    ran = run("call", "--target", "spiffe://shop.test/agent/payment", "--capability", "pay")
+    assert ran.code == 2
+    assert "agentweave up" in ran.err
+    clients = place / ".agentweave" / "clients"
+    clients.mkdir(parents=True)
+    (clients / "alice.yaml").write_text("")
+    ran = run("ping", "spiffe://shop.test/agent/payment")
+    assert "no client 'cli', but: alice" in ran.err

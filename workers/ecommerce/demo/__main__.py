@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import logging
 import signal
 import sys
@@ -28,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keep", metavar="DIR", type=Path, help="keep all state in DIR, which must be new")
     parser.add_argument("--grants", metavar="FILE", type=Path, help="instead of the shop's grants.yaml")
     options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an arrow that a terminal can't show is no failure
     logging.basicConfig(level=logging.CRITICAL)  # attacks make warnings; the demo says what they mean
     screen, began = Screen(), time.monotonic()
     with ExitStack() as block:
@@ -61,8 +64,16 @@ def _ended_in_order_by(*numbers: signal.Signals) -> Iterator[None]:
     """Turn the first signal into a cancellation, so that all that was started is ended."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None  # a coroutine of the loop
+    stopping = False
+
+    def stop() -> None:
+        nonlocal stopping
+        if not stopping:  # a second one would break off the taking down
+            stopping = True
+            task.cancel()
+
     for number in numbers:
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, stop)
     try:
         yield
     finally:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import ssl
 import string
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 from nats.aio.client import Client
@@ -22,12 +23,10 @@ from agentweave_bus import SpiffeID
 from agentweave_bus.bus.subjects import call_subject, reply_subject
 from agentweave_bus.embedded.stack import EmbeddedStack
 from agentweave_bus.envelope import (
-    JSON_CONTENT_TYPE,
     Draft,
     EnvelopeVerifier,
     Kind,
     OpenedEnvelope,
-    Sealed,
     Sealer,
     decode_frame,
     encode_payload,
@@ -42,10 +41,11 @@ from agentweave_bus.identity import (
 )
 from workers.ecommerce.demo.screen import DidNotHappenError
 
-__all__ = ["Wire", "altered", "forged", "impersonating", "on_the_wire", "reply_to", "stolen_identity"]
+__all__ = ["Message", "Wire", "on_the_wire", "refused_without_svid", "sealed_by", "stolen_identity"]
 
 _SECONDS: Final = 5.0
 _LIFETIME_MS: Final = 20_000
+_INSTANCE_LENGTH: Final = 22
 _ALPHANUMERIC: Final = string.ascii_letters + string.digits
 
 
@@ -64,12 +64,31 @@ async def stolen_identity(stack: EmbeddedStack, victim: SpiffeID) -> AsyncIterat
         await source.aclose()
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What travels: a frame, where to, and where the answer is to go. ``digest`` is that of its head."""
+
+    subject: str
+    frame: bytes
+    reply: str
+    digest: bytes = b""
+
+    def altered(self, old: str, new: str) -> Message:
+        """Return the same message with ``old`` in its payload written ``new``, which differs in one byte."""
+        payload = decode_frame(self.frame).payload
+        start = self.frame.rindex(payload) + payload.index(old.encode())
+        frame = self.frame[:start] + new.encode() + self.frame[start + len(old) :]
+        if sum(a != b for a, b in zip(self.frame, frame, strict=True)) != 1:
+            raise DidNotHappenError("exactly one byte was to be changed")
+        return replace(self, frame=frame)
+
+
 class Wire:
     """A plain connection to the broker: it sends any bytes and keeps all that it may hear."""
 
     def __init__(self, source: IdentitySource) -> None:
         self._client = Client()
-        self._heard: dict[str, Msg] = {}
+        self._heard: dict[str, Message] = {}
         self._news = asyncio.Condition()
         self._errors: asyncio.Queue[str] = asyncio.Queue()
         self._verifier = EnvelopeVerifier(ChainVerifier(source))
@@ -84,7 +103,7 @@ class Wire:
         await self._client.subscribe(">", cb=self._hear)
         await self._client.flush(timeout=int(_SECONDS))
 
-    async def heard(self, subject: str) -> Msg:
+    async def heard(self, subject: str) -> Message:
         """Return the last message that was heard on ``subject``."""
         async with asyncio.timeout(_SECONDS), self._news:
             await self._news.wait_for(lambda: subject in self._heard)
@@ -97,13 +116,13 @@ class Wire:
         except TimeoutError:
             raise DidNotHappenError("the broker did not refuse it") from None
 
-    def opened(self, message: Msg) -> OpenedEnvelope:
+    def opened(self, message: Message) -> OpenedEnvelope:
         """Verify an answer that was heard."""
-        return self._verifier.open(message.data, now_ms=_now_ms())
+        return self._verifier.open(message.frame, now_ms=_now_ms())
 
     async def _hear(self, message: Msg) -> None:
         async with self._news:
-            self._heard[message.subject] = message
+            self._heard[message.subject] = Message(message.subject, message.data, message.reply)
             self._news.notify_all()
 
     async def _complain(self, error: Exception) -> None:
@@ -136,27 +155,56 @@ async def on_the_wire(stack: EmbeddedStack, source: IdentitySource) -> AsyncIter
         await wire.close()
 
 
-def altered(frame: bytes, old: str, new: str) -> bytes:
-    """Return ``frame`` with ``old`` in its payload written ``new``, which differs in one byte."""
-    payload = decode_frame(frame).payload
-    start = frame.rindex(payload) + payload.index(old.encode())
-    changed = frame[:start] + new.encode() + frame[start + len(old) :]
-    if sum(a != b for a, b in zip(frame, changed, strict=True)) != 1:
-        raise DidNotHappenError("exactly one byte was to be changed")
-    return changed
+async def refused_without_svid(port: int) -> str:
+    """Connect to the broker without a certificate and return with what it refuses.
+
+    Raises:
+        DidNotHappenError: it says something to us instead.
+
+    """
+    nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    nobody.check_hostname, nobody.verify_mode = False, ssl.CERT_NONE
+    writer = None
+    try:
+        async with asyncio.timeout(_SECONDS):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=nobody)
+            said = await reader.read(1)
+    except OSError as error:  # an ssl.SSLError is one
+        return (error.strerror or str(error)).partition(" (_ssl")[0]
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+    if said:
+        raise DidNotHappenError("the broker talks to somebody without an SVID")
+    return "closed without a word"
 
 
-def forged(source: IdentitySource, callee: SpiffeID, capability: str, payload: Any) -> Sealed:
-    """Seal a call by hand, with the key that ``source`` holds; no policy is asked."""
-    return _sealed(lambda: source.svid, callee, capability, payload)
-
-
-def impersonating(
-    source: IdentitySource, name: SpiffeID, callee: SpiffeID, capability: str, payload: Any
-) -> Sealed:
-    """Seal a call in the name of ``name``, with the key and the certificates that ``source`` holds."""
-    impostor = cast("X509Svid", _Impostor(name, source.svid))
-    return _sealed(lambda: impostor, callee, capability, payload)
+def sealed_by(
+    source: IdentitySource,
+    callee: SpiffeID,
+    capability: str,
+    payload: Any,
+    *,
+    in_the_name_of: SpiffeID | None = None,
+) -> Message:
+    """Seal a call by hand with the key that ``source`` holds, in its own or another's name; ask no policy."""
+    svid = source.svid
+    if in_the_name_of is not None:
+        svid = cast("X509Svid", _Impostor(in_the_name_of, svid))
+    now_ms = _now_ms()
+    draft = Draft(
+        kind=Kind.CALL,
+        id=new_id(now_ms),
+        aud=callee,
+        cap=capability,
+        sub=call_subject(callee, capability),
+        iat=now_ms,
+        exp=now_ms + _LIFETIME_MS,
+        reply="".join(secrets.choice(_ALPHANUMERIC) for _ in range(_INSTANCE_LENGTH)),
+    )
+    sealed = Sealer(lambda: svid).seal_now(draft, encode_payload(payload))
+    reply = reply_subject(sealed.head.iss, str(draft.reply), draft.id)
+    return Message(draft.sub, sealed.frame, reply, sealed.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,29 +216,6 @@ class _Impostor:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
-
-
-def _sealed(svid: Callable[[], X509Svid], callee: SpiffeID, capability: str, payload: Any) -> Sealed:
-    now_ms = _now_ms()
-    draft = Draft(
-        kind=Kind.CALL,
-        id=new_id(now_ms),
-        aud=callee,
-        cap=capability,
-        sub=call_subject(callee, capability),
-        iat=now_ms,
-        exp=now_ms + _LIFETIME_MS,
-        ct=JSON_CONTENT_TYPE,
-        reply="".join(secrets.choice(_ALPHANUMERIC) for _ in range(22)),
-    )
-    return Sealer(svid).seal_now(draft, encode_payload(payload))
-
-
-def reply_to(sealed: Sealed) -> str:
-    """Return the reply subject that a sealed call names."""
-    head = sealed.head
-    assert head.reply is not None  # set above
-    return reply_subject(head.iss, head.reply, head.id)
 
 
 def _now_ms() -> int:

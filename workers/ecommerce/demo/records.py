@@ -26,7 +26,7 @@ def check_records(screen: Screen, logs: Path, authority: X509Bundle) -> None:
         noted = sum(chain.witnessed_to >= 0 for chain in report.chains)
         check.came_out(
             f"{len(report.chains)} chains, {report.records} records: no change, gap or cut",
-            f"for {noted} of them others vouch: peers noted how far a log had come, under its owner's signature",
+            f"peers vouch for {noted} of them: they noted how far each had come, under its owner's signature",
         )
     with screen.check("a copy of them, one digit of an amount altered") as check, _copied(logs) as copy:
         name = _alter_an_amount(Path(copy))

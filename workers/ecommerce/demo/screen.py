@@ -9,13 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, TextIO
 
-__all__ = ["Check", "DidNotHappenError", "Screen", "short"]
+__all__ = ["Check", "DidNotHappenError", "Exact", "Screen", "short"]
 
 _GREEN, _RED, _BOLD, _DIM, _PLAIN = ("\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[2m", "\x1b[0m")
 _INDENT: Final = " " * 6
 _AGENT: Final = re.compile(r"spiffe://[a-z0-9.]+/(?:agent/)?([\w/-]+)")
 _UUID: Final = re.compile(r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
 _AUDIT_ID: Final = re.compile(r"\b([0-9a-f]{6})[0-9a-f]{26}(-\d+)\b")
+
+
+class Exact(str):
+    """A line that is written as it is, ids in full: for what a reader may want to copy."""
+
+    __slots__ = ()
 
 
 class DidNotHappenError(Exception):
@@ -73,7 +79,7 @@ class Screen:
         try:
             yield check
         except Exception as error:
-            self._line(f"  {self._paint(_RED, 'FAILED')}  {tried}")
+            self._line(f"  {self._paint(_RED, 'FAILED')}  {short(tried)}")
             self._line(f"{_INDENT}  {short(str(error)) or type(error).__name__}")
             raise
         self.passed += 1
@@ -81,9 +87,9 @@ class Screen:
 
     def _write(self, check: Check) -> None:
         mark = self._paint(_GREEN, "ok")
-        self._line(f"  {mark}  {check.tried:<44}  {short(check.outcome)}".rstrip())
+        self._line(f"  {mark}  {short(check.tried):<49}  {short(check.outcome)}".rstrip())
         for line in check.lines:
-            self._line(_INDENT + self._paint(_DIM, short(line)))
+            self._line(_INDENT + self._paint(_DIM, line if isinstance(line, Exact) else short(line)))
 
     def _paint(self, colour: str, text: str) -> str:
         return f"{colour}{text}{_PLAIN}" if self._colour else text

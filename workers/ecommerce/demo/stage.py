@@ -29,6 +29,7 @@ class Stage:
 
     local: LocalStack
     audit: Path
+    grants: Path
     web: AgentWeaveClient
     operator: AgentWeaveClient
     workers: dict[str, WorkerProcess]
@@ -56,7 +57,8 @@ class Stage:
 async def open_stage(state: Path, grants: Path | None = None) -> AsyncIterator[Stage]:
     """Start the shop with all its state in ``state``; with other ``grants`` than its own, if given."""
     config = load_stack(STACK_FILE)
-    config = config.model_copy(update={"state_dir": state, "grants": grants or config.grants})
+    grants = grants or STACK_FILE.parent / "grants.yaml"
+    config = config.model_copy(update={"state_dir": state, "grants": grants})
     async with AsyncExitStack() as block:
         block.enter_context(_data_in(state / "data"))
         log = block.enter_context((state / "workers.log").open("w"))
@@ -72,7 +74,7 @@ async def open_stage(state: Path, grants: Path | None = None) -> AsyncIterator[S
             for name in ("web", "operator")
         ]
         workers = {worker.spec.name: worker for worker in local.workers.all}
-        yield Stage(local, state / "audit", web, operator, workers)
+        yield Stage(local, state / "audit", grants, web, operator, workers)
 
 
 @contextmanager

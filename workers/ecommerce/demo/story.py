@@ -8,22 +8,25 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
+from agentweave_bus import SpiffeID
+from agentweave_bus.authz import Grants
 from agentweave_bus.bus.subjects import call_subject
+from agentweave_bus.cli.audit_records import log_files, matching
+from agentweave_bus.cli.why import explain
 from agentweave_bus.embedded.nats_server import find_nats_server
 from agentweave_bus.envelope import Kind, decode_payload
 from agentweave_bus.identity import IdentitySource
 from workers.ecommerce.demo.adversary import (
+    Message,
     Wire,
-    altered,
-    forged,
-    impersonating,
     on_the_wire,
-    reply_to,
+    refused_without_svid,
+    sealed_by,
     stolen_identity,
 )
-from workers.ecommerce.demo.evidence import AuditTrail, Refusal, handler_runs
+from workers.ecommerce.demo.evidence import AuditTrail, handler_runs
 from workers.ecommerce.demo.records import check_records
-from workers.ecommerce.demo.screen import Check, Screen
+from workers.ecommerce.demo.screen import Check, Exact, Screen
 from workers.ecommerce.demo.stage import HOSTILE, PRINCIPAL, Stage, open_stage
 from workers.ecommerce.directory import GATEWAY, INVENTORY, ORDER, PAYMENT, USER
 from workers.ecommerce.payments import Payments
@@ -43,13 +46,13 @@ async def tell(screen: Screen, state: Path, grants: Path | None = None) -> None:
     """
     screen.title("An order through six agents, and what becomes of those who tamper with it")
     async with open_stage(state, grants) as stage, AsyncExitStack() as block:
-        stolen = [
+        orders, payments, broker = [
             await block.enter_async_context(stolen_identity(stage.local.stack, victim))
             for victim in (ORDER, PAYMENT, HOSTILE)
         ]
-        hostile = await block.enter_async_context(on_the_wire(stage.local.stack, stolen[2]))
+        hostile = await block.enter_async_context(on_the_wire(stage.local.stack, broker))
         await hostile.listen()
-        story = _Story(screen, stage, hostile, *stolen[:2])
+        story = _Story(screen, stage, hostile, orders, payments)
         await story.the_shop()
         await story.an_order()
         await story.what_order_may_not()
@@ -75,13 +78,14 @@ class _Story:
     async def the_shop(self) -> None:
         local = self.stage.local
         self.screen.scene("The shop")
-        with self.screen.check("a broker that lets nobody in without an SVID") as check:
-            version = ".".join(map(str, find_nats_server().version))
-            check.came_out(f"nats-server {version}, {local.stack.bus_url}, mutual TLS 1.3")
         with self.screen.check("six agents, a process each, in production") as check:
             pids = [f"{name} {worker.pid}" for name, worker in self.stage.workers.items()]
             must(len({worker.pid for worker in self.stage.workers.values()}) == 6, "not six processes")  # noqa: PLR2004
             check.came_out(f"ready after {local.seconds:.1f} s", f"pid of {', '.join(pids)}")
+        version = ".".join(map(str, find_nats_server().version))
+        with self.screen.check(f"TLS to nats-server {version} without an SVID") as check:
+            alert = await refused_without_svid(local.stack.nats.port)
+            check.came_out("refused by the broker", f"tls://127.0.0.1:{local.stack.nats.port}: {alert}")
         with self.screen.check("client/web → gateway: health of all") as check:
             health = (await self.stage.web.call(GATEWAY, "health", {})).data
             must(set(health["services"].values()) == {"healthy"}, f"not all are healthy: {health}")
@@ -128,137 +132,176 @@ class _Story:
 
     async def what_order_may_not(self) -> None:
         self.screen.scene("The order agent wants to give Alice a better tier. No grant lets it")
-        runs = await self._runs(USER.path, "update_tier")
+        runs = await self._runs(USER, "update_tier")
         with self.screen.check("order asks user for update_tier") as check:
             audit_id = await self._denied_outbound(check)
-        with self.screen.check("the same, its own policy left out") as check:
+        with self.screen.check(f"agentweave why {audit_id}") as check:
+            self._why(check, audit_id)
+        with self.screen.check("order asks, its own policy left out") as check:
             await self._denied_by_broker(check)
-        with self.screen.check("the same, over a broker that lets all pass") as check:
+        with self.screen.check("order asks, over a broker that lets all pass") as check:
             await self._denied_inbound(check)
-        with self.screen.check("did anything happen?") as check:
-            tier = (await self._routed("user", "get_user", {"user_id": self.user_id}))["tier"]
-            now = await self._runs(USER.path, "update_tier")
-            must((tier, now) == ("free", runs), f"tier {tier}, update_tier ran {runs} → {now} times")
-            check.came_out(f"no: tier {tier}, update_tier ran {now} times")
         with self.screen.check("client/operator → admin → user: update_tier") as check:
-            result = await self.stage.administer(
-                "update_tier", {"user_id": self.user_id, "new_tier": "premium"}
-            )
-            must(result.status == "completed" and result.data["tier"] == "premium", f"{result.error}")
-            check.came_out("tier free → premium: the admin agent has the grant")
+            tier = (await self._routed("user", "get_user", {"user_id": self.user_id}))["tier"]
+            now = await self._runs(USER, "update_tier")
+            must((tier, now) == ("free", runs), f"tier {tier}, update_tier ran {runs} → {now} times")
+            await self._admin_may(check)
 
     async def _denied_outbound(self, check: Check) -> str:
         result = await self.stage.route("order", "upgrade_customer", {"user_id": self.user_id})
         must(result.status == "failed", "order was let: it has changed the tier")
-        must(result.data.get("denied") == "outbound", f"not denied by order's own policy: {result.error}")
-        audit_id: str = result.data["audit_id"]
+        facts = result.data or {}
+        must(facts.get("denied") == "outbound", f"not denied by order's own policy: {result.error}")
+        audit_id: str = facts["audit_id"]
         check.came_out(
-            "denied by order's own policy; nothing was sent", f"{result.data['reason']}", f"audit {audit_id}"
+            "denied by order's own policy, nothing was sent", f"{facts['reason']}; audit {audit_id}"
         )
         return audit_id
 
+    def _why(self, check: Check, audit_id: str) -> None:
+        """Explain a refusal with the very function that the command line uses."""
+        records = matching(log_files([self.stage.audit]), audit_id.__eq__, ["audit_id"])
+        story = explain(records, Grants.load(self.stage.grants))
+        must(story["verdict"] == "denied" and "would_allow" in story, f"{story}")
+        entry = [Exact(line) for line in story["would_allow"].splitlines()[1:]]
+        check.came_out("no grant is about this; this one would allow it:", *entry)
+
     async def _denied_by_broker(self, check: Check) -> None:
-        stack = self.stage.local.stack
         call = self._order_asks_for_a_tier()
-        async with on_the_wire(stack, self.orders_identity) as wire:
-            await wire.send(call.head.sub, call.frame, reply_to(call))
+        async with on_the_wire(self.stage.local.stack, self.orders_identity) as wire:
+            await wire.send(call.subject, call.frame, call.reply)
             complaint = await wire.refused_by_broker()
-        must(call.head.sub in complaint, f"the broker complained about something else: {complaint}")
-        check.came_out(
-            "denied by the broker", "order's key, order's connection, a valid signature:", complaint
-        )
+        must(call.subject in complaint, f"the broker complained about something else: {complaint}")
+        check.came_out("denied by the broker", complaint.removeprefix("nats: "))
 
     async def _denied_inbound(self, check: Check) -> None:
-        trail = self._trail("user")
-        call = self._order_asks_for_a_tier()
-        await self.hostile.send(call.head.sub, call.frame, reply_to(call))
+        trail, call = self._trail(USER), self._order_asks_for_a_tier()
+        await self.hostile.send(call.subject, call.frame, call.reply)
         refusal = await trail.refusal()
-        answer = self.hostile.opened(await self.hostile.heard(reply_to(call)))
+        answer = self.hostile.opened(await self.hostile.heard(call.reply))
         told = decode_payload(answer.payload)
         must(refusal.step_name == "authorization", f"refused at {refusal}: {refusal.reason}")
-        must(
-            answer.head.kind is Kind.REFUSAL and answer.head.re == call.digest and answer.head.iss == USER,
-            "the refusal is not user's signed answer to this very call",
-        )
+        must(answer.head.kind is Kind.REFUSAL and answer.head.iss == USER, "user has not signed a refusal")
+        must(answer.head.re == call.digest, "the refusal is not about this very call")
         must(isinstance(told, dict) and told["audit_id"] == refusal.audit_id, f"told something else: {told}")
         check.came_out(
-            f"denied by user, {refusal}",
-            refusal.reason,
-            f"the denial is signed by user; audit {refusal.audit_id}",
+            f"denied by user, {refusal}", f"{refusal.reason}; signed by user; audit {refusal.audit_id}"
         )
 
-    def _order_asks_for_a_tier(self) -> Any:
-        payload = {"user_id": self.user_id, "new_tier": "premium"}
-        return forged(self.orders_identity, USER, "update_tier", payload)
+    async def _admin_may(self, check: Check) -> None:
+        change = {"user_id": self.user_id, "new_tier": "premium"}
+        result = await self.stage.administer("update_tier", change)
+        must(result.status == "completed" and result.data["tier"] == "premium", f"{result.error}")
+        must(await self._runs(USER, "update_tier") == 1, "update_tier has not run exactly once")
+        check.came_out(
+            "allowed: tier free → premium", "update_tier of user had run 0 times until here, and now once"
+        )
+
+    def _order_asks_for_a_tier(self) -> Message:
+        change = {"user_id": self.user_id, "new_tier": "premium"}
+        return sealed_by(self.orders_identity, USER, "update_tier", change)
 
     # --- 4
 
     async def on_the_way(self) -> None:
         self.screen.scene("The broker turns bad: it reads every message and sends what it likes")
-        subject = call_subject(PAYMENT, "process_payment")
-        real = await self.hostile.heard(subject)
+        real = await self.hostile.heard(call_subject(PAYMENT, "process_payment"))
+        payment = _Target(PAYMENT, "process_payment")
         with self.screen.check("order's request to payment, one byte altered") as check:
-            frame = altered(real.data, "39.98", "99.98")
-            check.lines.append("39.98 became 99.98 under order's genuine signature")
-            await self._attack(check, PAYMENT.path, "process_payment", subject, frame, real.reply)
-        with self.screen.check("the genuine request, once more") as check:
-            await self._attack(check, PAYMENT.path, "process_payment", subject, real.data, real.reply)
-        await self.stage.restart("payment")
-        with self.screen.check("once more, to payment killed and started anew") as check:
-            check.lines.append(
-                f"pid {self.stage.workers['payment'].pid} has never seen it; the id is claimed for all replicas"
-            )
-            await self._attack(check, PAYMENT.path, "process_payment", subject, real.data, real.reply)
-        with self.screen.check("payment signs in order's name") as check:
-            call = impersonating(
-                self.payments_identity, ORDER, INVENTORY, "release_items", {"order_id": self.order_id}
-            )
-            check.lines.append(
-                "a call of release_items to inventory, which order may make and payment may not"
-            )
             await self._attack(
-                check, INVENTORY.path, "release_items", call.head.sub, call.frame, reply_to(call)
+                check,
+                payment,
+                real.altered("39.98", "99.98"),
+                steps=("proof", "head"),
+                because="the payload is not the one",
+                about="39.98 is now 99.98: ",
             )
-        with self.screen.check("and the honest ones are still served") as check:
-            order = await self._routed("order", "create_order", self._two_widgets())
-            must(_charged() == Decimal("79.96"), f"charged {_charged()}")
-            check.came_out(f"order {order['order_id']} confirmed, 39.98 paid")
+        with self.screen.check("order's genuine request, a second time") as check:
+            await self._attack(check, payment, real, steps=("replay",), because="was admitted before")
+        await self.stage.restart("payment")
+        with self.screen.check("a third time, to payment killed and started anew") as check:
+            await self._attack(
+                check,
+                payment,
+                real,
+                steps=("replay",),
+                because="claimed already",
+                about=f"process {self.stage.workers['payment'].pid} never saw it, but: ",
+            )
+        with self.screen.check("a request signed by payment in order's name") as check:
+            await self._attack(
+                check,
+                _Target(INVENTORY, "release_items"),
+                sealed_by(
+                    self.payments_identity,
+                    INVENTORY,
+                    "release_items",
+                    {"order_id": self.order_id},
+                    in_the_name_of=ORDER,
+                ),
+                steps=("head", "binding"),
+                because="in the name of",
+                about="it asks for release_items, which order may: ",
+            )
+        with self.screen.check("honest requests over the same broker") as check:
+            await self._served(check)
 
-    async def _attack(  # noqa: PLR0917 - whom, what, and the message
-        self, check: Check, path: str, capability: str, subject: str, frame: bytes, reply: str
+    async def _attack(
+        self,
+        check: Check,
+        target: _Target,
+        message: Message,
+        *,
+        steps: tuple[str, ...],
+        because: str,
+        about: str = "",
     ) -> None:
-        """Send a frame as the hostile broker; it must be refused, and nothing may have happened."""
-        agent = path.rpartition("/")[2]
-        trail, before = self._trail(agent), (await self._runs(path, capability), _charged(), _available())
-        await self.hostile.send(subject, frame, reply)
+        """Send a message as the hostile broker: it must be refused as expected, and change nothing."""
+        trail, before = self._trail(target.agent), await self._state(target)
+        await self.hostile.send(message.subject, message.frame, message.reply)
         refusal = await trail.refusal()
-        after = (await self._runs(path, capability), _charged(), _available())
+        after = await self._state(target)
         must(after == before, f"it had an effect: {before} became {after}")
-        _must_be_no_matter_of_rights(refusal)
+        must(refusal.step_name in steps and because in refusal.reason, f"{refusal}: {refusal.reason}")
         check.came_out(
-            f"refused by {agent}, {refusal}",
-            refusal.reason,
-            f"{capability} ran {after[0]} times before and after; 39.98 charged, {after[2]} widgets;"
-            f" audit {refusal.audit_id}",
+            f"refused by {target.agent}, {refusal}",
+            f"{about}{refusal.reason}; audit {refusal.audit_id}",
+            f"{target.capability} ran {before[0]} → {after[0]} times,"
+            f" charged {before[1]} → {after[1]}, widgets {before[2]} → {after[2]}",
         )
 
-    # ---
+    async def _served(self, check: Check) -> None:
+        before = _charged()
+        order = await self._routed("order", "create_order", self._two_widgets())
+        must(_charged() == before + Decimal("39.98"), f"charged {before} → {_charged()}")
+        check.came_out(f"order {order['order_id']} confirmed, charged {before} → {_charged()}")
+
+    # --- what the scenes share
 
     async def _routed(self, service: str, action: str, payload: dict[str, Any]) -> Any:
         result = await self.stage.route(service, action, payload)
         must(result.status == "completed", f"{action} failed: {result.error}")
         return result.data
 
-    async def _runs(self, path: str, capability: str) -> int:
-        worker = self.stage.workers[path.rpartition("/")[2]]
-        return await handler_runs(worker.metrics_url, capability)
+    async def _state(self, target: _Target) -> tuple[int, Decimal, int]:
+        """Return how often the target's handler has run, what is charged, and the widgets in stock."""
+        return await self._runs(target.agent, target.capability), _charged(), _available()
 
-    def _trail(self, agent: str) -> AuditTrail:
-        return AuditTrail(self.stage.audit, agent)
+    async def _runs(self, agent: SpiffeID, capability: str) -> int:
+        return await handler_runs(self.stage.workers[_name(agent)].metrics_url, capability)
+
+    def _trail(self, agent: SpiffeID) -> AuditTrail:
+        return AuditTrail(self.stage.audit, _name(agent))
 
 
-def _must_be_no_matter_of_rights(refusal: Refusal) -> None:
-    must(refusal.step < 10, f"it came as far as {refusal}: {refusal.reason}")  # noqa: PLR2004 - 10: payload, 11: policy
+@dataclass(frozen=True, slots=True)
+class _Target:
+    agent: SpiffeID
+    capability: str
+
+
+def _name(agent: SpiffeID) -> str:
+    return agent.path.rpartition("/")[2]
 
 
 def _charged() -> Decimal:

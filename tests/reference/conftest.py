@@ -137,6 +137,29 @@ async def client_at(
             yield client
 
 
+async def type_line(
+    line: str, folder: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Type ``line`` into a shell in ``folder``, with this project's ``agentweave`` on the path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return await anyio.to_thread.run_sync(
+        lambda: subprocess.run(
+            ["sh", "-c", line],
+            cwd=folder,
+            env={**os.environ, **environment, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def shell() -> Any:
+    return type_line
+
+
 @pytest.fixture(scope="session")
 def processes() -> Any:
     return agent_processes

@@ -40,6 +40,7 @@ class Shop:
     client: AgentWeaveClient
     connect: Callable[[str, SpiffeID], Any]
     running: dict[str, Any]
+    types: Callable[[str], Any]
 
     async def route(self, service: str, action: str, payload: dict[str, Any]) -> Any:
         """What the reference types as ``agentweave call --target …/gateway --capability route``."""
@@ -60,7 +61,7 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-async def shop(tree: Any, processes: Any, client: Any) -> AsyncIterator[Shop]:
+async def shop(tree: Any, processes: Any, client: Any, shell: Any) -> AsyncIterator[Shop]:
     folder = tree("ecommerce")
     identities = (*map(agent, AGENTS), agent("admin"), CLI)
     settings = StackSettings(DOMAIN, folder / "state", identities, folder / "grants.yaml")
@@ -74,7 +75,12 @@ async def shop(tree: Any, processes: Any, client: Any) -> AsyncIterator[Shop]:
 
         cli = await stack.enter_async_context(connect("client", CLI))
         await running_stack.settled()
-        yield Shop(folder, cli, connect, running)
+        config = {"AGENTWEAVE_CONFIG": str(folder / "config" / "client.yaml")}
+
+        def types(line: str) -> Any:
+            return shell(line, folder, {**running_stack.environment(CLI), **config})
+
+        yield Shop(folder, cli, connect, running, types)
 
 
 async def test_create_user_through_the_gateway(shop: Shop) -> None:
@@ -102,6 +108,33 @@ async def test_create_order_calls_user_inventory_and_payment(shop: Shop) -> None
     assert order["transaction_id"]
     again = await shop.route("order", "get_order", {"order_id": order["order_id"]})
     assert again.artifacts[0]["data"] == order
+
+
+async def test_the_walk_through_typed_into_a_shell(shop: Shop) -> None:
+    created = await shop.types((shop.folder / "create_user.sh").read_text())
+    assert created.returncode == 0, created.stderr
+    user = json.loads(created.stdout)["artifacts"][0]["data"]
+    assert (user["name"], user["tier"]) == ("John Doe", "premium")
+    line = (shop.folder / "create_order.sh").read_text()
+    ordered = await shop.types(line.replace("<user-id-from-above>", user["user_id"]))
+    assert ordered.returncode == 0, ordered.stderr
+    result = json.loads(ordered.stdout)
+    ((part,),) = (message["parts"] for message in result["messages"])
+    assert (result["status"], part["type"], part["data"]["total"]) == ("completed", "data", "39.98")
+
+
+async def test_pinging_an_agent_is_a_call_like_any_other(shop: Shop) -> None:
+    well = await shop.types(f"agentweave ping {GATEWAY}")
+    assert well.returncode == 0, well.stderr
+    denied = await shop.types(f"agentweave ping {USER}")
+    assert denied.returncode == 3, denied.stderr
+
+
+async def test_authz_check_says_why(shop: Shop) -> None:
+    line = f"agentweave authz check --caller {CLI} --target {USER} --action get_user --trace"
+    checked = await shop.types(line)
+    assert checked.returncode == 3, checked.stderr
+    assert "gateway.authz has no rule that lets" in checked.stdout + checked.stderr
 
 
 async def test_what_is_missing_is_a_failed_result(shop: Shop) -> None:
@@ -179,4 +212,4 @@ async def test_every_audit_log_verifies(shop: Shop) -> None:
         assert f"spiffe://{DOMAIN}/agent/{name}" in shop.audit(name)
     report = await anyio.to_thread.run_sync(verify_audit, [shop.folder / "audit"])
     assert report.ok, report.problems
-    assert len(report.chains) == len(AGENTS)
+    assert len(report.chains) == len(AGENTS)  # each agent's own; clients keep theirs elsewhere

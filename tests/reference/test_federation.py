@@ -66,6 +66,7 @@ class World:
     running: dict[str, Any]
     partner: Authority
     stranger: Authority
+    types: Callable[[str], Any]
 
     def audit(self, side: str) -> list[dict[str, Any]]:
         """Return the records that the agents of one side wrote."""
@@ -77,7 +78,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-async def world(tree: Any, processes: Any, client: Any) -> AsyncIterator[World]:
+async def world(tree: Any, processes: Any, client: Any, shell: Any) -> AsyncIterator[World]:
     folder = tree("federation")
     acme = Authority.load_or_create(folder / "state" / "authority", ACME)  # the stack will find it there
     partner, stranger = Authority(PARTNER), Authority(STRANGER)
@@ -111,7 +112,11 @@ async def world(tree: Any, processes: Any, client: Any) -> AsyncIterator[World]:
             return client(config, variables, **overrides)
 
         await stack.settled()
-        yield World(folder, stack, cli, connect, running, partner, stranger)
+
+        def types(line: str) -> Any:
+            return shell(line, folder / "acme", {**variables, "AGENTWEAVE_CONFIG": str(config)})
+
+        yield World(folder, stack, cli, connect, running, partner, stranger, types)
 
 
 async def bill(world: World, **changes: Any) -> Any:
@@ -131,6 +136,16 @@ async def test_a_payment_across_trust_domains(world: World) -> None:
     assert answer.data["transaction_id"] == paid["id"]
     assert answer.data["billing_id"] == paid["billing_id"] == artifact["data"]["billing_record"]["id"]
     assert (paid["source_domain"], paid["source_agent"]) == (ACME, BILLING)
+
+
+async def test_step_4_typed_into_a_shell(world: World) -> None:
+    typed = await world.types((world.folder / "acme" / "process_billing.sh").read_text())
+    assert typed.returncode == 0, typed.stderr
+    result = json.loads(typed.stdout)
+    assert (result["status"], result["messages"][0]["role"]) == ("completed", "assistant")
+    (part,) = result["messages"][0]["parts"]
+    assert part["type"] == "data"
+    assert set(part["data"]) == {"billing_id", "payment_status", "transaction_id", "amount", "processed_by"}
 
 
 async def test_both_sides_log_what_the_reference_shows(world: World) -> None:

@@ -1,0 +1,1 @@
+agentweave ping spiffe://example.com/agent/my-agent-v2

@@ -1,0 +1,1 @@
+agentweave serve config.dev.yaml --env development

@@ -6,8 +6,8 @@ session and replaces it when the identity rotates, when the broker goes away, or
 library closes for good. There is one path for all three: connect anew, subscribe anew, then retire
 the old session, which is closed when its last request in flight is answered. The client library's own
 reconnection is switched off, because it keeps the old certificate and gives up on some errors. Nor is its
-word awaited that a connection is dead: when the other side falls silent, the library can block in writing
-its last bytes. So each current session has a pulse of its own.
+word awaited that a connection is dead, because closing can fail or block over the last bytes to be written:
+a session is over when the library's reader is.
 
 What arrives is passed on as it came; nothing here decodes or trusts a message.
 """
@@ -50,8 +50,8 @@ _MAX_PENDING_MESSAGES: Final = 8192  # per subscription, then the client library
 _MAX_PENDING_BYTES: Final = 64 * 1024 * 1024
 _RETIRE_SECONDS: Final = 3_660.0  # the longest call and its slack; then a retired session is cut
 _FIRST_DELAY_SECONDS: Final = 0.05
-_PULSE_SECONDS: Final = 10.0  # between two pulses, and how long the broker may take to answer one
-_PULSES_MISSED: Final = 2  # in a row: a busy event loop may be late once
+_PING_SECONDS: Final = 10.0  # a broker that answers no ping for three of them is taken for dead
+_PINGS_OUTSTANDING: Final = 2
 _CLOSE_SECONDS: Final = 2.0
 _PERMISSION: Final = re.compile(
     r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE
@@ -183,27 +183,6 @@ class Session:
                 await self._client.flush(timeout=max(1, int(timeout_s)))
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise BusError("the broker does not answer") from error
-
-    async def until_lost(self) -> None:
-        """Return when the connection is gone, or the broker has stopped answering."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(_then_cancel, self.closed, group.cancel_scope)
-            await self._until_silent()
-            group.cancel_scope.cancel()
-        if not self.closed.is_set():
-            _log.warning("the broker has stopped answering")
-            self.mark_closed()
-
-    async def _until_silent(self) -> None:
-        missed = 0
-        while missed < _PULSES_MISSED:
-            if not missed:
-                await anyio.sleep(_PULSE_SECONDS)
-            try:
-                await self.flush(_PULSE_SECONDS)
-                missed = 0
-            except BusError:
-                missed += 1
 
     def watch(self, future: asyncio.Future[Any]) -> None:
         """Keep the session open until ``future`` is done; it fails with ``BusError`` if the session dies."""
@@ -427,7 +406,7 @@ class Keeper:
     async def _lost_or_rotated(self, session: Session) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(_then_cancel, self._rotated, group.cancel_scope)
-            await session.until_lost()
+            await session.closed.wait()
             group.cancel_scope.cancel()
 
     async def _reconnect(self, old: Session) -> Session:
@@ -491,11 +470,12 @@ class Keeper:
             tls_handshake_first=True,
             allow_reconnect=False,
             connect_timeout=max(1, int(self._address.connect_timeout)),
-            ping_interval=10,
-            max_outstanding_pings=2,
+            ping_interval=_PING_SECONDS,  # type: ignore[arg-type]  # it is only slept
+            max_outstanding_pings=_PINGS_OUTSTANDING,
             error_cb=self._on_error,
             closed_cb=closed,
         )
+        _when_reader_ends(client, session.mark_closed)
 
     async def _on_error(self, error: Exception) -> None:
         match = _PERMISSION.search(str(error))
@@ -520,6 +500,25 @@ async def _abandon(client: Client) -> None:
             await client.close()
             return
         _cut(client)
+
+
+def _when_reader_ends(client: Client, tell: Callable[[], None]) -> None:
+    """Have ``tell`` called when nothing more can come in, whatever the reason.
+
+    The library's own ``closed_cb`` is not called when its closing raises, blocks, or is not begun because
+    the reader ended over an exception. There is no public way to see the reader; without it the
+    connection is refused here, so that a change of the library shows.
+    """
+    reader = client._reading_task  # noqa: SLF001
+    if reader is None:
+        raise BusError("the client library has no reader")
+
+    def ended(reader: asyncio.Task[None]) -> None:
+        if not reader.cancelled() and (error := reader.exception()) is not None:
+            _log.debug("the reader of the connection ended: %s", _cause(error))
+        tell()
+
+    reader.add_done_callback(ended)
 
 
 def _cut(client: Client) -> None:

@@ -1,0 +1,397 @@
+"""``agentweave up`` and what is done with a running stack, all of it by real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+AGENTWEAVE = [sys.executable, "-c", "import sys; from agentweave_bus.cli import main; sys.exit(main())"]
+HELLO = "spiffe://agentweave.local/agent/hello"
+CLI = "spiffe://agentweave.local/client/cli"
+UP_SECONDS = 20.0
+
+MORE = """
+from agentweave_bus.exceptions import TaskFailedError
+
+
+class Picky(HelloAgent):
+    @capability("fail")
+    async def fail(self) -> dict:
+        raise TaskFailedError("out of stock")
+
+    @capability("slow")
+    async def slow(self) -> dict:
+        import asyncio
+
+        await asyncio.sleep(20)
+        return {}
+"""
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AGENTWEAVE_")}
+    if "AGENTWEAVE_TOOLS" in os.environ:
+        kept["AGENTWEAVE_TOOLS"] = os.environ["AGENTWEAVE_TOOLS"]
+    return {**kept, **more}
+
+
+def agentweave(
+    folder: Path, *arguments: str, stdin: str = "", traceback: bool = False
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*AGENTWEAVE, *arguments],
+        cwd=folder,
+        env=clean_environment(),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    assert ("Traceback" in done.stderr) == traceback, done.stderr
+    return done
+
+
+def call(folder: Path, capability: str, *more: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return agentweave(folder, "call", "--target", HELLO, "--capability", capability, *more, stdin=stdin)
+
+
+@dataclass
+class Up:
+    """One run of ``agentweave up``."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    runtime: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, folder: Path, *arguments: str) -> Up:
+        runtime = Path(tempfile.mkdtemp(prefix="aw-"))  # short: a socket's path may have 107 bytes
+        with (folder / "up.err").open("w") as errors:
+            process = subprocess.Popen(
+                [*AGENTWEAVE, "up", *arguments],
+                cwd=folder,
+                env=clean_environment(XDG_RUNTIME_DIR=str(runtime)),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        return cls(folder, process, runtime)
+
+    def ready(self) -> Up:
+        """Read what it prints when it is ready."""
+        assert self.process.stdout is not None
+        text, deadline = b"", time.monotonic() + UP_SECONDS
+        while not text.endswith(b"\n}\n"):
+            readable, _, _ = select.select([self.process.stdout], [], [], deadline - time.monotonic())
+            more = os.read(self.process.stdout.fileno(), 65536) if readable else b""
+            assert more, f"not ready: {self.messages}"
+            text += more
+        self.facts = json.loads(text)
+        return self
+
+    @property
+    def messages(self) -> str:
+        return (self.folder / "up.err").read_text()
+
+    @property
+    def pids(self) -> list[int]:
+        return [self.facts["broker_pid"], *(agent["pid"] for agent in self.facts["agents"])]
+
+    @property
+    def sockets(self) -> list[Path]:
+        return [path for path in self.runtime.rglob("*") if path.is_socket()]
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(30)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+    def end(self) -> None:
+        """Leave nothing of this test, whatever it found."""
+        self.stop(signal.SIGKILL)
+        shutil.rmtree(self.runtime, ignore_errors=True)
+
+
+def gone(pids: list[int], seconds: float) -> bool:
+    """Say whether all processes have ended within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while any(_alive(pid) for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def new(folder: Path) -> Path:
+    done = agentweave(folder, "new", "hello")
+    assert done.returncode == 0, done.stderr
+    return folder / "hello"
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    folder = new(tmp_path_factory.mktemp("up"))
+    with (folder / "hello.py").open("a") as file:
+        file.write(MORE)
+    config = folder / "hello.yaml"
+    config.write_text(
+        config.read_text().replace("HelloAgent", "Picky")
+        + "identity: {spiffe_endpoint: 'unix:///run/spire/other.sock'}\n"
+        + "authorization: {provider: opa, opa_endpoint: 'unix:///run/opa.sock'}\n"
+    )
+    grants = folder / "grants.yaml"
+    grants.write_text(grants.read_text().replace("[greet,", "[greet, fail, slow,"))
+    running = Up.start(folder)
+    try:
+        yield running.ready()
+    finally:
+        running.stop()
+        running.end()
+
+
+def test_it_says_what_is_there(up: Up) -> None:
+    (agent,) = up.facts["agents"]
+    assert (agent["name"], agent["spiffe_id"]) == ("hello", HELLO)
+    assert up.facts["clients"] == {CLI: str(up.folder / ".agentweave" / "clients" / "cli.yaml")}
+    assert up.facts["seconds"] < 5
+
+
+def test_it_says_which_settings_it_replaced(up: Up) -> None:
+    replaced = {one["key"]: (one["was"], one["by"]) for one in up.facts["overridden"]}
+    assert replaced == {
+        "identity.spiffe_endpoint": (
+            "unix:///run/spire/other.sock",
+            "AGENTWEAVE_IDENTITY__SPIFFE_ENDPOINT",
+        ),
+        "authorization.provider": ("opa at unix:///run/opa.sock", "AGENTWEAVE_AUTHORIZATION__PROVIDER"),
+    }
+
+
+def test_metrics_and_health_answer(up: Up) -> None:
+    url = up.facts["agents"][0]["metrics"]
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        assert b"agentweave_requests_total" in answer.read()
+    with urllib.request.urlopen(url.replace("/metrics", "/healthz"), timeout=5) as answer:
+        assert json.load(answer)["ok"] is True
+
+
+def test_a_call_prints_the_result(up: Up) -> None:
+    done = call(up.folder, "greet", "--data", '{"who": "Ada"}')
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["status"] == "completed"
+    assert result["artifacts"] == [{"type": "data", "data": {"greeting": "Hello, Ada!"}}]
+
+
+def test_data_from_a_file_and_from_standard_input(up: Up) -> None:
+    (up.folder / "who.json").write_text('{"who": "Grace"}')
+    assert "Hello, Grace!" in call(up.folder, "greet", "--data", "@who.json").stdout
+    assert "Hello, Alan!" in call(up.folder, "greet", "--data", "-", stdin='{"who": "Alan"}').stdout
+
+
+def test_a_failed_task(up: Up) -> None:
+    done = call(up.folder, "fail")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"] == "out of stock"
+
+
+def test_no_answer_in_time(up: Up) -> None:
+    done = call(up.folder, "slow", "--timeout", "0.5")
+    assert done.returncode in (1, 4), done.stderr  # the agent may say first that its time was up
+
+
+def test_wrong_arguments(up: Up) -> None:
+    done = call(up.folder, "greet", "--data", '{"whom": "Ada"}')
+    assert done.returncode == 2
+    assert "did you mean 'who'?" in done.stderr
+
+
+def test_denied_and_why_and_the_advice_is_right(up: Up) -> None:
+    done = call(up.folder, "refund")
+    assert done.returncode == 3
+    assert "no grant lets" in done.stderr
+    wanted = done.stderr.rpartition("agentweave why ")[2].strip()
+    story = json.loads(agentweave(up.folder, "why", wanted).stdout)
+    assert story["verdict"] == "denied"
+    assert "capabilities: [refund]" in story["would_allow"]
+    assert "spiffe://agentweave.local/client/cli" in story["layer"]
+
+
+def test_ping(up: Up) -> None:
+    done = agentweave(up.folder, "ping", HELLO)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["health"]["status"] == "healthy"
+    assert 0 < facts["ms"] < 5000
+    assert agentweave(up.folder, "ping", "spiffe://agentweave.local/agent/other").returncode == 3
+
+
+def test_identity(up: Up) -> None:
+    facts = json.loads(agentweave(up.folder, "identity", "show").stdout)
+    assert facts["spiffe_id"] == CLI
+    assert facts["bundles"] == {"agentweave.local": 1}
+    assert agentweave(up.folder, "identity", "fetch").stdout.startswith("-----BEGIN CERTIFICATE-----")
+    assert agentweave(up.folder, "identity", "fetch", "--write", "svid").returncode == 0
+    assert (up.folder / "svid" / "key.pem").stat().st_mode & 0o777 == 0o600
+    assert (up.folder / "svid" / "bundle.agentweave.local.pem").exists()
+
+
+def test_logs_verify_signatures_included_while_it_runs(up: Up) -> None:
+    call(up.folder, "greet")
+    done = agentweave(up.folder, "audit", "verify")
+    assert done.returncode == 0, done.stdout
+    assert not any("signatures" in sentence for sentence in json.loads(done.stdout)["cannot_show"])
+
+
+def test_tail_follows(up: Up) -> None:
+    tail = subprocess.Popen(
+        [*AGENTWEAVE, "audit", "tail", "-f", "-n", "1"],
+        cwd=up.folder,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert tail.stdout is not None
+    try:
+        tail.stdout.readline()  # it stands at the end
+        call(up.folder, "greet", "--data", '{"who": "Tail"}')
+        while json.loads(line := tail.stdout.readline()).get("event") != "outcome":
+            assert line
+    finally:
+        tail.send_signal(signal.SIGINT)
+        assert tail.wait(10) == 130
+        tail.stdout.close()
+
+
+def test_no_second_stack_in_one_state_directory(up: Up) -> None:
+    done = agentweave(up.folder, "up")
+    assert done.returncode == 2
+    assert f"in use by another stack (process {up.process.pid})" in done.stderr
+    assert call(up.folder, "greet").returncode == 0  # and the first one is unharmed
+
+
+@pytest.fixture
+def starting(tmp_path: Path) -> Iterator[Callable[..., Up]]:
+    """Start ``agentweave up`` for a fresh agent; nothing of it is left after the test."""
+    begun: list[Up] = []
+
+    def start(folder: Path, *arguments: str) -> Up:
+        begun.append(Up.start(folder, *arguments))
+        return begun[-1]
+
+    yield start
+    for one in begun:
+        one.end()
+
+
+def test_ctrl_c_leaves_no_process_and_no_socket(tmp_path: Path, starting: Callable[..., Up]) -> None:
+    folder = new(tmp_path)
+    up = starting(folder).ready()
+    assert up.sockets
+    assert up.stop(signal.SIGINT) == 0
+    assert gone(up.pids, 0)
+    assert up.sockets == []
+    assert not list(up.runtime.iterdir())
+    assert not list((folder / ".agentweave" / "clients").iterdir())
+    assert "Traceback" not in up.messages
+    up = starting(folder).ready()  # and the state that is left can be used again
+    assert call(folder, "greet").returncode == 0
+    assert up.stop(signal.SIGTERM) == 0
+
+
+def test_ctrl_c_while_it_starts(tmp_path: Path, starting: Callable[..., Up]) -> None:
+    folder = new(tmp_path)
+    up = starting(folder)
+    deadline = time.monotonic() + UP_SECONDS
+    while not (folder / ".agentweave" / "clients" / "cli.yaml").exists():  # workers are about to start
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert up.stop() == 0
+    assert up.sockets == []
+    assert "Traceback" not in up.messages
+
+
+def test_killed_outright_it_leaves_no_process(tmp_path: Path, starting: Callable[..., Up]) -> None:
+    up = starting(new(tmp_path)).ready()
+    up.stop(signal.SIGKILL)
+    assert gone(up.pids, 5)
+
+
+def test_a_worker_that_can_t_start_ends_it(tmp_path: Path) -> None:
+    folder = new(tmp_path)
+    (folder / "hello.py").write_text("raise RuntimeError('broken on purpose')\n")
+    done = agentweave(folder, "up", "--state-dir", "state", traceback=True)  # the agent's own, in its log
+    assert done.returncode == 1
+    assert "agentweave: hello ended with exit code 1 instead of becoming ready; it said last:" in done.stderr
+    assert done.stderr.endswith("  RuntimeError: broken on purpose\n")
+    (folder / "hello.py").write_text("HelloAgent = 3\n")
+    done = agentweave(folder, "up", "--state-dir", "state")
+    assert done.returncode == 2
+    assert "not an agent" in done.stderr
+    assert not (folder / ".agentweave").exists()  # all state went where it was told to
+
+
+def test_a_worker_that_dies_is_reported_and_replicas_go_on(
+    tmp_path: Path, starting: Callable[..., Up]
+) -> None:
+    folder = new(tmp_path)
+    stack = folder / "agentweave.yaml"
+    stack.write_text(stack.read_text().replace("config: hello.yaml", "config: hello.yaml\n    replicas: 2"))
+    up = starting(folder).ready()
+    one, two = up.facts["agents"]
+    assert (one["name"], two["name"]) == ("hello/1", "hello/2")
+    os.kill(one["pid"], signal.SIGKILL)
+    assert gone([one["pid"]], 5)
+    assert call(folder, "greet").returncode == 0
+    assert "hello/1 was ended by SIGKILL; 1 of the stack's workers go on" in up.messages
+    os.kill(two["pid"], signal.SIGKILL)
+    assert up.process.wait(20) == 1
+
+
+def test_serve_runs_one_agent_against_that_stack(up: Up) -> None:
+    """``serve`` takes all it needs from its file: here the client's identity serves as an agent's."""
+    config = (up.folder / ".agentweave" / "clients" / "cli.yaml").read_text()
+    (up.folder / "served.yaml").write_text(
+        config.replace("agent:\n", "agent:\n  class: hello:HelloAgent\n").replace("WARNING", "INFO")
+    )
+    served = subprocess.Popen(
+        [*AGENTWEAVE, "serve", "served.yaml"],
+        cwd=up.folder,
+        env=clean_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert served.stderr is not None
+    try:
+        while "is ready" not in (line := served.stderr.readline()):
+            assert line
+    finally:
+        served.send_signal(signal.SIGINT)
+        served.stderr.close()
+        assert served.wait(20) == 0

@@ -36,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
     """Serve until told to stop."""
     try:
         run_on_fastest_loop(serve(options.file, environment=options.env, class_path=options.class_path))
+    except KeyboardInterrupt:
+        return ExitCode.DONE  # Ctrl-C before it listened to signals is meant in the same way
     except BaseExceptionGroup as group:
         raise single_error(group) from group
     return ExitCode.DONE

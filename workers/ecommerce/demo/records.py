@@ -24,6 +24,7 @@ def check_records(screen: Screen, logs: Path, authority: X509Bundle) -> None:
         report = _verified(logs, authority)
         must(report.ok, "; ".join(problem.sentence for problem in report.problems))
         noted = sum(chain.witnessed_to >= 0 for chain in report.chains)
+        must(noted > 0, "no peer has noted how far another's log had come")
         check.came_out(
             f"{len(report.chains)} chains, {report.records} records: no change, gap or cut",
             f"peers vouch for {noted} of them: they noted how far each had come, under its owner's signature",

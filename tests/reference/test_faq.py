@@ -19,6 +19,7 @@ import anyio
 import pytest
 from prometheus_client import generate_latest
 
+from agentweave_bus import SecureAgent, capability
 from agentweave_bus.authz.policy_source import SHIPPED, find_opa
 from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.embedded.stack import EmbeddedStack, StackSettings, embedded_stack
@@ -98,6 +99,26 @@ async def test_a_wrapped_service_answers_with_a_plain_dict(running: Running) -> 
     async with running.connect("friend") as friend:
         result = await friend.call(agent("legacy_service"), "process", {"data": {"a": 1}})
     assert (result.status, result.artifacts[0]["data"]) == ("completed", {"processed": {"a": 1}})
+
+
+def test_an_agent_may_take_its_configuration_alone(tmp_path: Path) -> None:
+    """The constructor of the FAQ's LangChain agent, without LangChain."""
+
+    class LLMAgent(SecureAgent):
+        def __init__(self, config):
+            super().__init__(config)
+            self.llm = object()
+
+        @capability("chat")
+        async def chat(self, message: str) -> dict:
+            """Chat with LLM agent."""
+            return {"response": message}
+
+    path = tmp_path / "chat.yaml"
+    path.write_text("agent: {name: chat, trust_domain: example.com}")
+    agent = LLMAgent.from_config(path)
+    assert agent.llm is not None
+    assert "chat" in agent.capability_table
 
 
 # --- configuration ---------------------------------------------------------------------------------

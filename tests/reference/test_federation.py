@@ -6,6 +6,7 @@ sides have exchanged bundles and nothing else.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 import urllib.request
@@ -383,3 +384,19 @@ def test_the_yaml_says_what_the_reference_says(world: World) -> None:
     assert payment.authorization.audit.log_federated
     for config in (billing, payment):
         assert any("no A2A adapter yet" in warning for warning in config.warnings)  # server:
+
+
+def test_only_federated_peers_may_ask_for_a_payment(world: World) -> None:
+    """``@requires_federated_peer`` names two domains; the partner's own is none of them."""
+    path = world.folder / "partner" / "payment_agent.py"
+    spec = importlib.util.spec_from_file_location("payment_agent", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    agent = module.PaymentAgent.from_config(path.parent / "config" / "payment.yaml")
+    rule = agent.capability_table["process_payment"].admits_peer
+    assert rule(BILLING) is None
+    assert rule(SpiffeID("spiffe://other-partner.io/agent/x")) is None
+    for peer in (OUTSIDER, SpiffeID(f"spiffe://{PARTNER}/agent/x")):
+        assert rule(peer)

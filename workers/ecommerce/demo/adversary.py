@@ -73,10 +73,14 @@ class Message:
     reply: str
     digest: bytes = b""
 
+    @property
+    def payload(self) -> bytes:
+        """What the frame says to its recipient."""
+        return decode_frame(self.frame).payload
+
     def altered(self, old: str, new: str) -> Message:
         """Return the same message with ``old`` in its payload written ``new``, which differs in one byte."""
-        payload = decode_frame(self.frame).payload
-        start = self.frame.rindex(payload) + payload.index(old.encode())
+        start = self.frame.rindex(self.payload) + self.payload.index(old.encode())
         frame = self.frame[:start] + new.encode() + self.frame[start + len(old) :]
         if sum(a != b for a, b in zip(self.frame, frame, strict=True)) != 1:
             raise DidNotHappenError("exactly one byte was to be changed")
@@ -108,6 +112,11 @@ class Wire:
         async with asyncio.timeout(_SECONDS), self._news:
             await self._news.wait_for(lambda: subject in self._heard)
             return self._heard[subject]
+
+    async def has_heard(self, subject: str) -> bool:
+        """Say whether anything was heard on ``subject`` until now."""
+        await self._client.flush(timeout=int(_SECONDS))
+        return subject in self._heard
 
     async def refused_by_broker(self) -> str:
         """Return the broker's next complaint about this connection."""

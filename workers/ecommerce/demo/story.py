@@ -34,6 +34,12 @@ from workers.ecommerce.stock import Stock
 
 __all__ = ["tell"]
 
+ORDER_ASKS: Final = (
+    (USER, "get_user"),
+    (INVENTORY, "check_availability"),
+    (PAYMENT, "process_payment"),
+    (INVENTORY, "reserve_items"),
+)
 SKU: Final = "WIDGET-001"
 WEB: Final = "spiffe://agentweave.io/client/web"
 must = Check.must
@@ -106,6 +112,8 @@ class _Story:
             order = await self._routed("order", "create_order", self._two_widgets())
             self.order_id = order["order_id"]
             must(order["status"] == "confirmed" and order["total"] == "39.98", f"{order}")
+            for agent, capability in ORDER_ASKS:
+                await self.hostile.heard(call_subject(agent, capability))
             must(_available() == before - 2 and _charged() == Decimal("39.98"), "not in the books")
             check.came_out(
                 f"order {self.order_id} confirmed, 39.98 paid",
@@ -123,6 +131,9 @@ class _Story:
         asked = payment["asked_by"]
         must(asked["chain"] == [WEB, GATEWAY, ORDER] and asked["origin"] == WEB, f"{asked}")
         must(asked["principal"] == PRINCIPAL, f"{asked}")
+        request = await self.hostile.heard(call_subject(PAYMENT, "process_payment"))
+        said = [name.encode() for name in (PRINCIPAL["sub"], WEB, GATEWAY, ORDER)]
+        must(not any(name in request.payload for name in said), "the payload names somebody")
         check.came_out(
             f"{' → '.join(asked['chain'])}, for {asked['principal']['sub']}",
             "payment took it from the signatures that came along, nothing of it stood in the payload",
@@ -152,6 +163,8 @@ class _Story:
         must(result.status == "failed", "order was let: it has changed the tier")
         facts = result.data or {}
         must(facts.get("denied") == "outbound", f"not denied by order's own policy: {result.error}")
+        sent = await self.hostile.has_heard(call_subject(USER, "update_tier"))
+        must(not sent, "order's request was on the wire all the same")
         audit_id: str = facts["audit_id"]
         check.came_out(
             "denied by order's own policy, nothing was sent", f"{facts['reason']}; audit {audit_id}"

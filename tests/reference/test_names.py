@@ -151,29 +151,28 @@ def importable(name: str) -> bool:
 
 
 @cache
+def nodes() -> tuple[ast.AST, ...]:
+    """Return the syntax of the whole package."""
+    sources = (path.read_text() for path in (ROOT / "agentweave_bus").rglob("*.py"))
+    return tuple(node for source in sources for node in ast.walk(ast.parse(source)))
+
+
+@cache
 def defined() -> frozenset[str]:
-    """Return every public class of the package, and ``Class.method`` of each."""
+    """Return every class of the package, and ``Class.method`` of each."""
     found = set()
-    for path in (ROOT / "agentweave_bus").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
-                found.add(node.name)
-                methods = (
-                    one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
-                )
-                found |= {f"{node.name}.{one.name}" for one in methods}
+    for node in nodes():
+        if isinstance(node, ast.ClassDef):
+            methods = (one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef))
+            found |= {node.name, *(f"{node.name}.{one.name}" for one in methods)}
     return frozenset(found)
 
 
 @cache
 def literals() -> frozenset[str]:
-    """Return every text in the package's code that is no docstring's."""
-    found = set()
-    for path in (ROOT / "agentweave_bus").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.add(node.value)
-    return frozenset(found)
+    """Return every text in the package's code."""
+    constants = (node.value for node in nodes() if isinstance(node, ast.Constant))
+    return frozenset(value for value in constants if isinstance(value, str))
 
 
 def missing() -> set[str]:

@@ -205,7 +205,8 @@ class AuthorizationError(AgentCallError):
     """A policy denied the call.
 
     ``reason`` is the policy's, ``audit_id`` names the audit record of the decision on the side that
-    denied, and ``direction`` is ``outbound`` (this side) or ``inbound`` (the callee's side).
+    denied, and ``direction`` is where it was denied: ``outbound`` (this side's policy), ``broker``
+    (its permissions) or ``inbound`` (the callee's policy).
     """
 
     def __init__(

@@ -5,9 +5,10 @@ The bus and the A2A adapter share it. The steps, in this order; the code carries
  1. size: the frame is within bounds
  2. frame: it decodes, in canonical form
  3. chain: the sender's certificates verify against the bundle of its own trust domain; not revoked
- 4. proof: the signature covers the head, the head's hash covers the payload
+ 4. proof: the signature covers the head; issuer, certificate and payload are those that the head names
+    (these three are compared when the head is parsed, and reported as this step)
  5. head: it parses strictly
- 6. binding: kind, issuer, recipient, subject, reply subject, capability and content type are those
+ 6. binding: kind, recipient, subject, reply subject, capability and content type are those
     of this arrival and of this agent
  7. delegation: the ``via`` chain verifies by its six rules
  8. time: issued lately, not expired
@@ -62,6 +63,7 @@ from agentweave_bus.exceptions import (
     FederationError,
     IdentityError,
     PayloadError,
+    SignatureRefusedError,
 )
 from agentweave_bus.observability.metrics import Direction, Metrics
 from agentweave_bus.spiffe_id import SpiffeID
@@ -260,6 +262,8 @@ class Admission:
         except (EnvelopeError, IdentityError, FederationError) as error:
             if isinstance(error, FederationError):
                 self._metrics.federation_errors.inc()
+            if isinstance(error, SignatureRefusedError):
+                step = Step.PROOF
             raise AdmissionRefusedError(step, str(error)) from error
 
     async def _bind(self, request: OpenedEnvelope, arrival: Arrival) -> Capability:

@@ -265,7 +265,7 @@ class Requests:
                 f"the broker does not let this identity call {request.capability!r} of {request.callee}:"
                 " no grant covers it, or the broker has not been told of the grant yet",
                 reason="the broker's permissions",
-                direction="outbound",
+                direction="broker",
             )
         assert isinstance(signal, OpenedEnvelope)
         return signal

@@ -38,6 +38,8 @@ __all__ = [
 DEFAULT_SPIFFE_ENDPOINT: Final = "unix:///run/spire/sockets/agent.sock"
 DEFAULT_OPA_ENDPOINT: Final = "http://127.0.0.1:8181"
 
+DEFAULT_REDACTION: Final = ("password", "new_password", "secret", "token", "api_key")
+
 _POLICY_PATH: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*([/.][A-Za-z_][A-Za-z0-9_]*)*")
 _FIELD_PATH: Final = re.compile(r"[^.\s]+(\.[^.\s]+)*")
 
@@ -132,7 +134,7 @@ class AuditConfig(ConfigModel):
     enabled: Flag = True
     destination: str | None = None
     log_federated: Flag = True
-    redact: tuple[FieldPath, ...] = ()
+    redact: tuple[FieldPath, ...] = DEFAULT_REDACTION
     keep_frames: Flag = True
     max_file_bytes: Annotated[int, Field(strict=True, ge=65_536, le=2**40)] = 64 * 1024 * 1024
 

@@ -62,7 +62,8 @@ def _import(path: str) -> Any:
         raise ConfigurationError(
             f"The module of agent.class {path!r} can't be imported: {error}.",
             key="agent.class",
-            hint=f"Start it in the directory that holds {module_name.partition('.')[0]}, or set PYTHONPATH.",
+            hint=f"Start it in the directory that holds {module_name.partition('.')[0]}, put the"
+            " configuration beside it, or set PYTHONPATH.",
         ) from error
     try:
         return getattr(module, name)
@@ -72,16 +73,26 @@ def _import(path: str) -> Any:
         ) from error
 
 
+def _look_beside(config_file: Path) -> None:
+    """Let the agent's module lie beside its configuration; whatever is installed comes first."""
+    sys.path.append(str(config_file.absolute().parent))
+
+
 async def serve(
     path: str | Path | None, *, environment: str | None = None, class_path: str | None = None
 ) -> None:
     """Load a configuration and serve its agent until told to stop.
+
+    The agent's module is looked for in the working directory, then among what is installed, then beside
+    the configuration.
 
     Raises:
         AgentWeaveError: it can't be served; the message says why and the way out.
 
     """
     config = load_config(path, environment=environment)
+    if path is not None:
+        _look_beside(Path(path))
     await Runner().run(find_agent(config, class_path))
 
 

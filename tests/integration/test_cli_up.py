@@ -343,6 +343,26 @@ def test_killed_outright_it_leaves_no_process(tmp_path: Path, starting: Callable
     assert gone(up.pids, 5)
 
 
+def test_from_another_directory_with_a_state_directory_of_its_own(
+    tmp_path: Path, starting: Callable[..., Up]
+) -> None:
+    new(tmp_path)
+    up = starting(tmp_path, "hello/agentweave.yaml", "--state-dir", "state").ready()
+    assert call(tmp_path, "greet", "--config", up.facts["clients"][CLI]).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hello", "state", "up.err"]
+
+
+def test_without_a_file_there_is_a_broker_to_call_through(
+    tmp_path: Path, starting: Callable[..., Up]
+) -> None:
+    up = starting(tmp_path).ready()
+    assert up.facts["agents"] == []
+    assert "nobody may call anybody" in up.messages
+    done = call(tmp_path, "greet")
+    assert done.returncode == 3
+    assert agentweave(tmp_path, "why", done.stderr.rpartition("why ")[2].strip()).returncode == 0
+
+
 def test_a_worker_that_can_t_start_ends_it(tmp_path: Path) -> None:
     folder = new(tmp_path)
     (folder / "hello.py").write_text("raise RuntimeError('broken on purpose')\n")

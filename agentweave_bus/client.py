@@ -173,7 +173,7 @@ class Client:
             )
         try:
             callee = SpiffeID(target)
-            call_subject(callee, str(capability))  # refuses what no agent can have as an ID or a name
+            call_subject(callee, capability)  # refuses what no agent can have as an ID or a name
             data = encode_payload({} if payload is None else payload)
         except AgentWeaveError as error:
             raise CallRefusedError(str(error), step="local", reason=str(error)) from error

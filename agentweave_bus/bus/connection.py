@@ -7,7 +7,7 @@ library closes for good. There is one path for all three: connect anew, subscrib
 the old session, which is closed when its last request in flight is answered. The client library's own
 reconnection is switched off, because it keeps the old certificate and gives up on some errors. Nor is its
 word awaited that a connection is dead, because closing can fail or block over the last bytes to be written:
-a session is over when the library's reader is.
+a session is over when the library's reader or writer is.
 
 What arrives is passed on as it came; nothing here decodes or trusts a message.
 """
@@ -24,6 +24,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -457,6 +458,15 @@ class Keeper:
         async def closed() -> None:
             session.mark_closed()
 
+        connecting = True
+
+        async def failed(error: Exception) -> None:
+            if connecting:
+                # The first failure ends this attempt. Left alone, the library swallows it, waits 2 s and
+                # tries again, until the time is up and nobody can tell what was wrong.
+                raise error
+            await self._on_error(error)
+
         await client.connect(
             server,
             name=self._name or str(session.me),
@@ -472,10 +482,11 @@ class Keeper:
             connect_timeout=max(1, int(self._address.connect_timeout)),
             ping_interval=_PING_SECONDS,  # type: ignore[arg-type]  # it is only slept
             max_outstanding_pings=_PINGS_OUTSTANDING,
-            error_cb=self._on_error,
+            error_cb=failed,
             closed_cb=closed,
         )
-        _when_reader_ends(client, session.mark_closed)
+        connecting = False
+        _when_either_end_dies(client, session.mark_closed)
 
     async def _on_error(self, error: Exception) -> None:
         match = _PERMISSION.search(str(error))
@@ -502,23 +513,23 @@ async def _abandon(client: Client) -> None:
         _cut(client)
 
 
-def _when_reader_ends(client: Client, tell: Callable[[], None]) -> None:
-    """Have ``tell`` called when nothing more can come in, whatever the reason.
+def _when_either_end_dies(client: Client, tell: Callable[[], None]) -> None:
+    """Have ``tell`` called when nothing more can come in or go out, whatever the reason.
 
     The library's own ``closed_cb`` is not called when its closing raises, blocks, or is not begun because
-    the reader ended over an exception. There is no public way to see the reader; without it the
+    its reader ended over an exception. There is no public way to see reader and writer; without them the
     connection is refused here, so that a change of the library shows.
     """
-    reader = client._reading_task  # noqa: SLF001
-    if reader is None:
-        raise BusError("the client library has no reader")
+    for task in (client._reading_task, client._flusher_task):  # noqa: SLF001
+        if task is None:
+            raise BusError("the client library has no reader or no writer")
+        task.add_done_callback(partial(_library_task_ended, tell))
 
-    def ended(reader: asyncio.Task[None]) -> None:
-        if not reader.cancelled() and (error := reader.exception()) is not None:
-            _log.debug("the reader of the connection ended: %s", _cause(error))
-        tell()
 
-    reader.add_done_callback(ended)
+def _library_task_ended(tell: Callable[[], None], task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.debug("a task of the client library ended: %s", _cause(error))
+    tell()
 
 
 def _cut(client: Client) -> None:

@@ -66,14 +66,14 @@ class ParsedSubject:
     rest: tuple[str, ...]
 
 
-def check_capability(name: str) -> str:
+def check_capability(name: object) -> str:
     """Return ``name`` if it is a capability's name: ``[a-z0-9][a-z0-9_-]{0,63}``.
 
     Raises:
         ConfigurationError: it is not.
 
     """
-    if not _CAPABILITY.fullmatch(name):
+    if not isinstance(name, str) or not _CAPABILITY.fullmatch(name):
         raise ConfigurationError(
             f"{name!r} is no capability name: use 1 to 64 of a-z, 0-9, '_' and '-', a letter or digit first"
         )

@@ -225,7 +225,7 @@ class _Story:
                 check,
                 payment,
                 real.altered("39.98", "99.98"),
-                steps=("proof", "head"),
+                steps=("proof",),
                 because="the payload is not the one",
                 about="39.98 is now 99.98: ",
             )
@@ -252,7 +252,7 @@ class _Story:
                     {"order_id": self.order_id},
                     in_the_name_of=ORDER,
                 ),
-                steps=("head", "binding"),
+                steps=("proof",),
                 because="in the name of",
                 about="it asks for release_items, which order may: ",
             )

@@ -14,9 +14,10 @@ from agentweave_bus.authz import Authorizer, AuthzContext, AuthzDecision, Grants
 from agentweave_bus.authz.policy_input import write_input
 from agentweave_bus.authz.policy_source import find_opa
 from agentweave_bus.authz.wasm import EmbeddedEngine
+from agentweave_bus.cli.arguments import parse_json, parse_principal
 from agentweave_bus.cli.authz_cases import Case, read_cases
 from agentweave_bus.cli.exit_codes import ExitCode
-from agentweave_bus.cli.output import as_json, message, parse_json, print_result
+from agentweave_bus.cli.output import as_json, message, print_result
 from agentweave_bus.cli.policy_choice import PolicyChoice, add_policy_arguments, choose_policy
 from agentweave_bus.spiffe_id import SpiffeID
 
@@ -109,7 +110,6 @@ def run_check(options: argparse.Namespace) -> int:
 
 
 def _question(options: argparse.Namespace) -> AuthzContext:
-    principal = None if options.principal is None else parse_json(options.principal, "--principal")
     return AuthzContext(
         caller=str(SpiffeID(options.caller)),
         callee=str(SpiffeID(options.target)),
@@ -117,7 +117,7 @@ def _question(options: argparse.Namespace) -> AuthzContext:
         direction=options.direction,
         payload=parse_json(options.payload, "--payload"),
         kind=options.kind,
-        principal=principal,
+        principal=parse_principal(options.principal),
     )
 
 

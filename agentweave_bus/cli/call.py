@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from agentweave_bus.cli.arguments import parse_json, parse_principal
 from agentweave_bus.cli.client_config import add_identity_arguments, find_client_config
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
-from agentweave_bus.cli.output import message, parse_json, print_result
+from agentweave_bus.cli.output import message, print_result
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.runtime import AgentWeaveClient
 from agentweave_bus.types import TaskResult
@@ -54,14 +55,14 @@ def run(options: argparse.Namespace) -> int:
     """Make the call and print its result."""
     config = find_client_config(options)
     data = parse_json(_read(options.data), "--data")
-    principal = None if options.principal is None else parse_json(options.principal, "--principal")
+    principal = parse_principal(options.principal)
     result = asyncio.run(
         call_once(
             config,
             options.target,
             options.capability,
             data,
-            timeout=options.timeout or config.bus.call_timeout,
+            timeout=config.bus.call_timeout if options.timeout is None else options.timeout,
             principal=principal,
             scope=options.scope,
             safe=options.safe,

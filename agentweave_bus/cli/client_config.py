@@ -7,12 +7,13 @@ directory. Directories above are not searched: whoever can write there could cho
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 from pathlib import Path
 from typing import Final
 
 from agentweave_bus.config import AgentConfig, load_config
-from agentweave_bus.exceptions import ConfigurationError
+from agentweave_bus.exceptions import ConfigurationError, UnreachableError
 
 __all__ = ["STATE_DIR", "add_identity_arguments", "find_client_config"]
 
@@ -38,18 +39,35 @@ def find_client_config(options: argparse.Namespace) -> AgentConfig:
 
     Raises:
         ConfigurationError: there is none, or it is wrong.
+        UnreachableError: it is that of a stack which was killed.
 
     """
     if options.config is not None or os.environ.get("AGENTWEAVE_CONFIG"):
         return load_config(options.config)
     path = STATE_DIR / "clients" / f"{options.client}.yaml"
     if path.is_file():
+        if not _is_held(STATE_DIR / "lock"):
+            raise UnreachableError(
+                f"the stack that wrote {path} ended without stopping: start `agentweave up` again"
+            )
         return load_config(path)
     raise ConfigurationError(
         f"It is not said who calls: no --config, no AGENTWEAVE_CONFIG, and no {path}.",
         key="--config",
         hint=_way_out(options.client),
     )
+
+
+def _is_held(lock: Path) -> bool:
+    """Say whether a running stack holds the lock of its state directory."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _way_out(client: str) -> str:

@@ -11,9 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agentweave_bus.exceptions import ConfigurationError
-
-__all__ = ["as_json", "message", "parse_json", "print_result", "table", "wants_json"]
+__all__ = ["as_json", "message", "print_result", "table", "wants_json"]
 
 
 def wants_json(asked_for: bool) -> bool:
@@ -42,18 +40,3 @@ def table(rows: Iterable[Sequence[str]], *, indent: str = "  ") -> str:
     widths = [max(len(cell) for cell in column) for column in zip(*listed, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in listed)
     return "\n".join(indent + line.rstrip() for line in lines)
-
-
-def parse_json(text: str, what: str) -> Any:
-    """Read JSON that was given on the command line; ``what`` names where.
-
-    Raises:
-        ConfigurationError: it is none.
-
-    """
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ConfigurationError(
-            f"{what} is no JSON: {error}.", key=what, hint='Quote it for the shell: \'{"name": "value"}\'.'
-        ) from error

@@ -53,7 +53,10 @@ def run(options: argparse.Namespace) -> int:
     if options.state_dir is not None:
         os.environ["AGENTWEAVE_STACK__STATE_DIR"] = options.state_dir
     config = load_stack(options.file)
-    configure_logging(config.observability.logging)
+    logging = config.observability.logging
+    if sys.stderr.isatty() and "format" not in logging.model_fields_set:
+        logging = logging.model_copy(update={"format": "text"})
+    configure_logging(logging)
     stack = _Up(config, options)
     run_on_fastest_loop(stack.run())
     return stack.exit_code
@@ -75,7 +78,12 @@ class _Up:
         """Hold the stack until a signal, or until its broker or its last worker has ended."""
         with self._signals():
             try:
-                async with local_stack(self._config, self._show_line, environment=self._options.env) as stack:
+                async with local_stack(
+                    self._config,
+                    self._show_line,
+                    environment=self._options.env,
+                    text_logs=sys.stderr.isatty(),
+                ) as stack:
                     self._stack = stack
                     self._say_ready(stack)
                     await self._hold(stack)

@@ -104,12 +104,14 @@ async def local_stack(
     *,
     environment: str | None = None,
     unrestricted: tuple[SpiffeID, ...] = (),
+    text_logs: bool = False,
 ) -> AsyncIterator[LocalStack]:
     """Start everything that ``config`` names; take it all down at the end of the block.
 
     ``on_line(worker, line)`` gets what the workers write. ``environment`` is ``production`` or
     ``development``, for the agents; without it ``AGENTWEAVE_ENV`` decides, as everywhere.
-    ``unrestricted`` is as in :class:`~agentweave_bus.embedded.stack.StackSettings`.
+    ``unrestricted`` is as in :class:`~agentweave_bus.embedded.stack.StackSettings`. With ``text_logs`` agents
+    whose file does not choose a format log for people.
 
     Raises:
         ConfigurationError: the file, an agent's file or the grants are wrong, or the state directory is in
@@ -133,7 +135,7 @@ async def local_stack(
     with _locked(settings.state_dir):
         async with embedded_stack(settings, settle=False) as stack, WorkerProcesses(on_line) as workers:
             with _client_files(config, stack, clients) as files:
-                await workers.start(_specs(config, agents, stack, environment))
+                await workers.start(_specs(config, agents, stack, environment, text_logs))
                 await stack.settled()
                 yield LocalStack(
                     config=config,
@@ -178,7 +180,11 @@ def _check_agent(config: StackConfig, agent: PlannedAgent) -> None:
 
 
 def _specs(
-    config: StackConfig, agents: tuple[PlannedAgent, ...], stack: EmbeddedStack, environment: str | None
+    config: StackConfig,
+    agents: tuple[PlannedAgent, ...],
+    stack: EmbeddedStack,
+    environment: str | None,
+    text_logs: bool,
 ) -> Iterator[WorkerSpec]:
     ports = Counter(agent.config.observability.metrics.port for agent in agents)
     for agent in agents:
@@ -189,6 +195,8 @@ def _specs(
         }
         if environment is not None:
             variables["AGENTWEAVE_ENV"] = environment
+        if text_logs and "format" not in agent.config.observability.logging.model_fields_set:
+            variables["AGENTWEAVE_OBSERVABILITY__LOGGING__FORMAT"] = "text"
         for name in agent.replicas:
             yield WorkerSpec(
                 name=name,

@@ -42,6 +42,13 @@ class Picky(HelloAgent):
 """
 
 
+NOBODY = """
+  - caller: spiffe://agentweave.local/client/cli
+    callee: spiffe://agentweave.local/agent/nobody
+    capabilities: [health]
+"""
+
+
 def clean_environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AGENTWEAVE_")}
     if "AGENTWEAVE_TOOLS" in os.environ:
@@ -166,7 +173,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         + "authorization: {provider: opa, opa_endpoint: 'unix:///run/opa.sock'}\n"
     )
     grants = folder / "grants.yaml"
-    grants.write_text(grants.read_text().replace("[greet,", "[greet, fail, slow,"))
+    grants.write_text(grants.read_text().replace("[greet,", "[greet, fail, slow,") + NOBODY)
     running = Up.start(folder)
     try:
         yield running.ready()
@@ -230,6 +237,28 @@ def test_wrong_arguments(up: Up) -> None:
     done = call(up.folder, "greet", "--data", '{"whom": "Ada"}')
     assert done.returncode == 2
     assert "did you mean 'who'?" in done.stderr
+
+
+def test_nobody_there(up: Up) -> None:
+    done = agentweave(up.folder, "ping", "spiffe://agentweave.local/agent/nobody")
+    assert done.returncode == 4
+    assert "no replica of spiffe://agentweave.local/agent/nobody" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--timeout", "0"], "a timeout is a positive number"),
+        (["--principal", "3"], "--principal is no object of texts"),
+        (["--scope", "everything"], "'everything' is no SPIFFE ID"),
+        (["--data", "@nothing.json"], "nothing.json: No such file"),
+        (["--as", "bob"], "no client 'bob', but: cli"),
+    ],
+)
+def test_mistakes_in_a_call(up: Up, more: list[str], says: str) -> None:
+    done = call(up.folder, "greet", *more)
+    assert done.returncode == 2
+    assert says in done.stderr
 
 
 def test_denied_and_why_and_the_advice_is_right(up: Up) -> None:
@@ -341,6 +370,11 @@ def test_killed_outright_it_leaves_no_process(tmp_path: Path, starting: Callable
     up = starting(new(tmp_path)).ready()
     up.stop(signal.SIGKILL)
     assert gone(up.pids, 5)
+    began = time.monotonic()
+    done = call(up.folder, "greet")
+    assert done.returncode == 4
+    assert "start `agentweave up` again" in done.stderr
+    assert time.monotonic() - began < 8  # and does not wait for who can't answer
 
 
 def test_from_another_directory_with_a_state_directory_of_its_own(

@@ -1,0 +1,44 @@
+"""Values that are given on the command line: read, or refused with the name of the option."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from agentweave_bus.exceptions import ConfigurationError
+
+__all__ = ["parse_json", "parse_principal"]
+
+_QUOTE: Final = 'Quote it for the shell: \'{"name": "value"}\'.'
+
+
+def parse_json(text: str, option: str) -> Any:
+    """Read the JSON value of ``option``.
+
+    Raises:
+        ConfigurationError: it is none.
+
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{option} is no JSON: {error}.", key=option, hint=_QUOTE) from error
+
+
+def parse_principal(text: str | None) -> dict[str, str] | None:
+    """Read ``--principal``, an object whose members are texts; None where it is not given.
+
+    Raises:
+        ConfigurationError: it is something else.
+
+    """
+    if text is None:
+        return None
+    value = parse_json(text, "--principal")
+    if isinstance(value, dict) and value and all(isinstance(one, str) for one in value.values()):
+        return value
+    raise ConfigurationError(
+        "--principal is no object of texts.",
+        key="--principal",
+        hint='Write it like \'{"iss": "https://login.example", "sub": "ada"}\'.',
+    )

@@ -320,7 +320,8 @@ class Requests:
         if verb != "publish":
             return
         for call in set(self._calls.values()):
-            if call_subject(call.request.callee, call.request.capability) == subject:
+            # The client library gives the broker's words in lower case.
+            if call_subject(call.request.callee, call.request.capability).lower() == subject.lower():
                 call.wake(_Signal.FORBIDDEN)
 
     async def _on_reply(self, me: SpiffeID, message: Msg) -> None:

@@ -48,7 +48,10 @@ async def local(session_world):
     yield held.value
     await held.close()
     lines = [line for file in LogName.of(destination).files() for line in file.read_text().splitlines()]
-    assert [json.loads(line)["event"] for line in lines] == ["start"]  # no policy was asked, nothing was sent
+    assert [json.loads(line)["event"] for line in lines] == [
+        "start",
+        "end",
+    ]  # no policy was asked, nothing was sent
 
 
 async def refused(cli, *args, **options):

@@ -26,11 +26,31 @@ import yaml
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 
-from agentweave_bus import AgentWeaveClient, SecureAgent, TaskFailedError, capability, requires_peer
+from agentweave_bus import (
+    AgentWeaveClient,
+    DataPart,
+    Message,
+    SecureAgent,
+    TaskFailedError,
+    TaskResult,
+    capability,
+    requires_peer,
+)
 from agentweave_bus.authz.audit_format import LogName
 from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.embedded.stack import EmbeddedStack, StackSettings, embedded_stack
-from agentweave_bus.envelope import Sealer
+from agentweave_bus.envelope import (
+    Draft,
+    Head,
+    Kind,
+    Sealed,
+    Sealer,
+    decode_frame,
+    encode_payload,
+    head_digest,
+    new_id,
+    parse_head,
+)
 from agentweave_bus.identity import (
     IdentityProvider,
     IdentitySource,
@@ -39,7 +59,7 @@ from agentweave_bus.identity import (
     client_context,
 )
 from agentweave_bus.runtime import Runner
-from agentweave_bus.runtime.wiring import Connected
+from agentweave_bus.runtime.wiring import Connected, clock_ms
 from agentweave_bus.spiffe_id import SpiffeID
 
 T = TypeVar("T")
@@ -48,7 +68,7 @@ DOMAIN = "demo.test"
 ECHO = SpiffeID(f"spiffe://{DOMAIN}/agent/echo")
 FRONT = SpiffeID(f"spiffe://{DOMAIN}/agent/front")
 MIDDLE = SpiffeID(f"spiffe://{DOMAIN}/agent/middle")
-ABSENT = SpiffeID(f"spiffe://{DOMAIN}/agent/absent")
+ABSENT = SpiffeID(f"spiffe://{DOMAIN}/agent/Absent")  # an upper-case letter: paths may have them
 CLI = SpiffeID(f"spiffe://{DOMAIN}/client/cli")
 OTHER = SpiffeID(f"spiffe://{DOMAIN}/client/other")
 MALLORY = SpiffeID(f"spiffe://{DOMAIN}/client/mallory")
@@ -654,3 +674,36 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+# --- playing the callee ---------------------------------------------------------------------------
+
+
+def request_of(message: Msg) -> tuple[Head, bytes]:
+    """The head of a call as it went over the wire, and its digest."""
+    frame = decode_frame(message.data)
+    return parse_head(frame.head), head_digest(frame.head)
+
+
+def reply_to(message: Msg, svid: X509Svid, value: Any = None, **changes: Any) -> Sealed:
+    """Answer a call as who holds ``svid``; ``changes`` are to the head of the honest answer."""
+    head, digest = request_of(message)
+    now = clock_ms()
+    values: dict[str, Any] = {
+        "kind": Kind.REPLY,
+        "id": new_id(now),
+        "aud": head.iss,
+        "cap": head.cap,
+        "sub": message.reply,
+        "iat": now,
+        "exp": now + 30_000,
+        "re": digest,
+    } | changes
+    body = result_of({"answer": "forged"}) if value is None else value
+    return Sealer(lambda: svid).seal_now(Draft(**values), encode_payload(body))
+
+
+def result_of(data: dict[str, Any]) -> dict[str, Any]:
+    return TaskResult(
+        status="completed", messages=[Message(role="assistant", parts=[DataPart(data)])]
+    ).to_json()

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+import anyio
+
 from agentweave_bus.embedded.lifeline import dies_with_this_process
 from agentweave_bus.exceptions import BusError, ConfigurationError
 
@@ -111,7 +113,8 @@ class NatsServer:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        await self.stop()
+        with anyio.CancelScope(shield=True):  # bounded by the time that stopping may take
+            await self.stop()
 
     @property
     def port(self) -> int:

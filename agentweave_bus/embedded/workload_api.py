@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 # it has become another program, so its fork handlers have no work here. Read when gRPC is loaded.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
+import anyio
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 from spiffe._proto import workload_pb2, workload_pb2_grpc
@@ -83,7 +84,8 @@ class WorkloadApiServer:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        await self.aclose()
+        with anyio.CancelScope(shield=True):  # bounded by the time that stopping may take
+            await self.aclose()
 
     @property
     def authority(self) -> Authority:

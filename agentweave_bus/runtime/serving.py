@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -33,9 +33,7 @@ from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.client import Parent
 from agentweave_bus.envelope import VerifiedLink, requester
 from agentweave_bus.exceptions import SvidUnavailableError
-from agentweave_bus.identity import (
-    IdentitySource,
-)
+from agentweave_bus.identity import IdentitySnapshot, IdentitySource, X509Svid
 from agentweave_bus.observability.exposition import Exposition
 from agentweave_bus.observability.logs import configure_logging, log_context
 from agentweave_bus.observability.metrics import Direction
@@ -183,13 +181,13 @@ class _Served:
         """Serve until a signal or cancellation, then take down in order."""
         assert self._responder is not None
         async with self._responder.running(), owned_tasks() as group:
-            with _health_listener(parts) as metrics_url:
+            with _stop_signals() as stop_signal, _health_listener(parts) as metrics_url:
                 await self._agent.begin_serving(_ConnectedAgent(parts))
                 try:
                     self._started.set()
                     group.start_soon(self._announce_rotations, parts)
                     _say_ready(parts.me, metrics_url)
-                    await _stop_signal()
+                    await stop_signal()
                     await _drain(parts)
                 finally:
                     group.cancel_scope.cancel()
@@ -222,13 +220,17 @@ class _Served:
         return result.to_json()
 
     async def _announce_rotations(self, parts: Connected) -> None:
-        changed = asyncio.Event()
-        unsubscribe = parts.source.subscribe(lambda _snapshot: changed.set())
+        newest: asyncio.Queue[X509Svid] = asyncio.Queue(maxsize=1)
+
+        def changed(snapshot: IdentitySnapshot) -> None:
+            if newest.full():
+                newest.get_nowait()
+            newest.put_nowait(snapshot.svid)
+
+        unsubscribe = parts.source.subscribe(changed)
         try:
             while True:
-                await changed.wait()
-                changed.clear()
-                await self._agent.announce_svid(parts.source.svid)
+                await self._agent.announce_svid(await newest.get())
         finally:
             unsubscribe()
 
@@ -278,14 +280,23 @@ def _say_ready(me: SpiffeID, metrics_url: str | None) -> None:
         _log.warning("%s=%s can't be written to: %s", READY_FD, descriptor, error)
 
 
-async def _stop_signal() -> None:
-    """Wait for SIGINT or SIGTERM; outside the main thread, where there are no signals, for cancellation."""
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], Awaitable[None]]]:
+    """Take SIGINT and SIGTERM over for the block; yield what waits for one.
+
+    Outside the main thread, where there are no signals, that waits for cancellation.
+    """
     if threading.current_thread() is not threading.main_thread():
-        await anyio.sleep_forever()
+        yield anyio.sleep_forever
+        return
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for number in signals:
-            _log.info("stopping on %s", signal.Signals(number).name)
-            return
+
+        async def received() -> None:
+            async for number in signals:
+                _log.info("stopping on %s", signal.Signals(number).name)
+                return
+
+        yield received
 
 
 async def _drain(parts: Connected) -> None:

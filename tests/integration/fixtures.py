@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ def _tests_own_logging_and_signals() -> Any:
     """Agents run inside of the test process, whose log handlers and signals are pytest's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serving, "configure_logging", lambda _config: None)
-        patch.setattr(serving, "_stop_signal", stop_asked_for)
+        patch.setattr(serving, "_stop_signals", lambda: nullcontext(stop_asked_for))
         yield
 
 

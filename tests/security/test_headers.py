@@ -1,0 +1,34 @@
+"""Attack: message headers. Whoever owns the broker can add and strip them, so they must mean nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.integration.world import CLI, heard_within
+from tests.security.forging import forged_call, reply_of
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_added_headers_change_nothing(attack):
+    forged = forged_call(attack.world.issue(CLI))
+    inbox = await attack.mallory.listen(reply_of(forged))
+    headers = {
+        "Status": "503",
+        "Nats-Msg-Id": "x",
+        "Nats-Rollup": "all",
+        "caller": "spiffe://demo.test/agent/admin",
+        "X-Principal": "root",
+        "traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01",
+    }
+    await attack.send(forged.frame, reply=reply_of(forged), headers=headers)
+    await heard_within(inbox)
+    record = attack.world.audit("echo", event="admission")[-1]
+    assert record["caller"] == str(CLI)
+    assert "root" not in str(record)
+    assert "admin" not in str(record)
+
+
+async def test_headers_in_place_of_a_frame_are_no_call(attack):
+    await attack.send(b"", headers={"Status": "503"})
+    await attack.refused("frame")

@@ -68,30 +68,29 @@ class Attack:
         return metric(self.echo.parts, "agentweave_admission_refusals_total", **labels)
 
 
+Cast = tuple[World, Probe, Caller, Raw, "asyncio.Queue[Msg]"]
+
+
 @pytest.fixture(scope="module")
-async def cast(session_world: World) -> AsyncIterator[tuple[World, Probe, Caller, Raw]]:
-    """Callee, caller and adversary, for all attacks of a module."""
+async def cast(session_world: World) -> AsyncIterator[Cast]:
+    """Callee, caller and adversary, who overhears every call, for all attacks of a module."""
     world = session_world
-    yield world, await world.agent(ECHO), await world.client(CLI), await world.raw()
+    echo, cli, mallory = await world.agent(ECHO), await world.client(CLI), await world.raw()
+    yield world, echo, cli, mallory, await mallory.listen(call_subject(ECHO, "work"))
     await world.clear()
 
 
 @pytest.fixture
-async def attack(cast: tuple[World, Probe, Caller, Raw]) -> AsyncIterator[Attack]:
+async def attack(cast: Cast) -> AsyncIterator[Attack]:
     """First the honest call: it is admitted, runs and is answered."""
-    world, echo, cli, mallory = cast
+    world, echo, cli, mallory, overheard = cast
+    await mallory.client.flush()
+    while not overheard.empty():
+        overheard.get_nowait()
     echo.ran.clear()
     before = len(world.refusals("echo"))
-    heard: asyncio.Queue[Msg] = asyncio.Queue()
-
-    async def received(message: Msg) -> None:
-        heard.put_nowait(message)
-
-    overheard = await mallory.client.subscribe(call_subject(ECHO, "work"), cb=received)
-    await mallory.client.flush()
     assert await cli.ask(ECHO, "work", {"text": "honest"}) == {"worked": "honest"}
-    message = await heard_within(heard)
-    await overheard.unsubscribe()
+    message = await heard_within(overheard)
     assert world.audit("echo", event="admission")[-1]["caller"] == str(CLI)
     assert echo.ran == ["work"]
     assert len(world.refusals("echo")) == before

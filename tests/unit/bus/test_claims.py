@@ -1,0 +1,92 @@
+"""What the broker's answer to a claim means. Whatever is not clearly a yes runs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from agentweave_bus.bus import claims
+from agentweave_bus.bus.claims import ClaimOutcome, PendingClaim
+from agentweave_bus.bus.streams import claim_stream, claim_stream_name
+from agentweave_bus.exceptions import BusError
+from agentweave_bus.spiffe_id import SpiffeID
+
+pytestmark = pytest.mark.anyio
+
+
+class Message:
+    def __init__(self, data):
+        self.data = data
+
+
+def answered(value):
+    answer = asyncio.get_running_loop().create_future()
+    answer.set_result(Message(value if isinstance(value, bytes) else json.dumps(value).encode()))
+    return PendingClaim(answer)
+
+
+async def test_a_fresh_acknowledgement_holds_it():
+    assert await answered({"stream": "s", "seq": 7}).outcome() is ClaimOutcome.HELD
+
+
+@pytest.mark.parametrize("code", [10071, 10077])
+async def test_two_errors_mean_that_somebody_holds_it(code):
+    assert await answered({"error": {"code": 400, "err_code": code}}).outcome() is ClaimOutcome.CLAIMED
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"", b"\xff", b"{", [], 1, "yes", None, {}, {"seq": 0}, {"seq": "1"}, {"stream": "s"},
+        {"stream": "s", "seq": 7, "duplicate": True}, {"error": {}}, {"error": {"err_code": 10076}},
+        {"error": "full"}, {"error": {"err_code": "10077"}}, {"seq": 7, "error": {"err_code": 10023}},
+    ],
+    ids=repr,
+)  # fmt: skip
+async def test_anything_else_runs_nothing(value):
+    assert await answered(value).outcome() is ClaimOutcome.UNAVAILABLE
+
+
+async def test_silence_and_a_lost_connection_run_nothing(monkeypatch):
+    monkeypatch.setattr(claims, "_TIMEOUT_S", 0.01)
+    silent = asyncio.get_running_loop().create_future()
+    assert await PendingClaim(silent).outcome() is ClaimOutcome.UNAVAILABLE
+    lost = asyncio.get_running_loop().create_future()
+    lost.set_exception(BusError("gone"))
+    assert await PendingClaim(lost).outcome() is ClaimOutcome.UNAVAILABLE
+    assert await PendingClaim(None).outcome() is ClaimOutcome.UNAVAILABLE
+
+
+async def test_an_abandoned_claim_is_waited_for_no_more():
+    answer = asyncio.get_running_loop().create_future()
+    PendingClaim(answer).abandon()
+    assert answer.cancelled()
+
+
+@pytest.mark.parametrize(
+    ("told", "meant"),
+    [
+        ("2026-01-02T03:04:05.123456789Z", "2026-01-02T03:04:05.123456+00:00"),
+        ("2026-01-02T03:04:05.1Z", "2026-01-02T03:04:05.100000+00:00"),
+        ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05Z"),
+    ],
+)
+def test_the_brokers_times_are_read_to_the_microsecond(told, meant):
+    assert claims._microseconds(told) == meant
+
+
+def test_a_claim_stream_lets_nothing_be_taken_back():
+    agent = SpiffeID("spiffe://a.test/agent/x")
+    config = claim_stream(agent).config
+    assert config["subjects"] == ["aw.claim.a=test.agent/x.*"]
+    assert config["max_msgs_per_subject"] == 1
+    assert (config["discard"], config["discard_new_per_subject"]) == ("new", True)
+    assert config["deny_delete"] is config["deny_purge"] is True
+    assert config["allow_rollup_hdrs"] is False
+    assert not {"allow_msg_ttl", "allow_msg_schedules"} & {key for key, value in config.items() if value}
+    assert config["storage"] == "file"
+    name = claim_stream_name(agent)
+    assert not set(name) & set("./ *>")
+    assert name != claim_stream_name(SpiffeID("spiffe://a.test/agent/y"))

@@ -1,0 +1,81 @@
+"""Streams are made, updated or refused; never deleted. The broker is played by a table of answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from agentweave_bus.bus.streams import claim_stream
+from agentweave_bus.control.reconcile import reconcile_streams
+from agentweave_bus.exceptions import BusError, ConfigurationError
+from agentweave_bus.spiffe_id import SpiffeID
+
+pytestmark = pytest.mark.anyio
+
+SPEC = claim_stream(SpiffeID("spiffe://x.test/agent/a"))
+INFO, CREATE, UPDATE = (f"$JS.API.STREAM.{verb}.{SPEC.name}" for verb in ("INFO", "CREATE", "UPDATE"))
+MISSING = {"error": {"code": 404, "err_code": 10059, "description": "stream not found"}}
+
+
+class Broker:
+    """Answers each subject as it is told, and keeps what it was asked. (A real one: tests/integration.)"""
+
+    def __init__(self, answers):
+        self.answers = answers
+        self.asked = []
+
+    async def ask(self, subject, data, *, headers=None, timeout_s):
+        self.asked.append((subject, json.loads(data) if data else None))
+        answer = self.answers[subject]
+        if isinstance(answer, Exception):
+            raise answer
+
+        class Message:
+            data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+
+        return Message
+
+
+async def test_a_missing_one_is_made():
+    broker = Broker({INFO: MISSING, CREATE: {"config": {}}})
+    assert await reconcile_streams(broker, [SPEC]) == [SPEC.name]
+    assert broker.asked == [(INFO, None), (CREATE, SPEC.config)]
+
+
+async def test_an_equal_one_is_left_alone():
+    told = {key: value for key, value in SPEC.config.items() if value} | {"max_consumers": -1}
+    broker = Broker({INFO: {"config": told}})
+    assert await reconcile_streams(broker, [SPEC]) == []
+    assert broker.asked == [(INFO, None)]
+
+
+@pytest.mark.parametrize(
+    "change", [{"deny_delete": False}, {"max_msgs_per_subject": 2}, {"allow_rollup_hdrs": True}]
+)
+async def test_another_one_is_brought_in_line(change):
+    broker = Broker({INFO: {"config": SPEC.config | change}, UPDATE: {"config": {}}})
+    assert await reconcile_streams(broker, [SPEC]) == []
+    assert broker.asked[-1] == (UPDATE, SPEC.config)
+
+
+async def test_what_can_not_be_changed_is_an_error_that_quotes_the_broker():
+    refusal = {"error": {"err_code": 10052, "description": "can not cancel deny message deletes"}}
+    broker = Broker({INFO: {"config": SPEC.config | {"deny_delete": False}}, UPDATE: refusal})
+    with pytest.raises(ConfigurationError, match=f"{SPEC.name}.*can not cancel deny message deletes"):
+        await reconcile_streams(broker, [SPEC])
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (TimeoutError(), "does not answer"),
+        (b"", "JetStream is not available"),
+        ([], "not understood"),
+        ({"error": {"err_code": 10039, "description": "jetstream not enabled"}}, "jetstream not enabled"),
+    ],
+    ids=["silence", "empty", "list", "error"],
+)
+async def test_a_broker_without_streams_is_an_error(answer, said):
+    with pytest.raises(BusError, match=said):
+        await reconcile_streams(Broker({INFO: answer}), [SPEC])

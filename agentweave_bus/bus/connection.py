@@ -181,7 +181,10 @@ class Session:
         """Wait until the broker has processed all that was sent so far."""
         try:
             with anyio.fail_after(timeout_s):  # the library's own timeout does not cover the writing
-                await self._client.flush(timeout=max(1, int(timeout_s)))
+                # Twice, because the library writes a ping past its buffer: the first answer may come
+                # before what was buffered has been sent, the second can't.
+                for _ in range(2):
+                    await self._client.flush(timeout=max(1, int(timeout_s)))
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise BusError("the broker does not answer") from error
 

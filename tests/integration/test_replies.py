@@ -101,7 +101,7 @@ async def test_what_comes_after_the_answer_is_dropped(world, mallory, asked, cli
     first, second = (reply_to(message, world.issue(ECHO), result_of({"n": n})) for n in (1, 2))
     await mallory.client.publish(message.reply, first.frame)
     await mallory.client.publish(message.reply, second.frame)
-    await mallory.client.flush()
+    await mallory.flush()
     assert data_of(await task) == {"n": 1}
     await until(lambda: cli.dropped("late") + cli.dropped("duplicate") == 1, "the second's drop")
     await mallory.send(message.reply, first.frame)

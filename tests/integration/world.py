@@ -359,14 +359,19 @@ class Raw:
             heard.put_nowait(message)
 
         await self.client.subscribe(subject, cb=received)
-        await self.client.flush()
+        await self.flush()
         return heard
+
+    async def flush(self) -> None:
+        """Wait until the broker has everything. Twice: the library's ping overtakes its own buffer."""
+        await self.client.flush()
+        await self.client.flush()
 
     async def send(
         self, subject: str, data: bytes, reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
         await self.client.publish(subject, data, reply, headers)
-        await self.client.flush()
+        await self.flush()
 
     async def denied(self, act: Awaitable[Any]) -> str:
         """Do something and return what the broker says against it."""

@@ -57,7 +57,7 @@ class Attack:
         assert self.echo.ran == ["work"]
         # A later honest call is answered, so whatever would follow from the attack has followed by now.
         await self.cli.ask(ECHO, "say", {"text": "later"})
-        await self.mallory.client.flush()
+        await self.mallory.flush()
         assert self.echo.ran == ["work", "say"]
         assert self.answers.empty()
         assert len(self.refusals()) == 1
@@ -84,7 +84,7 @@ async def cast(session_world: World) -> AsyncIterator[Cast]:
 async def attack(cast: Cast) -> AsyncIterator[Attack]:
     """First the honest call: it is admitted, runs and is answered."""
     world, echo, cli, mallory, overheard = cast
-    await mallory.client.flush()
+    await mallory.flush()
     while not overheard.empty():
         overheard.get_nowait()
     echo.ran.clear()

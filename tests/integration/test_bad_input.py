@@ -98,9 +98,9 @@ async def test_a_malformed_spiffe_id_is_refused_here(local, target):
     assert str(error)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, math.nan, "3", True], ids=repr)
-async def test_a_timeout_is_a_positive_number(local, timeout):
-    error = await refused(local, str(ECHO), "say", {"text": "x"}, timeout=timeout)
+@pytest.mark.parametrize("seconds", [0, -1, math.nan, "3", True], ids=repr)
+async def test_a_timeout_is_a_positive_number(local, seconds):
+    error = await refused(local, str(ECHO), "say", {"text": "x"}, timeout=seconds)
     assert "positive number of seconds" in str(error)
 
 

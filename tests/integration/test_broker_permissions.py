@@ -10,7 +10,7 @@ import pytest
 from agentweave_bus.bus.streams import claim_stream, claim_stream_name
 from agentweave_bus.bus.subjects import api_inbox, call_subject, claim_subject, reply_inbox
 from agentweave_bus.exceptions import AuthorizationError, NoResponderError
-from tests.integration.world import CLI, ABSENT, ECHO, FRONT, GRANTS, MIDDLE, OTHER, PATIENCE, heard_within
+from tests.integration.world import ABSENT, CLI, ECHO, FRONT, GRANTS, MIDDLE, OTHER, PATIENCE, heard_within
 
 pytestmark = pytest.mark.anyio
 

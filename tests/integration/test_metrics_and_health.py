@@ -71,7 +71,7 @@ async def test_metrics_health_and_readiness_of_a_worker(world, cli):
 
 async def ready_is(root, wanted):
     with anyio.fail_after(PATIENCE):
-        while (await get(root + "/readyz"))[0] != wanted:
+        while (await get(root + "/readyz"))[0] != wanted:  # noqa: ASYNC110 - another process is asked
             await anyio.sleep(0.02)
 
 

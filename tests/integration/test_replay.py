@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
-from agentweave_bus.bus.streams import claim_stream_name
+from agentweave_bus.bus.streams import claim_stream, claim_stream_name
 from agentweave_bus.bus.subjects import call_subject, reply_subject
 from agentweave_bus.envelope import JSON_CONTENT_TYPE, Draft, Kind, Sealer, encode_payload, new_id
+from agentweave_bus.exceptions import CallRefusedError
 from agentweave_bus.runtime.wiring import clock_ms
-from tests.integration.world import CLI, ECHO, OTHER, heard_within, until, worker_process
+from tests.integration.world import CLI, ECHO, OTHER, heard_within, metric, until, worker_process
 
 pytestmark = pytest.mark.anyio
 
@@ -37,8 +39,6 @@ async def test_the_same_process_refuses_it_and_does_not_answer(world, echo, cli,
 
 
 def _refused(agent, step):
-    from tests.integration.world import metric
-
     return metric(agent.parts, "agentweave_admission_refusals_total", step=step, reason="refused")
 
 
@@ -155,18 +155,12 @@ async def test_without_jetstream_nothing_runs_that_needs_a_claim(world, echo, cl
     await mallory.send(f"$JS.API.STREAM.DELETE.{spec}", b"", "probe.deleted")
     await heard_within(heard)
     try:
-        from agentweave_bus.exceptions import CallRefusedError
-
         with pytest.raises(CallRefusedError) as refusal:
             await cli.call(str(ECHO), "work", {"text": "x"}, timeout=2)
         assert refusal.value.retry_after is not None
         assert echo.ran == []
         assert await cli.ask(ECHO, "say", {"text": "x"}) == {"said": "x"}
     finally:
-        import json
-
-        from agentweave_bus.bus.streams import claim_stream
-
         await mallory.send(
             f"$JS.API.STREAM.CREATE.{spec}", json.dumps(claim_stream(ECHO).config).encode(), "probe.deleted"
         )

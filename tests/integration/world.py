@@ -651,7 +651,7 @@ async def worker_process(
     reading, writing = os.pipe()
     log = folder / "log"
     with log.open("wb") as errors:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: ASYNC220 - takes a millisecond
             [sys.executable, "-m", "agentweave_bus.worker", "agent.yaml"],
             cwd=folder,
             env={**os.environ, "AGENTWEAVE_READY_FD": str(writing)},

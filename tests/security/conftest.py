@@ -81,7 +81,7 @@ async def cast(session_world: World) -> AsyncIterator[Cast]:
 
 
 @pytest.fixture
-async def attack(cast: Cast) -> AsyncIterator[Attack]:
+async def attack(cast: Cast) -> Attack:
     """First the honest call: it is admitted, runs and is answered."""
     world, echo, cli, mallory, overheard = cast
     await mallory.flush()
@@ -94,4 +94,4 @@ async def attack(cast: Cast) -> AsyncIterator[Attack]:
     assert world.audit("echo", event="admission")[-1]["caller"] == str(CLI)
     assert echo.ran == ["work"]
     assert len(world.refusals("echo")) == before
-    yield Attack(world, echo, cli, mallory, message, await mallory.listen(message.reply), before)
+    return Attack(world, echo, cli, mallory, message, await mallory.listen(message.reply), before)

@@ -317,7 +317,7 @@ def _count(breaker: CircuitBreaker, permit: Permit, error: AgentCallError, now_m
 
 def _is_local(error: AgentCallError) -> bool:
     if isinstance(error, AuthorizationError):
-        return error.direction == "outbound"
+        return error.direction != "inbound"
     return isinstance(error, CallRefusedError) and error.step == "local"
 
 

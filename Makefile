@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 export AGENTWEAVE_TOOLS ?= $(HOME)/.cache/agentweave/tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint tools clean
+.PHONY: help demo test test-slow lint tools tools-spire clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## start the example stack, carry an order through it, show what is refused
 	@$(BIN)/python -m workers.ecommerce.demo
@@ -29,6 +29,9 @@ lint: $(VENV)/.installed ## check style, types and the layers
 
 tools: ## build the pinned opa and nats-server with Go, where there is Go
 	@.ci/tools "$(AGENTWEAVE_TOOLS)"
+
+tools-spire: ## build the pinned SPIRE server and agent, for the tests that want them (7 minutes)
+	@.ci/tools-spire "$(AGENTWEAVE_TOOLS)"
 
 clean: ## remove the virtual environment and caches; the state of stacks (.agentweave) stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -13,8 +13,8 @@ import pytest
 from agentweave_bus.authz.policy_source import find_opa
 from agentweave_bus.exceptions import AuthorizationError
 from agentweave_bus.spiffe_id import SpiffeID
-from tests.integration.opa_server import OpaServer
 from tests.integration.connections import until
+from tests.integration.opa_server import OpaServer
 from tests.integration.probes import CLI, DOMAIN, ECHO, PATIENCE
 from tests.integration.world import metric
 

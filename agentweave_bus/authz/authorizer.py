@@ -160,6 +160,14 @@ class Authorizer:
         """Say whether a kept standing answer allows the action now. Uses up no limit."""
         return self._standing.get(standing_key(context), self._now()) is not None
 
+    def stands_without_limits(self, context: AuthzContext) -> bool:
+        """Say whether a kept standing answer allows the action now and nothing is counted against it.
+
+        Then the full decision can only be yes, so that what it takes may begin before it is made.
+        """
+        decision = self._standing.get(standing_key(context), self._now())
+        return decision is not None and not decision.limits
+
     async def allows_action_in_general(self, context: AuthzContext) -> bool:
         """Say whether the caller may take this action at all, whatever the payload.
 
@@ -290,7 +298,7 @@ class Authorizer:
         if self._default_action == "allow":
             _log.warning("default_action 'allow' lets %s by: %s", context.action, reason)
             return AuthzDecision(allowed=True, reason=f"allowed by default_action: {reason}")
-        return AuthzDecision(allowed=False, reason=reason, revision=self.revision)
+        return AuthzDecision(allowed=False, reason=reason, revision=self.revision, answered=False)
 
     def _softened(self, context: AuthzContext, decision: AuthzDecision) -> AuthzDecision:
         if self._default_action != "log-only":

@@ -63,6 +63,8 @@ class AuthzDecision:
         require_approval: the policy wants a person's approval first; ``allowed`` is then False.
         standing: an earlier answer was used again; ``decision_id`` is that of the earlier one.
         decision_id: names this answer of the policy.
+        answered: the policy gave this answer. Where it is False, ``reason`` is about trouble of this
+            process with its policy, which is no stranger's business.
 
     Raises:
         TypeError: the verdict is missing, is no ``bool``, or the two spellings contradict each other.
@@ -77,6 +79,7 @@ class AuthzDecision:
     require_approval: bool
     standing: bool
     decision_id: str
+    answered: bool
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ class AuthzDecision:
         require_approval: bool = False,
         standing: bool = False,
         decision_id: str = "",
+        answered: bool = True,
         allow: bool | None = None,
     ) -> None:
         put = object.__setattr__
@@ -100,6 +104,7 @@ class AuthzDecision:
         put(self, "require_approval", require_approval)
         put(self, "standing", standing)
         put(self, "decision_id", decision_id or new_decision_id())
+        put(self, "answered", answered)
 
     @property
     def allow(self) -> bool:

@@ -23,8 +23,8 @@ The first failure ends it with :class:`AdmissionRefusedError`, which says what m
 and including step 5 nobody is told: there is no verified requester. A replay is never answered.
 
 What is not decided here: who may do what (the authorizer), and what a capability takes (its owner,
-through the :class:`Capability` protocol). State is constant per sender: a bounded replay filter and a
-bounded table of claim rates.
+through the :class:`Capability` protocol). State is bounded: a replay filter, a table of claim rates, and
+a number for each caller that has calls in flight, which may be half of all places at most.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from typing import Any, Final, Protocol
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision
 from agentweave_bus.bus.claims import NEW_STREAM_S, ClaimOutcome, Claims, PendingClaim
+from agentweave_bus.bus.occupancy import Occupancy
 from agentweave_bus.bus.records import decision_facts, envelope_facts
 from agentweave_bus.bus.subjects import call_subject, reply_subject
 from agentweave_bus.envelope import (
@@ -82,9 +83,11 @@ _log = logging.getLogger(__name__)
 
 _NEW_STREAM_MS: Final = int(NEW_STREAM_S * 1000)
 _MAX_RATED_SENDERS: Final = 4096
-_CLAIMS_PER_SECOND: Final = 20_000.0
+_CLAIMS_PER_SECOND: Final = 2_000.0
+_BUSY_SECONDS: Final = 0.2
 _CALL_KINDS: Final = frozenset({Kind.CALL})
 _DENIED: Final = "not allowed"
+_NO_ANSWER: Final = "the policy could not be asked"
 _UNPROVED: Final = "the delegation does not verify"
 _NOT_READY: Final = "not ready to take this call; try again"
 
@@ -205,6 +208,7 @@ class Admission:
         authorizer: Authorizer,
         audit: AuditLog,
         claims: Claims,
+        occupancy: Occupancy,
         metrics: Metrics,
         clock_ms: Callable[[], int],
     ) -> None:
@@ -214,6 +218,7 @@ class Admission:
         self._authorizer = authorizer
         self._audit = audit
         self._claims = claims
+        self._occupancy = occupancy
         self._metrics = metrics
         self._clock_ms = clock_ms
         self._replays = ReplayFilter()
@@ -221,6 +226,8 @@ class Admission:
 
     async def admit(self, frame: bytes, arrival: Arrival) -> Admitted:
         """Take a frame through steps 1 to 12.
+
+        What is admitted holds a place in ``occupancy`` until :meth:`leave`.
 
         Raises:
             AdmissionRefusedError: a step failed. It has been counted and audited already.
@@ -232,12 +239,28 @@ class Admission:
             self._record_refusal(refusal)
             raise
 
+    def leave(self, admitted: Admitted) -> None:
+        """Give back the place of an admitted request, when it has ended."""
+        self._occupancy.leave(admitted.request.head.iss)
+
     async def _admit(self, frame: bytes, arrival: Arrival, now_ms: int) -> Admitted:
         request = self._open(frame, now_ms)  # 1 to 5
         capability = await self._bind(request, arrival)  # 6
         via = self._delegation(request, now_ms)  # 7
         self._time(request, now_ms)  # 8
         self._filter(request, now_ms)  # 9, this process
+        if not self._occupancy.enter(request.head.iss):
+            raise self._not_ready(request, "this caller has its share of the places in use", _BUSY_SECONDS)
+        try:
+            return await self._admit_caller(request, capability, via, now_ms)
+        except BaseException:
+            self._occupancy.leave(request.head.iss)
+            raise
+
+    async def _admit_caller(
+        self, request: OpenedEnvelope, capability: Capability, via: tuple[VerifiedLink, ...], now_ms: int
+    ) -> Admitted:
+        """Take steps 9 (across replicas) to 12 for a caller that has a place."""
         facts = self._facts(request, via)
         payload = await self._validate(request, capability, facts)  # 10
         facts = replace(facts, payload=payload.policy_payload)
@@ -334,12 +357,12 @@ class Admission:
     async def _claim_and_authorize(
         self, request: OpenedEnvelope, capability: Capability, facts: AuthzContext, now_ms: int
     ) -> AuthzDecision:
-        """Take steps 9 and 11. They overlap only for who passes the grants: no stranger claims."""
+        """Take steps 9 and 11. They overlap only where the answer stands: who is denied claims nothing."""
         if (reason := capability.admits_peer(request.head.iss)) is not None:
             return self._allowed(request, facts, AuthzDecision(allowed=False, reason=reason))
         if capability.safe:
             return self._allowed(request, facts, await self._authorizer.authorize(facts))
-        if not self._authorizer.permits_quickly(facts):
+        if not self._authorizer.stands_without_limits(facts):
             decision = self._allowed(request, facts, await self._authorizer.authorize(facts))
             await self._claim(request, now_ms)
             return decision
@@ -388,7 +411,7 @@ class Admission:
             raise AdmissionRefusedError(
                 Step.AUTHORIZATION,
                 decision.reason,
-                told=decision.reason,
+                told=decision.reason if decision.answered else _NO_ANSWER,
                 request=request,
                 facts=facts,
                 decision=decision,

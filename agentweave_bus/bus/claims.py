@@ -27,8 +27,11 @@ from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["NEW_STREAM_S", "ClaimOutcome", "Claims", "PendingClaim"]
 
-_CLAIMED_ERRORS: Final = frozenset({10071, 10077})
-"""JetStream's err_code for a wrong last sequence and for a subject that is full."""
+_WRONG_SEQUENCE: Final = 10071
+_NOT_STORED: Final = 10077
+_SUBJECT_FULL: Final = "maximum messages per subject exceeded"
+"""JetStream's err_codes for a claim that is held, and how the second one says that it is for that reason:
+it is the same for a stream that is full as a whole."""
 
 _TIMEOUT_S: Final = 5.0
 
@@ -49,17 +52,19 @@ class ClaimOutcome(Enum):
 class PendingClaim:
     """A claim that has been sent. Await :meth:`outcome`, or :meth:`abandon` it."""
 
-    def __init__(self, answer: asyncio.Future[Msg] | None) -> None:
+    def __init__(self, claims: Claims | None = None, answer: asyncio.Future[Msg] | None = None) -> None:
+        self._claims = claims
         self._answer = answer
 
     async def outcome(self) -> ClaimOutcome:
         """Wait for the broker's word, within the time that a claim may take."""
-        if self._answer is None:
+        if self._claims is None or self._answer is None:
             return ClaimOutcome.UNAVAILABLE
         try:
-            return _outcome((await asyncio.wait_for(self._answer, _TIMEOUT_S)).data)
+            message = await asyncio.wait_for(self._answer, _TIMEOUT_S)
         except (BusError, TimeoutError):
             return ClaimOutcome.UNAVAILABLE
+        return await self._claims.judge(message.data)
 
     def abandon(self) -> None:
         """Wait no more. The claim may stand all the same; nothing runs on it."""
@@ -75,6 +80,7 @@ class Claims:
         self._keeper = keeper
         self._info_subject = f"$JS.API.STREAM.INFO.{claim_stream_name(me)}"
         self._created_ms: int | None = None
+        self._highest = 0
 
     async def on_session(self, session: Session) -> None:
         """Learn when the stream was made: a new broker may have a new, empty one."""
@@ -100,9 +106,27 @@ class Claims:
         """
         try:
             session = await self._keeper.session(_TIMEOUT_S)
-            return PendingClaim(await session.post(claim_subject(self._me, key), digest))
+            return PendingClaim(self, await session.post(claim_subject(self._me, key), digest))
         except (BusError, UnreachableError):
-            return PendingClaim(None)
+            return PendingClaim()
+
+    async def judge(self, answer: bytes) -> ClaimOutcome:
+        """Say what the broker's ``answer`` to a claim means.
+
+        Sequence numbers grow. One that does not may be late, or of a stream that was made anew and has
+        forgotten what was claimed: then the stream's age decides.
+        """
+        outcome, sequence = _outcome(answer)
+        if outcome is not ClaimOutcome.HELD:
+            return outcome
+        if sequence > self._highest:
+            self._highest = sequence
+            return outcome
+        known, self._created_ms = self._created_ms, None
+        if known is not None and await self.created_ms() == known:
+            return outcome
+        self._highest = 0
+        return ClaimOutcome.UNAVAILABLE
 
     async def _learn(self, session: Session) -> None:
         try:
@@ -113,18 +137,26 @@ class Claims:
             self._created_ms = None
 
 
-def _outcome(data: bytes) -> ClaimOutcome:
+def _outcome(data: bytes) -> tuple[ClaimOutcome, int]:
+    """Read an acknowledgement: what it says, and the sequence number of what was stored."""
     try:
         answer: Any = json.loads(data)
     except ValueError:
-        return ClaimOutcome.UNAVAILABLE  # also an empty answer: no stream listens there
+        return ClaimOutcome.UNAVAILABLE, 0  # also an empty answer: no stream listens there
     if not isinstance(answer, dict):
-        return ClaimOutcome.UNAVAILABLE
+        return ClaimOutcome.UNAVAILABLE, 0
     if (error := answer.get("error")) is not None:
-        claimed = isinstance(error, dict) and error.get("err_code") in _CLAIMED_ERRORS
-        return ClaimOutcome.CLAIMED if claimed else ClaimOutcome.UNAVAILABLE
-    fresh = isinstance(answer.get("seq"), int) and answer["seq"] > 0 and not answer.get("duplicate")
-    return ClaimOutcome.HELD if fresh else ClaimOutcome.UNAVAILABLE
+        claimed = isinstance(error, dict) and _says_claimed(error)
+        return ClaimOutcome.CLAIMED if claimed else ClaimOutcome.UNAVAILABLE, 0
+    sequence = answer.get("seq")
+    if type(sequence) is not int or sequence < 1 or answer.get("duplicate"):
+        return ClaimOutcome.UNAVAILABLE, 0
+    return ClaimOutcome.HELD, sequence
+
+
+def _says_claimed(error: dict[str, Any]) -> bool:
+    code = error.get("err_code")
+    return code == _WRONG_SEQUENCE or (code == _NOT_STORED and error.get("description") == _SUBJECT_FULL)
 
 
 def _microseconds(rfc3339: str) -> str:

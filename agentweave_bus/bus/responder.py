@@ -136,7 +136,10 @@ class Responder:
             self._metrics.request_ended(Direction.INBOUND, capability, status, time.perf_counter() - began)
             await self._refuse(session, refusal)
             return
-        result = await self._dispatch(admitted)
+        try:
+            result = await self._dispatch(admitted)
+        finally:
+            self._admission.leave(admitted)
         sealed = await self._seal_result(admitted.request, result, session.max_message_bytes)
         seconds = time.perf_counter() - began
         self._record(admitted, result["status"], seconds, sealed)

@@ -2,7 +2,9 @@
 
 The control role makes them (``control/reconcile.py``); workers only ever use them. A claim stream
 holds one message per claimed call. It refuses a second message on a subject instead of replacing the
-first, and nobody may delete or purge, so a claim, once made, stands until its age is up.
+first, and nobody may delete or purge, so a claim, once made, stands until its age is up. It takes messages
+of exactly a digest's size or less: the broker's own acknowledgements, which an agent could have sent to
+any subject by naming it as the reply subject, are larger.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["CLAIM_MAX_AGE_S", "StreamSpec", "claim_stream", "claim_stream_name"]
 
-CLAIM_MAX_AGE_S: Final = 3_720
+CLAIM_MAX_AGE_S: Final = 660
 """Longer than the longest call's lifetime plus clock skew on both sides, in seconds."""
 
 _NANOSECONDS: Final = 1_000_000_000
-_CLAIM_MAX_BYTES: Final = 256 * 1024 * 1024
+_CLAIM_BYTES: Final = 32
+_MAX_CLAIMS: Final = 2_000_000
+"""Held at once by one agent: 3,000 calls a second that are not safe, for as long as a claim stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,8 @@ def claim_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
             "discard_new_per_subject": True,
             "max_msgs_per_subject": 1,
             "max_age": CLAIM_MAX_AGE_S * _NANOSECONDS,
-            "max_bytes": _CLAIM_MAX_BYTES,
-            "max_msg_size": 1024,
+            "max_msgs": _MAX_CLAIMS,
+            "max_msg_size": _CLAIM_BYTES,
             "duplicate_window": 100_000_000,
             "num_replicas": replicas,
             "deny_delete": True,

@@ -75,7 +75,7 @@ class BusConfig(ConfigModel):
     server_spiffe_id: SpiffeIdText | None = None
     connect_timeout: Seconds = 5.0
     call_timeout: Seconds = 30.0
-    max_call_timeout: Seconds = 300.0
+    max_call_timeout: Annotated[float, Field(strict=True, gt=0, le=600)] = 300.0
     max_in_flight: Count = 256
     max_pending_calls: Count = 4096
     reconnect_wait: Seconds = 0.5

@@ -1,9 +1,14 @@
 """What the broker lets each identity do, generated from the grants.
 
 The broker knows each client by the SPIFFE ID in its certificate (``verify_and_map``), one user per ID.
-An agent may publish to the call subjects that the grants give it, to its own claims, and nothing else;
-it answers by ``allow_responses``. It may subscribe to its own subjects only. Nobody is let in without a
-user (there is no ``no_auth_user``), and no agent may create streams or consumers.
+An agent may publish to the call subjects that the grants give it, to the answer inboxes of those who may
+call it, and to its own claims; nothing else. It may subscribe to its own subjects only. Nobody is let in
+without a user (there is no ``no_auth_user``), and no agent may make, change or remove a stream.
+
+The broker's own way of permitting answers, ``allow_responses``, is not used: it lets whoever received a
+message publish to that message's reply subject, and the sender chose that freely. Two agents that work
+together could so reach any subject, JetStream's API among them. Inboxes can't be guessed instead
+(``bus/subjects.py``), and answers are signed.
 
 The broker is the second line: every envelope is verified and authorized by its receiver whatever the
 broker lets pass.
@@ -18,16 +23,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from agentweave_bus.authz import Grants
+from agentweave_bus.authz.grants import pattern_matches
 from agentweave_bus.bus.streams import claim_stream_name
-from agentweave_bus.bus.subjects import Family, agent_prefix
+from agentweave_bus.bus.subjects import Family, agent_prefix, api_inbox, reply_inbox
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["BrokerFiles", "broker_configuration", "broker_id", "broker_users", "permissions_of"]
 
-_RESPONSES: Final = {"max": 2, "expires": "3630s"}
-"""How often and how long an agent may answer what it received: the longest call and its slack."""
-
-_MAX_STORE_BYTES: Final = 4 * 1024**3
+_MAX_STORE_BYTES: Final = 16 * 1024**3
+_MAX_SUBSCRIPTIONS: Final = 1024
+"""For each connection: one a capability, and a few inboxes."""
 
 _EVERYTHING: Final = {"publish": {"allow": [">"]}, "subscribe": {"allow": [">"]}}
 
@@ -55,6 +60,7 @@ def broker_configuration(name: str, files: BrokerFiles, users: Iterable[Mapping[
         {
             "server_name": name,
             "max_control_line": 8192,
+            "max_subscriptions": _MAX_SUBSCRIPTIONS,
             "write_deadline": "5s",
             "tls": {
                 "cert_file": str(files.certificate),
@@ -83,26 +89,35 @@ def broker_users(
 
     ``unrestricted`` may do anything at the broker; for tests that play a compromised one.
     """
-    users = [_user(one, permissions_of(one, grants)) for one in sorted(set(identities))]
+    everyone = sorted(set(identities))
+    users = [_user(one, permissions_of(one, grants, everyone)) for one in everyone]
     users += [_user(one, _control_permissions(one)) for one in sorted(set(control))]
     return users + [_user(one, _EVERYTHING) for one in sorted(set(unrestricted))]
 
 
-def permissions_of(identity: SpiffeID, grants: Grants) -> dict[str, Any]:
-    """Return what the broker lets ``identity`` publish, subscribe to and answer."""
-    publish = [
+def permissions_of(identity: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID]) -> dict[str, Any]:
+    """Return what the broker lets ``identity`` publish and subscribe to.
+
+    ``everyone`` are the identities that have a user: a caller pattern in a grant means those it matches.
+    """
+    publish = {
         f"$JS.API.STREAM.INFO.{claim_stream_name(identity)}",
         f"{agent_prefix(Family.CLAIM, identity)}.*",
-    ]
+    }
     for reach in grants.callees_of(identity):
         if "call" in reach.kinds:
             callee = agent_prefix(Family.CALL, SpiffeID(reach.agent))
-            publish += [f"{callee}.{capability}" for capability in reach.capabilities]
+            publish.update(f"{callee}.{capability}" for capability in reach.capabilities)
+    publish.update(reply_inbox(caller, "*") + ".*" for caller in _callers(identity, grants, everyone))
     return {
-        "publish": {"allow": sorted(set(publish))},
+        "publish": {"allow": sorted(publish)},
         "subscribe": {"allow": [f"{agent_prefix(Family.CALL, identity)}.*", *_inboxes(identity)]},
-        "allow_responses": _RESPONSES,
     }
+
+
+def _callers(callee: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID]) -> set[SpiffeID]:
+    patterns = [reach.agent for reach in grants.callers_of(callee) if "call" in reach.kinds]
+    return {one for one in everyone if any(pattern_matches(pattern, one) for pattern in patterns)}
 
 
 def _control_permissions(identity: SpiffeID) -> dict[str, Any]:
@@ -113,8 +128,7 @@ def _control_permissions(identity: SpiffeID) -> dict[str, Any]:
 
 
 def _inboxes(identity: SpiffeID) -> list[str]:
-    prefix = agent_prefix(Family.INBOX, identity)
-    return [f"{prefix}.*.api.*", f"{prefix}.*.rpc.*"]
+    return [api_inbox(identity, "*") + ".*", reply_inbox(identity, "*") + ".*"]
 
 
 def _user(identity: SpiffeID, permissions: dict[str, Any]) -> dict[str, Any]:

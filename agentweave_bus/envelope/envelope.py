@@ -90,7 +90,7 @@ class Limits:
     max_map_entries: int = 16
     max_value_bytes: int = 1_024
 
-    max_call_lifetime_ms: int = 3_600_000
+    max_call_lifetime_ms: int = 600_000
     max_lifetime_ms: int = 31 * 86_400_000
     max_age_ms: int = 30_000
     clock_slack_ms: int = 2_000

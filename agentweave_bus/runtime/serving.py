@@ -28,6 +28,7 @@ from agentweave_bus.agent import (
 )
 from agentweave_bus.bus.admission import Admission, Admitted
 from agentweave_bus.bus.claims import Claims
+from agentweave_bus.bus.occupancy import Occupancy
 from agentweave_bus.bus.responder import Responder
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.client import Parent
@@ -159,6 +160,7 @@ class _Served:
             authorizer=parts.authorizer,
             audit=parts.audit,
             claims=self._claims,
+            occupancy=Occupancy(parts.config.bus.max_in_flight),
             metrics=parts.metrics,
             clock_ms=clock_ms,
         )

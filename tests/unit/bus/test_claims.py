@@ -8,8 +8,9 @@ import json
 import pytest
 
 from agentweave_bus.bus import claims
-from agentweave_bus.bus.claims import ClaimOutcome, PendingClaim
+from agentweave_bus.bus.claims import ClaimOutcome, Claims, PendingClaim
 from agentweave_bus.bus.streams import claim_stream, claim_stream_name
+from agentweave_bus.envelope import DEFAULT_LIMITS
 from agentweave_bus.exceptions import BusError
 from agentweave_bus.spiffe_id import SpiffeID
 
@@ -21,19 +22,67 @@ class Message:
         self.data = data
 
 
-def answered(value):
+class Broker:
+    """Tells when the stream was made, as often as it is asked."""
+
+    def __init__(self, *created):
+        self.created = list(created)
+
+    async def session(self, _timeout_s):
+        return self
+
+    async def ask(self, _subject, _data, *, timeout_s):
+        assert timeout_s > 0
+        created = self.created.pop(0) if len(self.created) > 1 else self.created[0]
+        return Message(json.dumps({"created": created}).encode())
+
+
+def claims_at(*created):
+    return Claims(SpiffeID("spiffe://a.test/agent/x"), Broker(*created))
+
+
+def answered(value, claims=None):
     answer = asyncio.get_running_loop().create_future()
     answer.set_result(Message(value if isinstance(value, bytes) else json.dumps(value).encode()))
-    return PendingClaim(answer)
+    return PendingClaim(claims or claims_at(EARLY), answer)
+
+
+EARLY, LATE = "2026-01-02T03:04:05Z", "2026-01-02T04:00:00Z"
+FULL_SUBJECT = "maximum messages per subject exceeded"
 
 
 async def test_a_fresh_acknowledgement_holds_it():
     assert await answered({"stream": "s", "seq": 7}).outcome() is ClaimOutcome.HELD
 
 
-@pytest.mark.parametrize("code", [10071, 10077])
-async def test_two_errors_mean_that_somebody_holds_it(code):
-    assert await answered({"error": {"code": 400, "err_code": code}}).outcome() is ClaimOutcome.CLAIMED
+@pytest.mark.parametrize(
+    "error",
+    [{"err_code": 10071, "description": "wrong"}, {"err_code": 10077, "description": FULL_SUBJECT}],
+    ids=["wrong sequence", "subject full"],
+)
+async def test_two_errors_mean_that_somebody_holds_it(error):
+    assert await answered({"error": {"code": 400, **error}}).outcome() is ClaimOutcome.CLAIMED
+
+
+@pytest.mark.parametrize("description", ["maximum bytes exceeded", "maximum messages exceeded", "", None])
+async def test_a_full_stream_accuses_nobody_of_a_replay(description):
+    answer = {"error": {"code": 503, "err_code": 10077, "description": description}}
+    assert await answered(answer).outcome() is ClaimOutcome.UNAVAILABLE
+
+
+async def test_a_sequence_that_starts_anew_in_another_stream_runs_nothing():
+    claims = claims_at(EARLY, LATE)
+    assert await claims.created_ms() is not None
+    assert await answered({"seq": 100}, claims).outcome() is ClaimOutcome.HELD
+    assert await answered({"seq": 1}, claims).outcome() is ClaimOutcome.UNAVAILABLE
+    assert await answered({"seq": 2}, claims).outcome() is ClaimOutcome.HELD  # the new stream is known now
+
+
+async def test_acknowledgements_of_one_stream_may_be_judged_out_of_order():
+    claims = claims_at(EARLY)
+    assert await claims.created_ms() is not None
+    assert await answered({"seq": 100}, claims).outcome() is ClaimOutcome.HELD
+    assert await answered({"seq": 99}, claims).outcome() is ClaimOutcome.HELD
 
 
 @pytest.mark.parametrize(
@@ -51,17 +100,18 @@ async def test_anything_else_runs_nothing(value):
 
 async def test_silence_and_a_lost_connection_run_nothing(monkeypatch):
     monkeypatch.setattr(claims, "_TIMEOUT_S", 0.01)
+    mine = claims_at(EARLY)
     silent = asyncio.get_running_loop().create_future()
-    assert await PendingClaim(silent).outcome() is ClaimOutcome.UNAVAILABLE
+    assert await PendingClaim(mine, silent).outcome() is ClaimOutcome.UNAVAILABLE
     lost = asyncio.get_running_loop().create_future()
     lost.set_exception(BusError("gone"))
-    assert await PendingClaim(lost).outcome() is ClaimOutcome.UNAVAILABLE
-    assert await PendingClaim(None).outcome() is ClaimOutcome.UNAVAILABLE
+    assert await PendingClaim(mine, lost).outcome() is ClaimOutcome.UNAVAILABLE
+    assert await PendingClaim().outcome() is ClaimOutcome.UNAVAILABLE
 
 
 async def test_an_abandoned_claim_is_waited_for_no_more():
     answer = asyncio.get_running_loop().create_future()
-    PendingClaim(answer).abandon()
+    PendingClaim(claims_at(EARLY), answer).abandon()
     assert answer.cancelled()
 
 
@@ -82,6 +132,8 @@ def test_a_claim_stream_lets_nothing_be_taken_back():
     config = claim_stream(agent).config
     assert config["subjects"] == ["aw.claim.a=test.agent/x.*"]
     assert config["max_msgs_per_subject"] == 1
+    assert config["max_msg_size"] == 32  # a digest, and no acknowledgement of the broker's
+    assert config["max_age"] / 1e9 > DEFAULT_LIMITS.max_call_lifetime_ms / 1000 + 4
     assert (config["discard"], config["discard_new_per_subject"]) == ("new", True)
     assert config["deny_delete"] is config["deny_purge"] is True
     assert config["allow_rollup_hdrs"] is False

@@ -29,7 +29,7 @@ LIMITS = DEFAULT_LIMITS
         f"1 to {LIMITS.max_scope_entries} of",
         f"at most {LIMITS.max_map_entries} keys",
         f"1 to {LIMITS.max_value_bytes:,} printable",
-        f"{LIMITS.max_call_lifetime_ms // 3_600_000} hour for a `call`",
+        f"{LIMITS.max_call_lifetime_ms // 60_000} minutes for a `call`",
         f"{LIMITS.max_lifetime_ms // 86_400_000} days",
         f"less {LIMITS.clock_slack_ms:,} ms",
         f"{LIMITS.max_age_ms // 1000} s ≤ `iat`",

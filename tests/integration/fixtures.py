@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from agentweave_bus.runtime import serving
-from tests.integration.world import CLI, ECHO, Caller, Probe, Raw, World, stop_asked_for
+from tests.integration.connections import Raw
+from tests.integration.probes import CLI, ECHO, Probe, stop_asked_for
+from tests.integration.world import Caller, World
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -24,17 +24,9 @@ from agentweave_bus.exceptions import (
 )
 from agentweave_bus.identity import Authority
 from agentweave_bus.spiffe_id import SpiffeID
-from tests.integration.world import (
-    ABSENT,
-    CLI,
-    DOMAIN,
-    ECHO,
-    FRONT,
-    OTHER,
-    Fixed,
-    Held,
-    worker_process,
-)
+from tests.integration.connections import Fixed
+from tests.integration.probes import ABSENT, CLI, DOMAIN, ECHO, FRONT, OTHER, Held
+from tests.integration.processes import worker_process
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,8 @@ import pytest
 from agentweave_bus.bus.streams import claim_stream, claim_stream_name
 from agentweave_bus.bus.subjects import api_inbox, call_subject, claim_subject, reply_inbox
 from agentweave_bus.exceptions import AuthorizationError, NoResponderError
-from tests.integration.world import ABSENT, CLI, ECHO, FRONT, GRANTS, MIDDLE, OTHER, PATIENCE, heard_within
+from tests.integration.connections import heard_within
+from tests.integration.probes import ABSENT, CLI, ECHO, FRONT, GRANTS, MIDDLE, OTHER, PATIENCE
 
 pytestmark = pytest.mark.anyio
 

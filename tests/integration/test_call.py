@@ -11,19 +11,10 @@ import pytest
 
 from agentweave_bus import AgentWeaveClient, SyncAgentWeaveClient
 from agentweave_bus.exceptions import AuthorizationError, CallTimeoutError, CircuitOpenError, NoResponderError
-from tests.integration.world import (
-    CLI,
-    ECHO,
-    FRONT,
-    MIDDLE,
-    OTHER,
-    PATIENCE,
-    Probe,
-    data_of,
-    metric,
-    until,
-    worker_process,
-)
+from tests.integration.connections import until
+from tests.integration.probes import CLI, ECHO, FRONT, MIDDLE, OTHER, PATIENCE, Probe, data_of
+from tests.integration.processes import worker_process
+from tests.integration.world import metric
 
 pytestmark = pytest.mark.anyio
 

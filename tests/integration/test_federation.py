@@ -10,8 +10,10 @@ import yaml
 from agentweave_bus.exceptions import FederationError
 from agentweave_bus.identity import Authority
 from agentweave_bus.spiffe_id import SpiffeID
+from tests.integration.connections import heard_within
+from tests.integration.probes import DOMAIN, ECHO
 from tests.integration.test_replay import again_reply, sealed_call
-from tests.integration.world import DOMAIN, ECHO, heard_within, metric
+from tests.integration.world import metric
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,8 @@ import anyio
 import pytest
 
 from agentweave_bus.exceptions import CallRefusedError, CircuitOpenError, NoResponderError
-from tests.integration.world import ABSENT, ECHO, until
+from tests.integration.connections import until
+from tests.integration.probes import ABSENT, ECHO
 
 pytestmark = pytest.mark.anyio
 

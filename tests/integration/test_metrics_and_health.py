@@ -10,7 +10,8 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from tests.integration.world import ECHO, PATIENCE, worker_process
+from tests.integration.probes import ECHO, PATIENCE
+from tests.integration.processes import worker_process
 
 pytestmark = pytest.mark.anyio
 

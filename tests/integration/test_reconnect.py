@@ -10,7 +10,11 @@ import pytest
 
 from agentweave_bus.bus import connection
 from agentweave_bus.exceptions import CallTimeoutError, ConnectionLostError, UnreachableError
-from tests.integration.world import ECHO, PATIENCE, data_of, metric, replaced, until, worker_process
+from tests.integration.callee import replaced
+from tests.integration.connections import until
+from tests.integration.probes import ECHO, PATIENCE, data_of
+from tests.integration.processes import worker_process
+from tests.integration.world import metric
 
 pytestmark = pytest.mark.anyio
 
@@ -122,8 +126,8 @@ async def test_a_broker_that_falls_silent_is_left_and_found_again(world, echo, c
         replaced(connection, "_CLOSE_SECONDS", 0.3),
     ):
         # A rotation makes new connections, with the short ping interval.
+        from tests.integration.probes import CLI
         from tests.integration.test_rotation import rotated
-        from tests.integration.world import CLI
 
         await rotated(echo.parts, world, ECHO)
         await rotated(cli.parts, world, CLI)

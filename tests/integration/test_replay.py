@@ -12,7 +12,10 @@ from agentweave_bus.bus.subjects import call_subject, reply_subject
 from agentweave_bus.envelope import JSON_CONTENT_TYPE, Draft, Kind, Sealer, encode_payload, new_id
 from agentweave_bus.exceptions import CallRefusedError
 from agentweave_bus.runtime.wiring import clock_ms
-from tests.integration.world import CLI, ECHO, OTHER, heard_within, metric, until, worker_process
+from tests.integration.connections import heard_within, until
+from tests.integration.probes import CLI, ECHO, OTHER
+from tests.integration.processes import worker_process
+from tests.integration.world import metric
 
 pytestmark = pytest.mark.anyio
 

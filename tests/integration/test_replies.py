@@ -13,19 +13,9 @@ from agentweave_bus.bus.subjects import call_subject
 from agentweave_bus.envelope import Kind
 from agentweave_bus.exceptions import AuthorizationError, CallRefusedError, NoResponderError
 from agentweave_bus.runtime.wiring import clock_ms
-from tests.integration.world import (
-    CLI,
-    ECHO,
-    MALLORY,
-    OTHER,
-    PATIENCE,
-    data_of,
-    heard_within,
-    reply_to,
-    request_of,
-    result_of,
-    until,
-)
+from tests.integration.callee import reply_to, request_of, result_of
+from tests.integration.connections import heard_within, until
+from tests.integration.probes import CLI, ECHO, MALLORY, OTHER, PATIENCE, data_of
 from tests.unit.envelope.world import sign_head
 
 pytestmark = pytest.mark.anyio

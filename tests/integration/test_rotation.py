@@ -11,7 +11,9 @@ import pytest
 
 from agentweave_bus.exceptions import UnreachableError
 from agentweave_bus.runtime.serving import _has_svid
-from tests.integration.world import CLI, ECHO, FRONT, PATIENCE, Fixed, metric, until
+from tests.integration.connections import Fixed, until
+from tests.integration.probes import CLI, ECHO, FRONT, PATIENCE
+from tests.integration.world import metric
 
 pytestmark = pytest.mark.anyio
 

@@ -11,9 +11,11 @@ import pytest
 from nats.aio.msg import Msg
 
 from agentweave_bus.bus.subjects import call_subject
+from tests.integration.connections import Raw, heard_within, until
 from tests.integration.fixtures import *  # noqa: F403
 from tests.integration.fixtures import _tests_own_logging_and_signals  # noqa: F401
-from tests.integration.world import CLI, ECHO, Caller, Probe, Raw, World, heard_within, metric, until
+from tests.integration.probes import CLI, ECHO, Probe
+from tests.integration.world import Caller, World, metric
 
 
 @dataclass

@@ -12,7 +12,7 @@ from agentweave_bus.envelope.head import map_from_draft
 from agentweave_bus.identity import X509Svid
 from agentweave_bus.runtime.wiring import clock_ms
 from agentweave_bus.spiffe_id import SpiffeID
-from tests.integration.world import CLI, ECHO
+from tests.integration.probes import CLI, ECHO
 from tests.unit.envelope.world import sign_head
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgpack
 import pytest
 
-from tests.integration.world import until
+from tests.integration.connections import until
 
 pytestmark = pytest.mark.anyio
 
@@ -67,7 +67,8 @@ async def test_beyond_the_size_of_a_frame(attack):
 
 async def test_signature_of_another_honest_frame(attack):
     from agentweave_bus.bus.subjects import call_subject
-    from tests.integration.world import ECHO, heard_within
+    from tests.integration.connections import heard_within
+    from tests.integration.probes import ECHO
 
     heard = await attack.mallory.listen(call_subject(ECHO, "wait"))
     attack.echo.gate.set()

@@ -10,7 +10,8 @@ import pytest
 from agentweave_bus.envelope import encode_payload
 from agentweave_bus.envelope.frame import encode_frame
 from agentweave_bus.identity import Authority
-from tests.integration.world import CLI, MALLORY, heard_within
+from tests.integration.connections import heard_within
+from tests.integration.probes import CLI, MALLORY
 from tests.security.forging import forged_call, reply_of
 
 pytestmark = pytest.mark.anyio

@@ -6,7 +6,8 @@ import pytest
 
 from agentweave_bus.bus.subjects import call_subject
 from agentweave_bus.envelope import Link, decode_frame
-from tests.integration.world import CLI, ECHO, FRONT, OTHER, heard_within
+from tests.integration.connections import heard_within
+from tests.integration.probes import CLI, ECHO, FRONT, OTHER
 from tests.security.forging import forged_call, reply_of
 
 pytestmark = pytest.mark.anyio

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.world import CLI, heard_within
+from tests.integration.connections import heard_within
+from tests.integration.probes import CLI
 from tests.security.forging import forged_call, reply_of
 
 pytestmark = pytest.mark.anyio

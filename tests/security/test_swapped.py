@@ -6,7 +6,8 @@ import pytest
 
 from agentweave_bus.bus.subjects import call_subject, reply_subject
 from agentweave_bus.envelope import Kind
-from tests.integration.world import CLI, ECHO, FRONT, OTHER, until
+from tests.integration.connections import until
+from tests.integration.probes import CLI, ECHO, FRONT, OTHER
 from tests.security.forging import forged_call, reply_of
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +45,7 @@ async def test_another_kind_than_a_call(attack, kind):
 
 
 async def test_an_answer_as_a_call(attack):
-    from tests.integration.world import reply_to
+    from tests.integration.callee import reply_to
 
     answer = reply_to(attack.message, attack.world.issue(CLI), sub=attack.message.subject, aud=ECHO)
     await attack.send(answer.frame)

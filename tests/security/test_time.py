@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from agentweave_bus.runtime.wiring import clock_ms
-from tests.integration.world import CLI
+from tests.integration.probes import CLI
 from tests.security.forging import forged_call, reply_of
 
 pytestmark = pytest.mark.anyio

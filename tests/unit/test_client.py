@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from agentweave_bus.authz import AuditLog, Authorizer, AuthorizationProvider, AuthzDecision, Grants
+from agentweave_bus.authz import AuditLog, AuthorizationProvider, Authorizer, AuthzDecision, Grants
 from agentweave_bus.authz.circuit_breaker import BreakerSettings
 from agentweave_bus.bus.requests import Answer
 from agentweave_bus.client import CalleeBreakers, Client, Parent, reach_of

@@ -19,9 +19,9 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import nats
 import pytest
 
-import nats
 from agentweave_bus import AgentWeaveClient
 from agentweave_bus.authz import verify_audit
 from agentweave_bus.bus.subjects import call_subject, reply_subject

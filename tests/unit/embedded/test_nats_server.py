@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import anyio
+import nats
 import nats.errors
 import pytest
 import uvloop
 
-import nats
 from agentweave_bus.embedded.nats_server import (
     MINIMUM_VERSION,
     NatsServer,

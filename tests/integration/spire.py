@@ -24,7 +24,7 @@ from agentweave_bus.control.broker import BrokerFiles, broker_configuration, bro
 from agentweave_bus.control.reconcile import reconcile_streams
 from agentweave_bus.embedded.nats_server import NatsServer, tools_directory
 from agentweave_bus.envelope import control_role
-from agentweave_bus.identity import ChainVerifier, IdentitySource, SPIFFEIdentityProvider
+from agentweave_bus.identity import ChainVerifier, IdentitySource, SPIFFEIdentityProvider, X509Bundle
 from agentweave_bus.spiffe_id import SpiffeID
 from tests.integration.probes import DOMAIN, PATIENCE, Held
 from tests.integration.world import World
@@ -82,7 +82,9 @@ class Spire:
         await _kill(self._agent)
         await _kill(self._server)
 
-    async def register(self, identities: Iterable[SpiffeID], *, uid: int) -> None:
+    async def register(
+        self, identities: Iterable[SpiffeID], *, uid: int, federates_with: Iterable[str] = ()
+    ) -> None:
         """Say that processes of ``uid`` are each of ``identities``."""
         entries = [
             {
@@ -90,6 +92,7 @@ class Spire:
                 "parent_id": NODE,
                 "selectors": [{"type": "unix", "value": f"uid:{uid}"}],
                 "x509_svid_ttl": TTL_S,
+                "federates_with": [f"spiffe://{domain}" for domain in federates_with],
             }
             for identity in identities
         ]
@@ -102,6 +105,23 @@ class Spire:
         shown = json.loads(await self.ask("entry", "show", "-spiffeID", str(identity), "-output", "json"))
         for entry in shown["entries"]:
             await self.ask("entry", "delete", "-entryID", entry["id"])
+
+    async def federate(self, bundle: X509Bundle) -> None:
+        """Have the server know the bundle of another trust domain."""
+        file = self.folder / "federated.pem"
+        file.write_bytes(bundle.to_pem())
+        await self.ask("bundle", "set", "-id", f"spiffe://{bundle.trust_domain}", "-path", str(file))
+
+    async def authority(self, verb: str, identifier: str = "") -> str:
+        """``prepare``, ``activate``, ``taint`` or ``revoke`` an authority; return its identifier."""
+        named = ["-authorityID", identifier] if identifier else []
+        said = json.loads(await self.ask("localauthority", "x509", verb, *named, "-output", "json"))
+        return str(next(iter(said.values()))["authority_id"])
+
+    async def active_authority(self) -> str:
+        """The identifier of the authority that signs now."""
+        said = json.loads(await self.ask("localauthority", "x509", "show", "-output", "json"))
+        return str(said["active"]["authority_id"])
 
     async def ask(self, *words: str) -> str:
         """Ask the server something on its administrators' socket."""

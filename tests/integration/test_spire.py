@@ -18,8 +18,13 @@ import anyio.to_thread
 import pytest
 from cryptography import x509
 
-from agentweave_bus.exceptions import IdentityError, UnreachableError
-from agentweave_bus.identity import SPIFFEIdentityProvider, X509Bundle
+from agentweave_bus.exceptions import ChainRefusedError, FederationError, IdentityError, UnreachableError
+from agentweave_bus.identity import (
+    Authority,
+    ChainVerifier,
+    SPIFFEIdentityProvider,
+    X509Bundle,
+)
 from agentweave_bus.spiffe_id import SpiffeID
 from tests.integration.probes import CLI, DOMAIN, ECHO, OTHER
 from tests.integration.processes import worker_process
@@ -225,3 +230,72 @@ def _usable(one):
         return one.parts.source.svid is not None
     except IdentityError:
         return False
+
+
+async def test_no_call_is_lost_while_spire_changes_its_authority_and_the_old_one_is_not_believed(spire):
+    echo = await spire.agent(ECHO)
+    cli = await spire.client(CLI)
+    server = spire.stack.spire
+    old_svid, done, stop = cli.parts.source.svid, 0, anyio.Event()
+    sources = [echo.parts.source, cli.parts.source, spire.stack.broker]
+
+    def known():
+        return [len(one.current.bundles[DOMAIN].authorities) for one in sources]
+
+    def signer():
+        return {issuer_key(one.svid) for one in sources}
+
+    async def load():
+        nonlocal done
+        while not stop.is_set():
+            assert await cli.ask(ECHO, "work", {"text": "x"}) == {"worked": "x"}
+            done += 1
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(load)
+        old = await server.active_authority()
+        new = await server.authority("prepare")
+        await eventually(lambda: known() == [2, 2, 2], "both authorities everywhere")
+        await server.authority("activate", new)
+        await server.authority("taint", old)
+        await eventually(lambda: signer() == {new}, "SVIDs of the new authority")
+        await server.authority("revoke", old)
+        await eventually(lambda: known() == [1, 1, 1], "the end of the old authority")
+        before = done
+        await eventually(lambda: done > before + 20, "calls after the end of the old authority")
+        stop.set()
+    assert echo.ran == ["work"] * done
+    assert issuer_key(old_svid) == old
+    with pytest.raises(ChainRefusedError):
+        ChainVerifier(echo.parts.source).verify(old_svid.cert_chain, at_ms=now_ms())
+
+
+def issuer_key(svid):
+    """The key identifier of the authority that signed, as SPIRE names its authorities."""
+    found = svid.leaf.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+    return found.hex()
+
+
+async def test_a_federated_domain_is_known_by_the_bundle_that_spire_has_of_it(spire):
+    """SPIRE gives a partner's bundle to those whose entry says so."""
+    partner = Authority("partner.test")
+    buyer = partner.issue(SpiffeID("spiffe://partner.test/agent/buyer"))
+    pretender = Authority(DOMAIN).issue(ECHO)  # the right name, by an authority that is not SPIRE's
+    cli = await spire.client(CLI, identity__allowed_trust_domains=[DOMAIN, "partner.test"])
+    chains = ChainVerifier(cli.parts.source)
+    with pytest.raises(FederationError, match="its bundle is not known here"):
+        chains.verify(buyer.cert_chain, at_ms=now_ms())
+    server = spire.stack.spire
+    await server.federate(partner.bundle)
+    await server.remove(CLI)
+    await server.register([CLI], uid=os.getuid(), federates_with=["partner.test"])
+    await eventually(lambda: "partner.test" in cli.parts.source.current.bundles, "the partner's bundle")
+    assert cli.parts.source.bundle_for("partner.test") == partner.bundle
+    assert chains.verify(buyer.cert_chain, at_ms=now_ms()).spiffe_id == buyer.spiffe_id
+    with pytest.raises(ChainRefusedError):
+        chains.verify(pretender.cert_chain, at_ms=now_ms())
+
+
+def now_ms():
+    return int(time.time() * 1000)

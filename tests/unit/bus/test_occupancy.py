@@ -1,0 +1,74 @@
+"""Places: so many at once, half of them for one caller, and nobody waits without bound."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from agentweave_bus.bus.occupancy import Occupancy
+from agentweave_bus.spiffe_id import SpiffeID
+
+pytestmark = pytest.mark.anyio
+
+A, B, C = (SpiffeID(f"spiffe://x.test/agent/{name}") for name in "abc")
+
+
+class Crowd:
+    def __init__(self, places):
+        self.room = Occupancy(places)
+        self.inside = []
+        self.refused = []
+
+    async def come(self, caller):
+        if await self.room.enter(caller):
+            self.inside.append(caller)
+        else:
+            self.refused.append(caller)
+
+    async def go(self, caller):
+        self.inside.remove(caller)
+        self.room.leave(caller)
+        await anyio.wait_all_tasks_blocked()
+
+
+async def crowded(group, crowd, *callers):
+    for caller in callers:
+        group.start_soon(crowd.come, caller)
+    await anyio.wait_all_tasks_blocked()
+
+
+async def test_one_caller_gets_half_and_others_find_room():
+    crowd = Crowd(4)
+    async with anyio.create_task_group() as group:
+        await crowded(group, crowd, *[A] * 6)
+        assert crowd.inside == [A, A]
+        await crowded(group, crowd, B, C, B)
+        assert sorted(crowd.inside) == [A, A, B, C]
+        await crowd.go(C)
+        assert sorted(crowd.inside) == [A, A, B, B]
+        await crowd.go(A)
+        assert sorted(crowd.inside) == [A, A, B, B]  # the next of those who waited
+        group.cancel_scope.cancel()
+
+
+async def test_who_waits_too_often_is_told_to_come_again():
+    crowd = Crowd(2)
+    async with anyio.create_task_group() as group:
+        await crowded(group, crowd, *[A] * 5)
+        assert (crowd.inside, crowd.refused) == ([A], [A])  # one inside, three wait, of eight that fit in
+        await crowd.go(A)
+        await crowded(group, crowd, A)
+        assert (crowd.inside, crowd.refused) == ([A], [A])
+        group.cancel_scope.cancel()
+
+
+async def test_who_stops_waiting_leaves_no_trace():
+    crowd = Crowd(2)
+    async with anyio.create_task_group() as group:
+        await crowded(group, crowd, *[A] * 4)
+        group.cancel_scope.cancel()
+    await crowd.go(A)
+    assert crowd.room._callers == {}
+    async with anyio.create_task_group() as group:
+        await crowded(group, crowd, A, B)
+    assert sorted(crowd.inside) == [A, B]

@@ -109,7 +109,7 @@ class IdentitySource:
         if self._clock() > self._expires_at:
             raise SvidUnavailableError(
                 f"the SVID of {snapshot.svid.spiffe_id} expired at {snapshot.svid.expiry.isoformat()} "
-                "and no newer one has come"
+                f"and no newer one has come{self._reason()}"
             )
         return snapshot
 
@@ -196,6 +196,7 @@ class IdentitySource:
                 await self._follow_once()
                 pause = _FIRST_PAUSE
             except Exception as error:  # noqa: BLE001 - a provider is foreign code, and the loop must go on
+                self._last_error = error
                 self._report(error)
                 pause = min(pause * 2, self._longest_pause())
             await anyio.sleep(pause)
@@ -229,8 +230,11 @@ class IdentitySource:
 
     def _require_identity(self, deadline: float) -> None:
         if self._snapshot is None:
-            reason = f": {self._last_error}" if self._last_error is not None else ""
-            raise SvidUnavailableError(f"no identity within {deadline:g} s{reason}")
+            raise SvidUnavailableError(f"no identity within {deadline:g} s{self._reason()}")
+
+    def _reason(self) -> str:
+        """Return what the provider said last, if that was why there is no identity."""
+        return f": {self._last_error}" if isinstance(self._last_error, IdentityError) else ""
 
     async def _follow_once(self) -> None:
         wait = self._seconds_until_overdue()
@@ -296,7 +300,7 @@ class IdentitySource:
         return MappingProxyType(bundles)
 
     def _install(self, svid: X509Svid, bundles: Mapping[str, X509Bundle]) -> bool:
-        previous = self._snapshot
+        previous, self._last_error = self._snapshot, None
         if previous is not None and previous.svid == svid and previous.bundles == bundles:
             return False
         generation = previous.generation + 1 if previous is not None else 1

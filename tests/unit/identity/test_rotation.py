@@ -223,6 +223,24 @@ async def test_an_expired_svid_is_never_handed_out(steered):
     assert source.spiffe_id == X
 
 
+async def test_an_expired_svid_says_why_no_newer_one_came(steered):
+    svid = A.issue(X)
+    now = [svid.not_before.timestamp() + 1]
+    provider, told = steered(svid, A.bundle), Told()
+    source = IdentitySource(provider, hooks=told.hooks, clock=lambda: now[0])
+    await source.start(5)
+    provider.error = IdentityError("the registration was taken away")
+    now[0] = svid.expiry.timestamp() + 1
+    async with anyio.create_task_group() as group:
+        await running(group, source)
+        await told.until(lambda: told.failed)
+        with pytest.raises(
+            SvidUnavailableError, match="no newer one has come: the registration was taken away"
+        ):
+            _ = source.current
+        group.cancel_scope.cancel()
+
+
 async def test_the_inherited_wait_ends_by_half_of_what_is_left(steered):
     class Plain(steered):
         wait_for_update = None

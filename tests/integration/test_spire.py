@@ -18,7 +18,14 @@ import anyio.to_thread
 import pytest
 from cryptography import x509
 
-from agentweave_bus.exceptions import ChainRefusedError, FederationError, IdentityError, UnreachableError
+from agentweave_bus.authz.policy_source import find_opa
+from agentweave_bus.exceptions import (
+    AuthorizationError,
+    ChainRefusedError,
+    FederationError,
+    IdentityError,
+    UnreachableError,
+)
 from agentweave_bus.identity import (
     Authority,
     ChainVerifier,
@@ -26,6 +33,7 @@ from agentweave_bus.identity import (
     X509Bundle,
 )
 from agentweave_bus.spiffe_id import SpiffeID
+from tests.integration.opa_server import OpaServer
 from tests.integration.probes import CLI, DOMAIN, ECHO, OTHER
 from tests.integration.processes import worker_process
 from tests.integration.spire import BROKER, CONTROL, TTL_S, held_spire_world, missing_programs
@@ -37,9 +45,12 @@ pytestmark = [
     pytest.mark.skipif(bool(missing_programs()), reason=missing_programs() or "SPIRE is there"),
 ]
 
+OPA = SpiffeID(f"spiffe://{DOMAIN}/opa")
 UNKNOWN = SpiffeID(f"spiffe://{DOMAIN}/agent/unknown")
 GRANTS = {
-    "grants": [{"caller": [str(CLI), str(OTHER)], "callee": str(ECHO), "capabilities": ["say", "work"]}]
+    "grants": [
+        {"caller": [str(CLI), str(OTHER)], "callee": str(ECHO), "capabilities": ["say", "work", "huge"]}
+    ]
 }
 
 
@@ -47,7 +58,7 @@ GRANTS = {
 async def spire_held(anyio_backend):
     folder = Path(tempfile.mkdtemp(prefix="awspire-"))
     folder.chmod(0o755)  # noqa: ASYNC240 - the Workload API is for every user; who is registered is what counts
-    held = await held_spire_world(folder, (ECHO, CLI, OTHER), GRANTS)
+    held = await held_spire_world(folder, (ECHO, CLI, OTHER, OPA), GRANTS)
     yield held
     await held.close()
     shutil.rmtree(folder)
@@ -100,9 +111,9 @@ async def test_a_signed_call_between_two_processes_whose_identities_are_spires(s
 
 
 async def test_of_the_several_identities_of_one_user_each_process_takes_the_one_it_must_be(spire):
-    """SPIRE knows these processes by their uid alone, so it offers all five to each of them."""
+    """SPIRE knows these processes by their uid alone, so it offers all six to each of them."""
     endpoint = spire.stack.spire.endpoint
-    for wanted in (ECHO, CLI, OTHER, BROKER, CONTROL):
+    for wanted in (ECHO, CLI, OTHER, OPA, BROKER, CONTROL):
         provider = SPIFFEIdentityProvider(endpoint, wanted)
         await provider.start()
         try:
@@ -116,7 +127,7 @@ async def test_of_the_several_identities_of_one_user_each_process_takes_the_one_
             await provider.get_svid()
     finally:
         await provider.aclose()
-    assert all(str(one) in str(refusal.value) for one in (ECHO, CLI, OTHER, BROKER, CONTROL))
+    assert all(str(one) in str(refusal.value) for one in (ECHO, CLI, OTHER, OPA, BROKER, CONTROL))
 
 
 async def test_a_worker_that_spire_does_not_know_does_not_start_and_says_what_to_do(spire):
@@ -217,8 +228,9 @@ async def test_an_identity_that_was_taken_away_ends_with_its_last_svid(spire):
     await spire.stack.spire.remove(OTHER)
     try:
         await eventually(lambda: not _usable(other), "the end of the last SVID")
-        with pytest.raises(UnreachableError, match=f"the SVID of {OTHER} expired"):
+        with pytest.raises(UnreachableError, match=f"the SVID of {OTHER} expired") as ended:
             await other.call(str(ECHO), "say", {"text": "x"}, timeout=2)
+        assert f"this process must be {OTHER}; register the workload" in str(ended.value)
     finally:
         await spire.stack.spire.register([OTHER], uid=os.getuid())
     await eventually(lambda: _usable(other), "the identity given back")
@@ -295,6 +307,28 @@ async def test_a_federated_domain_is_known_by_the_bundle_that_spire_has_of_it(sp
     assert chains.verify(buyer.cert_chain, at_ms=now_ms()).spiffe_id == buyer.spiffe_id
     with pytest.raises(ChainRefusedError):
         chains.verify(pretender.cert_chain, at_ms=now_ms())
+
+
+@pytest.mark.skipif(find_opa() is None, reason="no opa binary: 'make tools' builds the server to ask")
+async def test_an_agent_with_spires_identity_believes_opa_by_the_one_that_spire_gave_it(spire):
+    folder = Path(tempfile.mkdtemp(prefix="awopa-"))
+    provider = SPIFFEIdentityProvider(spire.stack.spire.endpoint, OPA)
+    opa = OpaServer(folder, svid=await provider.get_svid(), clients=await provider.get_trust_bundle(DOMAIN))
+    await provider.aclose()
+    try:
+        limited = {"caller": str(CLI), "callee": str(ECHO), "capabilities": ["huge"]}
+        await opa.start({"grants": [limited | {"limits": {"max_size": 3}}]})
+        asks = {"provider": "opa", "opa_endpoint": opa.url, "opa_spiffe_id": str(OPA), "timeout_ms": 400}
+        audit = {"audit": {"destination": str(spire.folder / "audit" / "echo.jsonl")}}
+        echo = await spire.agent(ECHO, authorization=asks | audit)
+        cli = await spire.client(CLI)
+        assert await cli.ask(ECHO, "huge", {"size": 3}) == {"text": "xxx"}
+        with pytest.raises(AuthorizationError, match="the limit max_size 3 and size is 4"):
+            await cli.call(str(ECHO), "huge", {"size": 4}, timeout=5)
+        assert metric(echo.parts, "agentweave_opa_errors_total") == 0
+    finally:
+        await opa.aclose()
+        shutil.rmtree(folder)
 
 
 def now_ms():

@@ -1,4 +1,4 @@
-"""Configuration: the only reader of environment variables and configuration files.
+"""Configuration: the only reader of settings, from their files and environment variables.
 
 ``load_config`` gives an agent's or client's :class:`AgentConfig`, ``load_stack`` the file of a whole
 stack. Both refuse what is unknown, malformed or unsafe, and say where it was written and the way

@@ -1,8 +1,10 @@
 """Where settings come from, and which source wins.
 
 From weakest to strongest: the defaults, ``SPIFFE_ENDPOINT_SOCKET`` (for that one key), the file, the
-variables ``AGENTWEAVE_<SECTION>__<KEY>`` and the ``overrides`` of the program. Environment variables
-are read here and nowhere else.
+variables ``AGENTWEAVE_<SECTION>__<KEY>`` and the ``overrides`` of the program. No setting is read from
+a variable anywhere else. Other modules read where this machine keeps things (``AGENTWEAVE_TOOLS``,
+``XDG_CACHE_HOME``, ``XDG_RUNTIME_DIR``), secrets (``secrets.py``), and by what a worker tells
+``agentweave up`` that it is ready.
 """
 
 from __future__ import annotations

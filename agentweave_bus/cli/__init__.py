@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Final
 
@@ -44,6 +46,7 @@ _INTERRUPTED: Final = 130  # what shells expect after SIGINT
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line with ``arguments`` (the process's own by default); return the exit code."""
+    _hear_ctrl_c()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = build_parser(given).parse_args(given)
     try:
@@ -55,6 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(ExitCode.FAILED)
     except (AgentWeaveError, OSError, BaseExceptionGroup) as raised:
         return _explain(raised)
+
+
+def _hear_ctrl_c() -> None:
+    """Let SIGINT interrupt, also where it was inherited as ignored.
+
+    A shell without job control starts what stands before ``&`` so; ``up``, ``serve`` and ``audit tail -f``
+    end by SIGINT and by nothing of their own.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _explain(raised: BaseException) -> int:

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 
 AGENTWEAVE = [sys.executable, "-c", "import sys; from agentweave_bus.cli import main; sys.exit(main())"]
+BACKGROUND = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+"""Starts what follows with SIGINT ignored, as scripts do with what stands before ``&``."""
 HELLO = "spiffe://agentweave.local/agent/hello"
 CLI = "spiffe://agentweave.local/client/cli"
 UP_SECONDS = 20.0
@@ -91,7 +93,7 @@ class Up:
         runtime = Path(tempfile.mkdtemp(prefix="aw-"))  # short: a socket's path may have 107 bytes
         with (folder / "up.err").open("w") as errors:
             process = subprocess.Popen(
-                [*AGENTWEAVE, "up", *arguments],
+                [*BACKGROUND, *AGENTWEAVE, "up", *arguments],
                 cwd=folder,
                 env=clean_environment(XDG_RUNTIME_DIR=str(runtime)),
                 stdin=subprocess.DEVNULL,
@@ -134,8 +136,20 @@ class Up:
 
     def end(self) -> None:
         """Leave nothing of this test, whatever it found."""
-        self.stop(signal.SIGKILL)
-        shutil.rmtree(self.runtime, ignore_errors=True)
+        try:
+            self.stop(signal.SIGKILL)
+        finally:
+            shutil.rmtree(self.runtime, ignore_errors=True)
+
+
+def interrupted(process: subprocess.Popen[str], seconds: float) -> int:
+    """Press Ctrl-C and return the exit code; what does not end by it is killed."""
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.wait(seconds)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def gone(pids: list[int], seconds: float) -> bool:
@@ -177,8 +191,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     running = Up.start(folder)
     try:
         yield running.ready()
-    finally:
         running.stop()
+    finally:
         running.end()
 
 
@@ -300,7 +314,7 @@ def test_logs_verify_signatures_included_while_it_runs(up: Up) -> None:
 
 def test_tail_follows(up: Up) -> None:
     tail = subprocess.Popen(
-        [*AGENTWEAVE, "audit", "tail", "-f", "-n", "1"],
+        [*BACKGROUND, *AGENTWEAVE, "audit", "tail", "-f", "-n", "1"],
         cwd=up.folder,
         env=clean_environment(),
         stdout=subprocess.PIPE,
@@ -312,9 +326,10 @@ def test_tail_follows(up: Up) -> None:
         call(up.folder, "greet", "--data", '{"who": "Tail"}')
         while json.loads(line := tail.stdout.readline()).get("event") != "outcome":
             assert line
+        assert interrupted(tail, 10) == 130
     finally:
-        tail.send_signal(signal.SIGINT)
-        assert tail.wait(10) == 130
+        tail.kill()
+        tail.wait()
         tail.stdout.close()
 
 
@@ -435,7 +450,7 @@ def test_serve_runs_one_agent_against_that_stack(up: Up) -> None:
         config.replace("agent:\n", "agent:\n  class: hello:HelloAgent\n").replace("WARNING", "INFO")
     )
     served = subprocess.Popen(
-        [*AGENTWEAVE, "serve", "served.yaml"],
+        [*BACKGROUND, *AGENTWEAVE, "serve", "served.yaml"],
         cwd=up.folder,
         env=clean_environment(),
         stderr=subprocess.PIPE,
@@ -445,7 +460,8 @@ def test_serve_runs_one_agent_against_that_stack(up: Up) -> None:
     try:
         while "is ready" not in (line := served.stderr.readline()):
             assert line
+        assert interrupted(served, 20) == 0
     finally:
-        served.send_signal(signal.SIGINT)
+        served.kill()
+        served.wait()
         served.stderr.close()
-        assert served.wait(20) == 0

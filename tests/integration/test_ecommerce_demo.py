@@ -34,7 +34,10 @@ def demo(scratch: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    output, errors = process.communicate(timeout=60)
+    try:
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     return process.returncode, output, errors
 
 
@@ -102,11 +105,13 @@ def test_ctrl_c_ends_it_and_leaves_nothing_behind(scratch: Path) -> None:
     process = demo(scratch)
     assert process.stdout is not None
     seen = ""
-    while "create_order" not in seen:  # ends with the pipe if the demo does
-        line = process.stdout.readline()
-        assert line, seen
-        seen += line
-    process.send_signal(signal.SIGINT)
+    try:
+        while "create_order" not in seen:  # ends with the pipe if the demo does
+            line = process.stdout.readline()
+            assert line, seen
+            seen += line
+    finally:
+        process.send_signal(signal.SIGINT)
     code, output, errors = ended(process)
     assert code == 130, output + errors
     assert "nothing is left running" in errors

@@ -86,5 +86,8 @@ def test_the_agent_runs_as_shown(tmp_path: Path) -> None:
         assert answer == {"greeting": "Hello, Ada! ", "for": "spiffe://agentweave.local/client/cli"}
     finally:
         up.terminate()
-        up.communicate(timeout=DEADLINE)
+        try:
+            up.communicate(timeout=DEADLINE)
+        finally:
+            up.kill()
     assert up.returncode == 0

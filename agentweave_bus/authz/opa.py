@@ -122,7 +122,7 @@ class OpaServerEngine:
             SPIFFE ID in the handshake.
         on_request: told of every attempt that begins (for metrics).
         on_error: told of every attempt that failed, with the endpoint's address.
-        on_breaker: told the endpoint's address and the new state of its breaker.
+        on_breaker: told each endpoint's address and the state of its breaker, first and when it changes.
         monotonic_ms: the clock of the breakers.
 
     Raises:
@@ -151,6 +151,9 @@ class OpaServerEngine:
         self._turn = 0
         if not self._endpoints:
             raise ConfigurationError("there is no OPA endpoint.", key="authorization.opa_endpoint")
+        if on_breaker is not None:
+            for endpoint in self._endpoints:  # else one that never failed would count for nothing
+                on_breaker(endpoint.address.text, BreakerState.CLOSED)
 
     def _endpoint(self, text: str) -> _Endpoint:
         address = OpaAddress.parse(text, environment=self._settings.environment)

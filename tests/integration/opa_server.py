@@ -65,7 +65,7 @@ class OpaServer:
         self._health = folder / "health.sock"
         self.bundle = folder / "bundle.tar.gz"
         self._policies = folder / "policies"
-        self._policies.mkdir()
+        self._policies.mkdir(parents=True)
         self._bundles: BundleService | None = None
         self._process: asyncio.subprocess.Process | None = None
         if svid is None:

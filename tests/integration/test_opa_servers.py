@@ -161,6 +161,33 @@ async def test_without_its_server_an_agent_denies_and_says_why_and_works_again_w
     assert await cli.ask(ECHO, "work", {"text": "x"}) == {"worked": "x"}
 
 
+async def test_with_two_servers_one_may_be_away_and_the_metrics_say_which(world, folder):
+    servers = [OpaServer(folder / name) for name in ("a", "b")]
+    first, second = servers
+    for server in servers:
+        await server.start(GRANTS)
+    urls = {"opa_endpoint": None, "opa_endpoints": [server.url for server in servers]}
+    try:
+        echo = await world.agent(ECHO, **asks(first, **{f"authorization__{k}": v for k, v in urls.items()}))
+        cli = await world.client(CLI)
+        assert [breaker(echo.parts, server) for server in servers] == [["closed"], ["closed"]]
+        await cli.ask(ECHO, "huge", {"size": 1})
+        await first.stop()
+        for _ in range(4):
+            await cli.ask(ECHO, "huge", {"size": 1})
+        assert [breaker(echo.parts, server) for server in servers] == [["open"], ["closed"]]
+        best = "agentweave_authz_circuit_breaker_state"
+        assert metric(echo.parts, best, state="closed") == 1
+        await second.stop()
+        await denial(cli, "huge", {"size": 1})
+        await first.start()
+        await allowed_again(cli, "huge", {"size": 1})
+        assert breaker(echo.parts, first) == ["closed"]
+    finally:
+        for server in servers:
+            await server.aclose()
+
+
 async def test_a_client_whose_server_is_away_sends_nothing(world, echo, opa):
     cli = await world.client(CLI, **asks(opa))  # never started
     denied = await denial(cli, "say", {"text": "x"})

@@ -470,7 +470,7 @@ async def test_an_endpoint_that_fails_is_left_alone_and_then_probed(folder: Path
         now[0] = 30_000
         assert await ask(engine) is False
         assert await ask(engine) is False
-        assert told == [BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED]
+        assert told == [BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED]
         await engine.aclose()
 
 

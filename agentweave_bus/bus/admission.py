@@ -13,7 +13,7 @@ The bus and the A2A adapter share it. The steps, in this order; the code carries
  7. delegation: the ``via`` chain verifies by its six rules
  8. time: issued lately, not expired
  9. replay: this head was not admitted before and, unless the capability is ``safe``, its (issuer, id)
-    is claimed across replicas
+    is claimed across replicas; between the two, room: the caller gets a place in which to be handled
 10. payload: it decodes and is what the capability takes; defaults are filled in
 11. authorization: peer restriction and policy, asked with that same validated payload
 12. audit: the decision is written before anything runs
@@ -24,7 +24,7 @@ and including step 5 nobody is told: there is no verified requester. A replay is
 
 What is not decided here: who may do what (the authorizer), and what a capability takes (its owner,
 through the :class:`Capability` protocol). State is bounded: a replay filter, a table of claim rates, and
-a number for each caller that has calls in flight, which may be half of all places at most.
+a count for each caller that has calls in flight.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ _CALL_KINDS: Final = frozenset({Kind.CALL})
 _DENIED: Final = "not allowed"
 _NO_ANSWER: Final = "the policy could not be asked"
 _UNPROVED: Final = "the delegation does not verify"
+_BUSY: Final = "busy with your other calls; try again"
 _NOT_READY: Final = "not ready to take this call; try again"
 
 
@@ -104,6 +105,7 @@ class Step(Enum):
     DELEGATION = (7, "delegation")
     TIME = (8, "time")
     REPLAY = (9, "replay")
+    ROOM = (9, "room")
     PAYLOAD = (10, "payload")
     AUTHORIZATION = (11, "authorization")
     AUDIT = (12, "audit")
@@ -249,8 +251,14 @@ class Admission:
         via = self._delegation(request, now_ms)  # 7
         self._time(request, now_ms)  # 8
         self._filter(request, now_ms)  # 9, this process
-        if not self._occupancy.enter(request.head.iss):
-            raise self._not_ready(request, "this caller has its share of the places in use", _BUSY_SECONDS)
+        if not await self._occupancy.enter(request.head.iss):
+            raise AdmissionRefusedError(
+                Step.ROOM,
+                "this caller has its share of the places, and of those who wait",
+                request=request,
+                told=_BUSY,
+                retry_after=_BUSY_SECONDS,
+            )
         try:
             return await self._admit_caller(request, capability, via, now_ms)
         except BaseException:

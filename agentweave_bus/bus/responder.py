@@ -1,7 +1,7 @@
 """Answering calls: from a subscription to a signed reply.
 
 Each capability has a subscription of its own in a queue group, so that replicas share the work. A
-message is taken in when one of ``max_in_flight`` places is free; until then it waits in the
+message is taken in when fewer than ``taken_in`` are; until then it waits in the
 subscription's bounded queue. What :class:`~agentweave_bus.bus.admission.Admission` lets through is
 dispatched; its result, or the refusal that may be told, goes back signed and bound to the digest of the
 request, on the connection on which the request came.
@@ -69,7 +69,7 @@ class Responder:
         audit: AuditLog,
         metrics: Metrics,
         clock_ms: Callable[[], int],
-        max_in_flight: int,
+        taken_in: int,
     ) -> None:
         self._me = me
         self._capabilities = tuple(capabilities)
@@ -79,7 +79,7 @@ class Responder:
         self._audit = audit
         self._metrics = metrics
         self._clock_ms = clock_ms
-        self._places = anyio.Semaphore(max_in_flight, fast_acquire=True)
+        self._places = anyio.Semaphore(taken_in, fast_acquire=True)
         self._group: TaskGroup | None = None
         self._opened = anyio.Event()
 

@@ -5,26 +5,91 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from agentweave_bus.exceptions import CallRefusedError, CircuitOpenError, NoResponderError
+from agentweave_bus.bus.subjects import Family, agent_prefix
+from agentweave_bus.exceptions import (
+    AuthorizationError,
+    CallRefusedError,
+    CircuitOpenError,
+    NoResponderError,
+)
 from tests.integration.connections import until
-from tests.integration.probes import ABSENT, ECHO
+from tests.integration.probes import ABSENT, ECHO, GRANTS, OTHER, PATIENCE
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_no_more_handlers_run_at_once_than_configured(world, cli):
-    echo = await world.agent(ECHO, bus__max_in_flight=4)
+    echo = await world.agent(ECHO, bus__max_in_flight=8)
     async with anyio.create_task_group() as group:
-        for _ in range(20):
+        for _ in range(14):
             group.start_soon(cli.ask, ECHO, "wait")
-        await until(lambda: len(echo.ran) == 4, "the first four")
-        # One round trip later nobody else has begun, although all 20 are here.
+        await until(lambda: len(echo.ran) == 4, "the first four: half of the places")
+        # One round trip later nobody else has begun, although all are here.
         await cli.parts.keeper.session(1)
         await (await cli.parts.keeper.session(1)).flush(5)
         assert len(echo.ran) == 4
         echo.gate.set()
     assert echo.most_at_once == 4
-    assert len(echo.ran) == 20
+    assert len(echo.ran) == 14
+
+
+async def test_one_caller_keeps_no_other_out_and_hears_that_the_agent_is_busy(world, cli):
+    """Of eight places it gets four, and of the 32 that are taken in sixteen; a second caller is served."""
+    given = {"caller": str(OTHER), "callee": [str(ECHO)], "capabilities": ["say"]}
+    echo = await world.agent(ECHO, bus__max_in_flight=8)
+    refused = []
+
+    async def ask():
+        try:
+            await cli.ask(ECHO, "wait")
+        except CallRefusedError as error:
+            refused.append(error)
+
+    try:
+        world.grant({"grants": [*GRANTS["grants"], given]})
+        other = await world.client(OTHER)
+        async with anyio.create_task_group() as group:
+            for _ in range(30):
+                group.start_soon(ask)
+            await until(lambda: len(refused) == 14, "fourteen that are told to come again")
+            with anyio.fail_after(PATIENCE):
+                while True:
+                    try:
+                        assert await other.ask(ECHO, "say", {"text": "me"}) == {"said": "me"}
+                        break
+                    except (AuthorizationError, NoResponderError):
+                        await anyio.sleep(0.05)  # the grant is on its way
+            echo.gate.set()
+    finally:
+        world.grant(GRANTS)
+    assert {one.step for one in refused} == {"room"}
+    assert all(one.retry_after for one in refused)
+    assert echo.ran.count("wait") == 16
+
+
+async def test_who_is_denied_by_a_limit_claims_nothing(world, mallory):
+    """The limit is asked before the claim is made, or a caller could fill its callee's claims."""
+    echo = await world.agent(ECHO)
+    limited = {
+        "caller": str(OTHER), "callee": [str(ECHO)], "capabilities": ["work"], "limits": {"max_per_minute": 2}
+    }  # fmt: skip
+    try:
+        world.grant({"grants": [*GRANTS["grants"], limited]})
+        other = await world.client(OTHER)
+        claims = await mallory.listen(f"{agent_prefix(Family.CLAIM, ECHO)}.*")
+        denied = 0
+        with anyio.fail_after(PATIENCE):
+            while denied < 5:
+                try:
+                    await other.ask(ECHO, "work", {"text": "x"})
+                except AuthorizationError as error:
+                    denied += "minute" in error.reason
+                except NoResponderError:
+                    pass
+                await anyio.sleep(0.02)
+    finally:
+        world.grant(GRANTS)
+    assert claims.qsize() == echo.ran.count("work") <= 2
 
 
 async def test_no_more_calls_are_pending_than_configured(world, echo):

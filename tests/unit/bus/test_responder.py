@@ -63,7 +63,7 @@ def parts():
         audit=None,
         metrics=Metrics.create(),
         clock_ms=lambda: 0,
-        max_in_flight=1,
+        taken_in=1,
     )
     return responder, gate, session
 

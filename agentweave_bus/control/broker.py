@@ -98,7 +98,7 @@ def broker_users(
 def permissions_of(identity: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID]) -> dict[str, Any]:
     """Return what the broker lets ``identity`` publish and subscribe to.
 
-    ``everyone`` are the identities that have a user: a caller pattern in a grant means those it matches.
+    ``everyone`` are the identities that have a user: a caller prefix in a grant means those below it.
     """
     publish = {
         f"$JS.API.STREAM.INFO.{claim_stream_name(identity)}",
@@ -117,7 +117,8 @@ def permissions_of(identity: SpiffeID, grants: Grants, everyone: Iterable[Spiffe
 
 def _callers(callee: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID]) -> set[SpiffeID]:
     patterns = [reach.agent for reach in grants.callers_of(callee) if "call" in reach.kinds]
-    return {one for one in everyone if any(pattern_matches(pattern, one) for pattern in patterns)}
+    named = {SpiffeID(pattern) for pattern in patterns if not pattern.endswith("/*")}
+    return named | {one for one in everyone if any(pattern_matches(pattern, one) for pattern in patterns)}
 
 
 def _control_permissions(identity: SpiffeID) -> dict[str, Any]:

@@ -8,7 +8,14 @@ import anyio
 import pytest
 
 from agentweave_bus.bus.streams import claim_stream, claim_stream_name
-from agentweave_bus.bus.subjects import api_inbox, call_subject, claim_subject, reply_inbox
+from agentweave_bus.bus.subjects import (
+    Family,
+    agent_prefix,
+    api_inbox,
+    call_subject,
+    claim_subject,
+    reply_inbox,
+)
 from agentweave_bus.exceptions import AuthorizationError, NoResponderError
 from tests.integration.connections import heard_within
 from tests.integration.probes import ABSENT, CLI, ECHO, FRONT, GRANTS, MIDDLE, OTHER, PATIENCE
@@ -36,7 +43,7 @@ async def test_what_nobody_may_publish(world, who):
         call_subject(MIDDLE, "say"),
         claim_subject(FRONT, KEY),
         f"{api_inbox(CLI, TOKEN)}.x",
-        f"{reply_inbox(CLI, TOKEN)}.x",
+        f"{reply_inbox(OTHER, TOKEN)}.x",
         f"{api_inbox(ECHO, TOKEN)}.x",
         "aw.dead.demo=test.agent/echo.x",
     ):
@@ -70,16 +77,52 @@ async def test_what_the_grants_give_may_be_published_and_nothing_beside(world, m
     assert raw.refused == []
     said = await raw.denied(raw.client.publish(call_subject(ECHO, "block"), b"x"))
     assert call_subject(ECHO, "block") in said
-    # The right to answer is for what was asked, twice at most.
+    # Answers go to inboxes of those who may ask, and to no subject that a sender happens to name.
     asked = await raw.listen(call_subject(FRONT, "relay"))
-    answers = await mallory.listen("probe.reply")
+    answers = await mallory.listen("aw.inbox.>")
     await mallory.send(call_subject(FRONT, "relay"), b"?", "probe.reply")
     message = await heard_within(asked)
-    for _ in range(2):
-        await raw.send(message.reply, b"!")
-        await heard_within(answers)
     await raw.denied(raw.client.publish(message.reply, b"!"))
-    await raw.denied(raw.client.publish("probe.other", b"!"))
+    await raw.send(f"{reply_inbox(CLI, TOKEN)}.id", b"!")
+    assert (await heard_within(answers)).data == b"!"
+    await raw.denied(raw.client.publish(f"{reply_inbox(OTHER, TOKEN)}.id", b"!"))
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        f"$JS.API.STREAM.DELETE.{claim_stream_name(ECHO)}",
+        "$JS.API.STREAM.CREATE.tap",
+        call_subject(ECHO, "block"),
+        f"{api_inbox(CLI, TOKEN)}.x",
+    ],
+)
+async def test_two_that_work_together_reach_nothing_by_a_chosen_reply_subject(world, subject):
+    """One calls the other, as granted, and names as reply subject what neither may publish to."""
+    asks, answers = await world.raw(CLI), await world.raw(FRONT)
+    heard = await answers.listen(call_subject(FRONT, "relay"))
+    await asks.send(call_subject(FRONT, "relay"), b"x", subject)
+    message = await heard_within(heard)
+    assert message.reply == subject
+    await answers.denied(answers.client.publish(message.reply, b""))
+
+
+async def test_no_acknowledgement_of_the_broker_fills_the_claims_of_another(world, mallory):
+    """JetStream acknowledges to any subject that a publisher names, also into somebody's claim stream."""
+    other = await world.raw(OTHER)
+    landed = await mallory.listen(f"{agent_prefix(Family.CLAIM, ECHO)}.*")
+    before = await stored(mallory, ECHO)
+    await other.send(claim_subject(OTHER, "4" * 64), b"x" * 32, claim_subject(ECHO, "5" * 64))
+    await heard_within(landed)
+    assert await stored(mallory, ECHO) == before
+    await mallory.send(claim_subject(ECHO, "6" * 64), b"x" * 32)
+    assert await stored(mallory, ECHO) == before + 1
+
+
+async def stored(mallory, agent):
+    heard = await mallory.listen("probe.info")
+    await mallory.send(f"$JS.API.STREAM.INFO.{claim_stream_name(agent)}", b"", "probe.info")
+    return json.loads((await heard_within(heard)).data)["state"]["messages"]
 
 
 async def test_a_claim_can_not_be_undone_by_any_header_or_request(world, mallory):

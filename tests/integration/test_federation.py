@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import anyio
 import pytest
 import yaml
 
+from agentweave_bus.bus.subjects import reply_inbox
 from agentweave_bus.exceptions import FederationError
 from agentweave_bus.identity import Authority
 from agentweave_bus.spiffe_id import SpiffeID
 from tests.integration.connections import heard_within
-from tests.integration.probes import DOMAIN, ECHO
+from tests.integration.probes import DOMAIN, ECHO, GRANTS, PATIENCE
 from tests.integration.test_replay import again_reply, sealed_call
 from tests.integration.world import metric
 
@@ -22,20 +24,29 @@ PARTNER = SpiffeID("spiffe://partner.test/agent/buyer")
 
 @pytest.fixture
 async def partner(world, tmp_path):
-    """The other domain's authority, federated, and an agent's settings that grant its buyer something."""
+    """The other domain's authority, federated, and grants of something to its buyer, here and at the broker."""
     authority = Authority("partner.test")
     world.stack.api.federate([authority.bundle])
+    given = {"caller": str(PARTNER), "callee": str(ECHO), "capabilities": ["work"]}
+    partners = {"partner.test": {"rate_limit_per_minute": 600}}
     grants = tmp_path / "grants.yaml"
-    grants.write_text(
-        yaml.safe_dump(
-            {
-                "grants": [{"caller": str(PARTNER), "callee": str(ECHO), "capabilities": ["work"]}],
-                "partners": {"partner.test": {"rate_limit_per_minute": 600}},
-            }
-        )
-    )
+    grants.write_text(yaml.safe_dump({"grants": [given], "partners": partners}))
+    world.grant({"grants": [*GRANTS["grants"], given], "partners": partners})
+    await may_answer(world, PARTNER)
     yield authority, str(grants)
+    world.grant(GRANTS)
     world.stack.api.federate([])
+
+
+async def may_answer(world, caller):
+    """Wait until the broker has been told of the grants: then their callee may publish to the inbox."""
+    with anyio.fail_after(PATIENCE):
+        while True:
+            raw = await world.raw(ECHO)
+            await raw.send(f"{reply_inbox(caller, 'A' * 22)}.id", b"x")
+            if not raw.refused:
+                return
+            await anyio.sleep(0.1)
 
 
 def buyer(authority, identity=PARTNER):

@@ -98,17 +98,82 @@ def test_a_new_agent_is_right_in_every_respect(run: Callable, place: Path) -> No
 
 
 def test_nothing_is_overwritten(run: Callable, place: Path) -> None:
+    (place / "agentweave.yaml").unlink()
     ran = run("new", "hello", "--dir", ".")
     assert ran.code == 2
-    assert "agentweave.yaml" in ran.err
-    assert sorted(path.name for path in place.iterdir()) == ["agentweave.yaml", "grants.yaml"]
+    assert "grants.yaml: there already" in ran.err
+    assert sorted(path.name for path in place.iterdir()) == ["grants.yaml"]
 
 
-@pytest.mark.parametrize("name", ["Hello", "1st", "../up", "class", "agentweave", "", "a" * 49])
+def test_one_more_agent_for_a_stack(run: Callable, place: Path) -> None:
+    before = {path.name: path.read_text() for path in place.iterdir()}
+    ran = run("new", "stock", "--dir", ".")
+    assert ran.code == 0, ran.err
+    assert ran.json["agent"] == "spiffe://shop.test/agent/stock"  # the stack's trust domain
+    assert ran.json["files"] == ["stock.py", "test_stock.py", "stock.yaml"]
+    assert {name: (place / name).read_text() for name in before} == before
+    add = ran.json["add"]
+    with (place / "agentweave.yaml").open("a") as file:
+        file.write("agents:\n" + add["agentweave.yaml"] + "\n")
+    with (place / "grants.yaml").open("a") as file:
+        file.write(add["grants.yaml"] + "\n")
+    ran = run("config", "check", "agentweave.yaml")
+    assert ran.code == 0, ran.err
+    assert ran.json["effective"]["agents"][0]["config"] == str(place / "stock.yaml")
+    asked = ("--caller", "spiffe://shop.test/client/cli", "--target", "spiffe://shop.test/agent/stock")
+    assert run("authz", "check", *asked, "--action", "greet").code == 0
+    ran = run("new", "stock", "--dir", ".")
+    assert ran.code == 2
+    assert "stock.py, test_stock.py, stock.yaml: there already" in ran.err
+    ran = run("new", "other", "--dir", ".", "--trust-domain", "other.test")
+    assert ran.code == 2
+    assert "The stack there is of shop.test" in ran.err
+
+
+@pytest.mark.usefixtures("terminal")
+def test_one_more_agent_says_what_to_add(run: Callable, place: Path) -> None:
+    text = run("new", "stock", "--dir", ".").out
+    assert "Add to agentweave.yaml, under agents:\n  - config: stock.yaml\n" in text
+    assert "Add to grants.yaml, under grants:\n  - caller: spiffe://shop.test/client/cli\n" in text
+
+
+@pytest.mark.parametrize("name", ["Hello", "1st", "../up", "", "a" * 49])
 def test_names_that_can_t_be(run: Callable, place: Path, name: str) -> None:
     ran = run("new", name)
     assert ran.code == 2
     assert "can't be an agent's name" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("class", "'class' is a word of the Python language"),
+        ("calendar", "calendar.py would hide the module calendar of Python's standard library"),
+        ("json", "would hide the module json"),
+        ("asyncio", "would hide the module asyncio"),
+        ("pydantic", "would hide the installed package pydantic"),
+        ("yaml", "would hide the installed package yaml"),
+        ("pydantic-core", "would hide the installed package pydantic_core"),
+        ("agentweave_bus", "would hide this package"),
+        ("agentweave-bus", "would hide this package"),
+        ("agentweave", "would hide this package"),
+    ],
+)
+def test_names_that_would_hide_a_module(run: Callable, place: Path, name: str, why: str) -> None:
+    ran = run("new", name)
+    assert ran.code == 2
+    assert why in ran.err
+    assert f"Call it {name}-agent." in ran.err
+    assert not (place / name).exists()
+    assert run("new", f"{name}-agent").code == 0
+
+
+def test_a_module_of_the_working_directory_hides_nothing(
+    run: Callable, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "desk_of_this_test.py").write_text("")
+    monkeypatch.syspath_prepend(str(place))
+    assert run("new", "desk_of_this_test").code == 0
 
 
 @pytest.mark.usefixtures("terminal")

@@ -153,6 +153,7 @@ class _Served:
         for name in table:
             parts.metrics.declare_capability(Direction.INBOUND, name)
         self._claims = Claims(parts.me, parts.keeper)
+        occupancy = Occupancy(parts.config.bus.max_in_flight)
         admission = Admission(
             me=parts.me,
             verifier=parts.verifier,
@@ -160,7 +161,7 @@ class _Served:
             authorizer=parts.authorizer,
             audit=parts.audit,
             claims=self._claims,
-            occupancy=Occupancy(parts.config.bus.max_in_flight),
+            occupancy=occupancy,
             metrics=parts.metrics,
             clock_ms=clock_ms,
         )
@@ -173,7 +174,7 @@ class _Served:
             audit=parts.audit,
             metrics=parts.metrics,
             clock_ms=clock_ms,
-            max_in_flight=parts.config.bus.max_in_flight,
+            taken_in=occupancy.taken_in,
         )
         parts.keeper.on_session(self._claims.on_session)
         parts.keeper.on_session(self._responder.on_session)

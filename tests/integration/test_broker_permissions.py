@@ -17,7 +17,7 @@ from agentweave_bus.bus.subjects import (
     reply_inbox,
 )
 from agentweave_bus.exceptions import AuthorizationError, NoResponderError
-from tests.integration.connections import heard_within
+from tests.integration.connections import heard_within, until
 from tests.integration.probes import ABSENT, CLI, ECHO, FRONT, GRANTS, MIDDLE, OTHER, PATIENCE
 
 pytestmark = pytest.mark.anyio
@@ -221,3 +221,23 @@ async def broker_lets(world, who, wanted):
             if (raw.refused == []) is wanted:
                 return
             await anyio.sleep(0.1)
+
+
+async def test_a_reload_of_the_broker_costs_no_answer(world, echo, cli):
+    """Grants change, and certificates are renewed, while handlers run."""
+    more = {"caller": str(OTHER), "callee": [str(ECHO)], "capabilities": ["say"]}
+    answers = []
+
+    async def ask():
+        answers.append(await cli.ask(ECHO, "wait"))
+
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await until(lambda: echo.ran == ["wait"], "the handler")
+            world.grant({"grants": [*GRANTS["grants"], more]})
+            await broker_lets(world, OTHER, True)
+            echo.gate.set()
+    finally:
+        world.grant(GRANTS)
+    assert len(answers) == 1

@@ -14,8 +14,9 @@ import inspect
 import json
 import logging
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -33,12 +34,14 @@ from pydantic.fields import FieldInfo
 
 from agentweave_bus.agent.failures import correlation_id
 from agentweave_bus.agent.policy_form import policy_form
+from agentweave_bus.agent.policy_types import Hidden, hidden_from_policy
 from agentweave_bus.exceptions import ConfigurationError, PayloadError
 
 __all__ = ["Arguments", "ValidatedCall"]
 
 _logger: Final = logging.getLogger("agentweave_bus.agent")
 _MAX_PROBLEMS: Final = 5  # told to the caller; a payload can break more rules than an error should list
+_MAX_HINT_CHARACTERS: Final = 64  # comparing names takes time that grows with the square of their length
 _ABSENT: Final = inspect.Parameter.empty
 _MUTABLE: Final = (list, dict, set)
 
@@ -66,6 +69,29 @@ class _Parameter:
         return typing.Optional[self.annotation] if self.default is None else self.annotation  # noqa: UP045 - a value
 
 
+class _Problems:
+    """What is wrong with a payload: the first few in words, all of them counted.
+
+    A payload of a stranger can have a hundred thousand mistakes, so words are only made for those told.
+    """
+
+    def __init__(self) -> None:
+        self._told: list[str] = []
+        self._count = 0
+
+    def add(self, sentences: Iterable[str], count: int) -> None:
+        """Add ``count`` problems, of which ``sentences`` tells one after the other when asked."""
+        self._told += islice(sentences, _MAX_PROBLEMS - len(self._told))
+        self._count += count
+
+    def __bool__(self) -> bool:
+        return self._count > 0
+
+    def __str__(self) -> str:
+        more = self._count - len(self._told)
+        return "; ".join(self._told) + (f"; and {more} more" if more > 0 else "")
+
+
 class Arguments:
     """The parameters of one handler.
 
@@ -84,6 +110,7 @@ class Arguments:
         self._parameters: Final = {parameter.name: parameter for parameter in parameters}
         self._extra: TypeAdapter[Any] | None = self._adapter(extra)
         self._model: Final = self._make_model(parameters)
+        self._check_visible(parameters, extra)
         self._defaults: Final = dict(self._default_forms())
         self.schema: Final = self._make_schema()
 
@@ -99,12 +126,14 @@ class Arguments:
                 f"{self._name}: the payload must be an object with the arguments, not {_json_type(value)}"
             )
         extra = {key: item for key, item in value.items() if key not in self._parameters}
-        problems = [] if self._extra else [self._unknown(key) for key in extra]
+        problems = _Problems()
+        if self._extra is None:
+            problems.add((self._unknown(key) for key in extra), len(extra))
         known = {key: item for key, item in value.items() if key in self._parameters}
         model = self._checked(self._read_known, known, problems)
         extras = self._checked_extra(extra, problems)
         if problems or model is None:
-            raise PayloadError(f"{self._name}: {_listed(problems)}")
+            raise PayloadError(f"{self._name}: {problems}")
         return self._call(self._given(model), extras)
 
     def _read_known(self, text: str) -> BaseModel:
@@ -123,17 +152,18 @@ class Arguments:
         names = zip(type(model).model_fields, self._parameters, strict=True)
         return {name: getattr(model, key) for key, name in names if key in model.model_fields_set}
 
-    def _checked_extra(self, extra: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    def _checked_extra(self, extra: dict[str, Any], problems: _Problems) -> dict[str, Any]:
         adapter = self._extra
         if not extra or adapter is None:
             return {}
         return self._checked(lambda text: adapter.validate_json(text, strict=True), extra, problems) or {}
 
-    def _checked(self, check: Callable[[str], Any], value: Any, problems: list[str]) -> Any:
+    def _checked(self, check: Callable[[str], Any], value: Any, problems: _Problems) -> Any:
         try:
             return check(json.dumps(value, allow_nan=False, separators=(",", ":")))
         except ValidationError as error:
-            problems += [_problem(item) for item in error.errors(include_url=False, include_input=False)]
+            found = error.errors(include_url=False, include_context=False, include_input=False)
+            problems.add((_problem(item) for item in found), len(found))
         except Exception as error:  # a validator of the author's failed: nothing of that is for the caller
             number = correlation_id()
             _logger.exception("validation of %s failed", self._label, extra={"correlation_id": number})
@@ -143,7 +173,8 @@ class Arguments:
         return None
 
     def _unknown(self, key: str) -> str:
-        near = difflib.get_close_matches(key, self._parameters, n=1)
+        comparable = self._parameters if len(key) <= _MAX_HINT_CHARACTERS else ()
+        near = difflib.get_close_matches(key, comparable, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(self._parameters) or 'none'}"
         return f"{key!r:.80} is no argument ({hint})"
 
@@ -208,6 +239,24 @@ class Arguments:
         except (PydanticSchemaGenerationError, PydanticUserError) as error:
             raise self._unusable(error) from error
 
+    def _check_visible(self, parameters: Sequence[_Parameter], extra: Any) -> None:
+        """Refuse types of which a policy could not see exactly what the handler gets."""
+        types = {parameter.name: parameter.type for parameter in parameters}
+        if extra is not _ABSENT:
+            types["**"] = extra
+        for name, kind in types.items():
+            if (found := self._hidden(kind)) is not None:
+                raise ConfigurationError(
+                    f"{self._label}: a policy can't see what parameter {name!r} gets: {found.reason}.",
+                    hint=found.way_out,
+                )
+
+    def _hidden(self, kind: Any) -> Hidden | None:
+        try:
+            return hidden_from_policy(TypeAdapter(kind).core_schema)
+        except (PydanticSchemaGenerationError, PydanticUserError) as error:
+            raise self._unusable(error) from error
+
     def _make_schema(self) -> dict[str, Any]:
         try:
             schema = self._model.model_json_schema()
@@ -258,11 +307,6 @@ def _problem(item: Mapping[str, Any]) -> str:
 def _place(location: Sequence[str | int]) -> str:
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
     return f"{text.removeprefix('.')!r:.120}"
-
-
-def _listed(problems: Sequence[str]) -> str:
-    more = len(problems) - _MAX_PROBLEMS
-    return "; ".join(problems[:_MAX_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _json_type(value: Any) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import InitVar, dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -14,7 +14,18 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AliasChoices,
+    AliasPath,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Secret,
+    SecretBytes,
+    SecretStr,
+    field_validator,
+)
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypedDict
 
 from agentweave_bus.agent.arguments import Arguments
@@ -172,6 +183,21 @@ def test_long_names_of_a_stranger_are_cut() -> None:
     with pytest.raises(PayloadError) as caught:
         arguments(create_order).validate({"x" * 10_000: 1, "items": [], "user_id": "u"})
     assert len(str(caught.value)) < 300
+
+
+def test_names_of_a_stranger_are_compared_with_ones_own_only_as_far_as_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[tuple[str, int]] = []
+
+    def compare(word: str, known: Any, n: int) -> list[str]:
+        compared.append((word, len(known)))
+        return []
+
+    monkeypatch.setattr("difflib.get_close_matches", compare)
+    with pytest.raises(PayloadError, match="and 99998 more"):
+        arguments(create_order).validate({"x" * 65: 1} | {f"item{i}": 1 for i in range(100_000)})
+    assert compared == [("x" * 65, 0), *((f"item{i}", 4) for i in range(4))]
 
 
 def test_values_are_not_quoted_in_errors() -> None:
@@ -362,3 +388,108 @@ def test_any_json_reaches_handler_and_policy_alike(value: dict[str, Any]) -> Non
     call = arguments(probe).validate({"data": value})
     assert call.arguments["data"] == value
     assert call.policy_payload == {"data": value}
+
+
+class Several(BaseModel):
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+    amount: int = Field(0, validation_alias=AliasChoices("sum", "total"))
+    note: str = Field("", alias="remark")
+    first: int = Field(0, validation_alias=AliasPath("pair", 0))
+    second: int = Field(0, validation_alias=AliasPath("pair", 1))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"sum": 500_000, "amount": 1},
+        {"amount": 500_000, "total": 1},
+        {"sum": 1, "total": 500_000},
+        {"remark": "a", "note": "b"},
+    ],
+)
+def test_one_field_under_two_names_is_refused(payload: dict[str, Any]) -> None:
+    def pay(order: Several) -> None: ...
+
+    with pytest.raises(PayloadError, match="is another name of a field"):
+        arguments(pay).validate({"order": payload})
+
+
+@pytest.mark.parametrize("name", ["sum", "total"])
+def test_a_field_with_several_names_is_seen_by_its_own(name: str) -> None:
+    def pay(order: Several) -> None: ...
+
+    call = arguments(pay).validate({"order": {name: 5, "pair": [1, 2], "more": 3}})
+    assert call.arguments["order"].amount == 5
+    seen = {"amount": 5, "remark": "", "first": 1, "second": 2, "more": 3}
+    assert call.policy_payload["order"] == seen
+
+
+def test_an_alias_that_is_not_read_gives_no_name() -> None:
+    class Two(BaseModel):
+        one: int = Field(0, validation_alias=AliasChoices("first", "uno"), alias="two")
+        two: int = 0
+
+    def probe(x): ...
+
+    probe.__annotations__ = {"x": Two}
+    call = arguments(probe).validate({"x": {"first": 500, "two": 1}})
+    assert call.policy_payload == {"x": {"one": 500, "two": 1}}
+
+
+class Swapped(BaseModel):
+    a: int = Field(alias="b")
+    b: int = Field(alias="a")
+
+
+@dataclass
+class Unkept:
+    x: int
+    y: InitVar[int]
+
+
+@pydantic_dataclass(config=ConfigDict(extra="allow"))
+class More:
+    x: int = 0
+
+
+class Nested(BaseModel):
+    parts: list[tuple[str, SecretStr]] = []
+
+
+class Tree(BaseModel):
+    children: list[Tree] = []
+    items: Iterable[int] = ()
+
+
+@pytest.mark.parametrize(
+    ("annotation", "reason"),
+    [
+        (Iterable[int], "an Iterable is read once.*"),
+        (Generator[int, None, None], "an Iterable is read once"),
+        (dict[str, Iterable[int]] | None, "an Iterable is read once"),
+        (Tree, "an Iterable is read once"),
+        (SecretStr, "a secret shows itself as stars"),
+        (SecretBytes, "a secret"),
+        (Secret[int], "a secret"),
+        (Nested, "a secret"),
+        (Swapped, "in Swapped, 'b' stands for 'a' and for 'b'"),
+        (Unkept, "'y' is an InitVar"),
+        (More, "dataclass More keeps arguments that are no fields"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x", "more"])
+def test_what_a_policy_could_not_see_is_refused_with_the_way_out(
+    annotation: Any, reason: str, name: str
+) -> None:
+    def probe(x=None): ...
+
+    def take(**more): ...
+
+    function = probe if name == "x" else take
+    function.__annotations__ = {name: annotation}
+    shown = "x" if name == "x" else r"\*\*"
+    with pytest.raises(
+        ConfigurationError, match=rf"{function.__name__}: a policy can't see .* '{shown}'.*: {reason}"
+    ) as caught:
+        arguments(function)
+    assert caught.value.hint

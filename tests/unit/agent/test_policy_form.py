@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -12,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from pydantic import RootModel, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, RootModel, Secret, SecretStr
 
 from agentweave_bus.agent.policy_form import policy_form
 from agentweave_bus.exceptions import PayloadError
@@ -49,7 +50,7 @@ class Tags(RootModel[list[str]]): ...
         ({Level.LOW: 1, UUID(int=1): 2}, {"1": 1, "00000000-0000-0000-0000-000000000001": 2}),
         (b"abc", "abc"),
         (Path("/a"), "/a"),
-        (SecretStr("hush"), "**********"),
+        (deque([Decimal("1.5")]), [Decimal("1.5")]),
     ],
 )
 def test_forms(value: Any, form: Any) -> None:
@@ -58,7 +59,32 @@ def test_forms(value: Any, form: Any) -> None:
     json.dumps(policy_form(value), default=str)
 
 
-@pytest.mark.parametrize("value", [Decimal("1E+40"), Decimal("NaN"), float("inf"), object(), [object()]])
+class Renamed(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    amount: int = Field(validation_alias="sum")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Decimal("1E+40"),
+        Decimal("NaN"),
+        float("inf"),
+        object(),
+        [object()],
+        SecretStr("hush"),
+        Secret[int](1),
+        {1: "a", "1": "b"},
+        Renamed.model_validate({"sum": 5, "amount": 1}),
+    ],
+)
 def test_what_has_no_bounded_form_is_refused(value: Any) -> None:
     with pytest.raises(PayloadError):
         policy_form(value)
+
+
+def test_an_iterator_is_left_for_the_handler() -> None:
+    items = iter([1, 2])
+    with pytest.raises(PayloadError):
+        policy_form(items)
+    assert list(items) == [1, 2]

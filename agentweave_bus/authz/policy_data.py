@@ -22,11 +22,28 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
     from pathlib import Path
 
-__all__ = ["DATA_FILES", "GRANTS_FILES", "MAX_FILE_BYTES", "read_bytes", "read_data"]
+__all__ = ["DATA_FILES", "GRANTS_FILES", "MAX_FILE_BYTES", "grants_file", "read_bytes", "read_data"]
 
 GRANTS_FILES: Final = ("grants.yaml", "grants.yml")
 DATA_FILES: Final = ("data.yaml", "data.yml", "data.json")
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+
+
+def grants_file(source: Path | None) -> Path | None:
+    """Return the grants file of ``source``: itself, unless it is a directory; None where there is none.
+
+    Whoever reads grants asks here, so that agents, the broker and the command line take the same file.
+
+    Raises:
+        ConfigurationError: a directory has two.
+
+    """
+    if source is None or not source.is_dir():
+        return source
+    found = [source / name for name in GRANTS_FILES if (source / name).is_file()]
+    if len(found) > 1:
+        raise ConfigurationError(f"{found[0]} and {found[1].name} beside it both hold grants; keep one")
+    return found[0] if found else None
 
 
 def read_data(source: Path | None) -> bytes:
@@ -39,10 +56,10 @@ def read_data(source: Path | None) -> bytes:
         PolicyLoadError: a file can't be read, is malformed, or contradicts another.
 
     """
-    document: dict[str, Any] = {}
-    for path in () if source is None else _files_of(source):
-        is_grants = path.name in GRANTS_FILES or path == source
-        _merge(document, _read_grants(path) if is_grants else _read_mapping(path), path)
+    document: dict[str, Any] = {} if source is None else _read_grants(source)
+    if source is not None and source.is_dir():
+        for path in (source / name for name in DATA_FILES if (source / name).is_file()):
+            _merge(document, _read_mapping(path), path)
     try:
         return write_input(document)
     except PayloadError as error:
@@ -66,17 +83,12 @@ def read_bytes(path: Path) -> bytes:
     return raw
 
 
-def _files_of(source: Path) -> list[Path]:
+def _read_grants(source: Path) -> dict[str, Any]:
     if not source.exists():
         raise PolicyLoadError(f"{source} does not exist; name a directory with grants.yaml, or such a file")
-    if source.is_file():
-        return [source]
-    return [source / name for name in (*GRANTS_FILES, *DATA_FILES) if (source / name).is_file()]
-
-
-def _read_grants(path: Path) -> dict[str, Any]:
     try:
-        return Grants.load(path).to_policy_data()
+        path = grants_file(source)
+        return {} if path is None else Grants.load(path).to_policy_data()
     except ConfigurationError as error:
         raise PolicyLoadError(str(error)) from error
 

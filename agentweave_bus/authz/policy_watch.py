@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import anyio.to_thread
 
 from agentweave_bus.authz.grants import Grants
-from agentweave_bus.authz.policy_data import GRANTS_FILES
+from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.exceptions import AgentWeaveError
 
 if TYPE_CHECKING:
@@ -78,17 +78,11 @@ class PolicyWatch:
         return True
 
     def _read(self) -> Grants | None:
-        path = self._grants_file()
+        path = grants_file(self._source)
         grants = None if path is None else Grants.load(path)
         if self._load is not None:
             self._load(self._source)
         return grants
-
-    def _grants_file(self) -> Path | None:
-        if not self._source.is_dir():
-            return self._source
-        candidates = (self._source / name for name in GRANTS_FILES)
-        return next((path for path in candidates if path.is_file()), None)
 
     def _fingerprint(self) -> _Fingerprint:
         files = sorted(self._source.rglob("*")) if self._source.is_dir() else [self._source]

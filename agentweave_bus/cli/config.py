@@ -10,9 +10,9 @@ from typing import Any, Final
 import yaml
 
 from agentweave_bus.authz import Grants
+from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import message, print_result
-from agentweave_bus.cli.policy_choice import grants_file
 from agentweave_bus.config import load_config, load_stack
 from agentweave_bus.config.document import read_document
 from agentweave_bus.embedded.assembly import plan_agents, policy_source

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentweave_bus.authz import DEFAULT_POLICY_PATH, Grants
+from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.cli.client_config import STATE_DIR
 from agentweave_bus.config import StackConfig, load_config, load_stack
 from agentweave_bus.config.stack import DEFAULT_STACK_FILE
 from agentweave_bus.embedded.assembly import plan_agents, policy_source
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
 
-__all__ = ["PolicyChoice", "add_policy_arguments", "choose_policy", "grants_file"]
+__all__ = ["PolicyChoice", "add_policy_arguments", "choose_policy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +66,6 @@ def choose_policy(options: argparse.Namespace, decides: str | None = None) -> Po
         package = options.policy_path or _package_of(stack, decides)
         return PolicyChoice(policy_source(stack), package, DEFAULT_STACK_FILE)
     return _of_client(options.policy_path)
-
-
-def grants_file(source: Path | None) -> Path | None:
-    """Return the grants file of a source, if it has one."""
-    if source is None or not source.is_dir():
-        return source
-    return next((path for name in ("grants.yaml", "grants.yml") if (path := source / name).is_file()), None)
 
 
 def _package_of(stack: StackConfig, decides: str | None) -> str:

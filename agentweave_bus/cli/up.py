@@ -15,6 +15,7 @@ from typing import Any, Final
 import anyio
 
 from agentweave_bus.authz import Grants
+from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
 from agentweave_bus.cli.output import as_json, message, table, wants_json
 from agentweave_bus.config import StackConfig, load_stack
@@ -152,8 +153,10 @@ def _warnings(config: StackConfig) -> tuple[str, ...]:
     source = policy_source(config)
     if source is None:
         return ("neither grants nor policies in the stack's file: nobody may call anybody.",)
-    file = source / "grants.yaml" if source.is_dir() else source
-    return tuple(f"{file}: {text}" for text in Grants.load(file).warnings()) if file.is_file() else ()
+    file = grants_file(source)
+    if file is None:
+        return (f"{source} has no grants.yaml: the broker lets nobody call anybody, whatever policies say.",)
+    return tuple(f"{file}: {text}" for text in Grants.load(file).warnings())
 
 
 def _facts(stack: LocalStack) -> dict[str, Any]:
@@ -215,9 +218,8 @@ def _how_to_call(stack: LocalStack) -> list[str]:
 
 
 def _reachable(stack: LocalStack, client: SpiffeID) -> tuple[str | None, str]:
-    source = policy_source(stack.config)
-    file = source / "grants.yaml" if source is not None and source.is_dir() else source
-    if file is None or not file.is_file():
+    file = grants_file(policy_source(stack.config))
+    if file is None:
         return None, ""
     served = {str(agent.spiffe_id) for agent in stack.agents}
     reaches = [reach for reach in Grants.load(file).callees_of(client) if reach.agent in served]

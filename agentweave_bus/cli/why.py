@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from agentweave_bus.authz import Grants
+from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.cli.audit_records import Record, audit_paths, describe, log_files, matching
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import print_result
-from agentweave_bus.cli.policy_choice import add_policy_arguments, choose_policy, grants_file
+from agentweave_bus.cli.policy_choice import add_policy_arguments, choose_policy
 from agentweave_bus.exceptions import ConfigurationError
 
 __all__ = ["add_arguments", "explain", "run"]

@@ -28,6 +28,7 @@ import anyio
 import anyio.to_thread
 
 from agentweave_bus.authz import Grants
+from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.bus.claims import NEW_STREAM_S
 from agentweave_bus.bus.connection import BusAddress, Keeper
 from agentweave_bus.bus.streams import claim_stream
@@ -60,10 +61,10 @@ class StackSettings:
     """What the stack is to serve.
 
     ``state_dir`` keeps the authority and the streams over restarts. ``identities`` are the agents and
-    clients that get an SVID and a user. ``grants`` is a grants file, or a policy directory with one;
-    ``None`` grants nothing. ``unrestricted`` identities get an SVID, too, and the broker lets them do
-    anything: they play the compromised broker in tests and demonstrations. ``svid_lifetime`` is that of
-    every SVID; each is renewed at half of it.
+    clients that get an SVID and a user. ``grants`` is a grants file, or a policy directory with or
+    without one; without one nothing is granted. ``unrestricted`` identities get an SVID, too, and the
+    broker lets them do anything: they play the compromised broker in tests and demonstrations.
+    ``svid_lifetime`` is that of every SVID; each is renewed at half of it.
 
     ``foreign`` are agents of other trust domains that use this broker: each gets a user and claims, and its
     SVID from its own domain, whose bundle is among ``federated``.
@@ -249,33 +250,34 @@ class _Grants:
     """The grants, read again when their file changes; a mistake there keeps the last good ones."""
 
     def __init__(self, source: Path | None) -> None:
-        self._path = _grants_file(source)
+        self._source = source
         self._stamp = self._stat()
-        self.current = Grants() if self._path is None else Grants.load(self._path)
+        self.current = self._read()
 
     def changed(self) -> bool:
-        """Read the file again if it changed; return whether there are new grants."""
-        stamp = self._stat()
-        if self._path is None or stamp is None or stamp == self._stamp:
-            return False
-        self._stamp = stamp
+        """Read the file again if it changed, came or went; return whether there are new grants."""
         try:
-            self.current = Grants.load(self._path)
+            stamp = self._stat()
+            if stamp == self._stamp:
+                return False
+            self._stamp = stamp
+            self.current = self._read()
         except ConfigurationError as error:
             _log.error("the grants stay as they were: %s", error)
             return False
         return True
 
-    def _stat(self) -> tuple[int, int] | None:
+    def _read(self) -> Grants:
+        path = grants_file(self._source)
+        return Grants() if path is None else Grants.load(path)
+
+    def _stat(self) -> tuple[Path, int, int] | None:
+        path = grants_file(self._source)
         try:
-            found = self._path.stat() if self._path is not None else None
+            found = None if path is None else path.stat()
         except OSError:
             return None
-        return None if found is None else (found.st_mtime_ns, found.st_size)
-
-
-def _grants_file(source: Path | None) -> Path | None:
-    return source / "grants.yaml" if source is not None and source.is_dir() else source
+        return None if path is None or found is None else (path, found.st_mtime_ns, found.st_size)
 
 
 def _configuration(settings: StackSettings, files: BrokerFiles, grants: Grants, control: SpiffeID) -> str:

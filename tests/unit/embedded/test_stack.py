@@ -1,0 +1,100 @@
+"""The embedded stack takes its grants from where agents take theirs, whatever that is."""
+
+from __future__ import annotations
+
+import contextlib
+
+import anyio
+import nats
+import pytest
+
+from agentweave_bus.authz.policy_data import grants_file
+from agentweave_bus.bus.subjects import call_subject
+from agentweave_bus.embedded.stack import StackSettings, embedded_stack
+from agentweave_bus.exceptions import ConfigurationError
+from agentweave_bus.identity import IdentitySource, SpiffeID, SPIFFEIdentityProvider, client_context
+
+CALLER = SpiffeID("spiffe://a.test/client/cli")
+CALLEE = SpiffeID("spiffe://a.test/agent/callee")
+GRANTS = f"grants: [{{caller: '{CALLER}', callee: '{CALLEE}', capabilities: [greet]}}]\n"
+
+
+@pytest.fixture
+def policies(tmp_path):
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    (folder / "data.yaml").write_text("shop: {open: true}\n")
+    return folder
+
+
+@contextlib.asynccontextmanager
+async def running(policies, tmp_path):
+    settings = StackSettings("a.test", tmp_path / "state", (CALLER, CALLEE), grants=policies)
+    async with embedded_stack(settings, settle=False) as stack:
+        yield stack
+
+
+async def may_ask(stack) -> bool:
+    """Whether the broker lets the caller publish to the callee now."""
+    source = IdentitySource(
+        SPIFFEIdentityProvider(stack.api.endpoint(CALLER), CALLER),
+        allowed_trust_domains=(),
+        expected_id=CALLER,
+    )
+    await source.start(5)
+    refused = []
+
+    async def error(problem):
+        refused.append(problem)
+
+    client = await nats.connect(
+        stack.bus_url,
+        tls=client_context(source, stack.broker_id),
+        tls_hostname="127.0.0.1",
+        tls_handshake_first=True,
+        allow_reconnect=False,
+        error_cb=error,
+    )
+    try:
+        await client.publish(call_subject(CALLEE, "greet"), b"")
+        await client.flush(5)
+    finally:
+        await client.close()
+        await source.aclose()
+    return not refused
+
+
+async def asked_until(stack, wanted) -> None:
+    with anyio.fail_after(15):
+        while await may_ask(stack) != wanted:  # noqa: ASYNC110 - the broker is another process
+            await anyio.sleep(0.2)
+
+
+@pytest.mark.anyio
+async def test_a_policy_directory_with_grants_yml_grants_at_the_broker(policies, tmp_path):
+    (policies / "grants.yml").write_text(GRANTS)
+    async with running(policies, tmp_path) as stack:
+        assert await may_ask(stack)
+
+
+@pytest.mark.anyio
+async def test_a_policy_directory_without_grants_grants_nothing_until_one_comes(policies, tmp_path):
+    async with running(policies, tmp_path) as stack:
+        assert not await may_ask(stack)
+        (policies / "grants.yaml").write_text(GRANTS)
+        await asked_until(stack, wanted=True)
+        (policies / "grants.yaml").unlink()
+        await asked_until(stack, wanted=False)
+
+
+def test_a_file_is_its_own_grants_file_and_nothing_has_none(policies):
+    assert grants_file(None) is None
+    assert grants_file(policies) is None
+    assert grants_file(policies / "any.yaml") == policies / "any.yaml"
+
+
+def test_two_grants_files_are_refused(policies):
+    for name in ("grants.yaml", "grants.yml"):
+        (policies / name).write_text(GRANTS)
+    with pytest.raises(ConfigurationError, match="keep one"):
+        grants_file(policies)

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["STANDING_LINK_KEYS", "AuthzContext", "AuthzDecision", "Direction", "new_decision_id"]
+__all__ = [
+    "STANDING_CONTEXT_KEYS",
+    "STANDING_KEYS",
+    "STANDING_LINK_KEYS",
+    "AuthzContext",
+    "AuthzDecision",
+    "Direction",
+    "new_decision_id",
+]
 
 Direction: TypeAlias = Literal["inbound", "outbound"]
 
@@ -38,7 +46,13 @@ _OWN_KEYS: Final = frozenset(
         "via",
     }
 )
+
+STANDING_KEYS: Final = ("caller_spiffe_id", "callee_spiffe_id", "action", "direction")
+"""What a standing answer may depend on, beside the context: it holds for all requests that agree in it."""
+STANDING_CONTEXT_KEYS: Final = ("kind", "transport", "caller_trust_domain", "scope", "principal", "via")
+"""The same of ``context``."""
 STANDING_LINK_KEYS: Final = ("iss", "aud", "cap", "kind")
+"""The same of each link of ``context.via``."""
 
 
 def new_decision_id() -> str:
@@ -178,7 +192,7 @@ class AuthzContext:
         return self.via[0].get("iss") if self.via else None
 
     def to_input(self) -> dict[str, Any]:
-        """Return the document that a policy sees as ``input`` (design section 8).
+        """Return the document that a policy sees as ``input``.
 
         What is not known is left out rather than null: in Rego a null is a value, and
         ``not input.context.principal`` would be false for it.
@@ -197,9 +211,9 @@ class AuthzContext:
     def standing_input(self) -> dict[str, Any]:
         """Return the reduced ``input`` of a policy's ``standing`` rule.
 
-        It holds caller, callee, action, direction, kind, transport, scope, principal and each link's
-        ``iss``, ``aud``, ``cap`` and ``kind``; nothing else, so that an answer to it holds for every
-        action that agrees in these.
+        It holds ``STANDING_KEYS``, and of the context ``STANDING_CONTEXT_KEYS``, with the links of ``via``
+        reduced to ``STANDING_LINK_KEYS``; nothing else, so that an answer to it holds for every action
+        that agrees in these.
         """
         context = self._shared_facts()
         context["via"] = [{key: link.get(key) for key in STANDING_LINK_KEYS} for link in self.via]

@@ -4,7 +4,7 @@ Two engines keep this protocol, with OPA's evaluator in two packagings: ``wasm.E
 process) and ``opa.OpaServerEngine`` (REST). An engine never decides what its answer means: the
 authorizer does, and everything but a clear yes is a no.
 
-A policy package may define three rules (design section 8):
+A policy package may define three rules:
 
 ``decision``
     ``{allow, reason, limits, require_approval}``. Where it is defined, it is the answer.

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FrameStore"]
 
-DIGEST_BYTES: Final = 32
 DEFAULT_MAX_BYTES: Final = 256 * 1024 * 1024
 DEFAULT_RETENTION_S: Final = 30 * 24 * 3600.0
 

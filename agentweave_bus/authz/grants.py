@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["OPERATOR_ACTS", "Grant", "Grants", "Operator", "Partner", "Reach", "pattern_matches"]
 
 OPERATOR_ACTS: Final = tuple(f"control:{verb}" for verb in ("cancel", "drain", "redrive", "revoke", "watch"))
-"""The acts of operators that a policy decides on (design section 8)."""
+"""The acts of operators that a policy decides on."""
 
 _NAME: Final = r"[a-z0-9][a-z0-9_-]{0,63}"
 _CAPABILITY: Final = re.compile(rf"\*|{_NAME}(\.{_NAME})*")

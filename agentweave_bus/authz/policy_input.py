@@ -14,6 +14,7 @@ import json
 from decimal import Decimal
 from typing import Any, Final, NoReturn, Self
 
+from agentweave_bus.authz.decision import STANDING_CONTEXT_KEYS, STANDING_KEYS, STANDING_LINK_KEYS
 from agentweave_bus.exceptions import PayloadError
 
 __all__ = [
@@ -32,12 +33,6 @@ MAX_NESTING: Final = 48
 """Lists and maps within each other; a payload's own bound is 32, the input adds a few."""
 MAX_NUMBER_DIGITS: Final = 400
 """Characters of one number; enough for any float in plain digits."""
-
-_STANDING_KEYS: Final = frozenset({"caller_spiffe_id", "callee_spiffe_id", "action", "direction", "context"})
-_STANDING_CONTEXT: Final = frozenset(
-    {"kind", "transport", "caller_trust_domain", "scope", "principal", "via"}
-)
-_STANDING_LINK: Final = frozenset({"iss", "aud", "cap", "kind"})
 
 
 class PolicyInput(bytes):
@@ -98,7 +93,7 @@ def parse_strict(raw: bytes) -> Any:
 
 
 def check_standing_input(value: Any) -> None:
-    """Refuse an input that holds more than a standing answer may depend on (design section 8).
+    """Refuse an input that holds more than a standing answer may depend on.
 
     Raises:
         PayloadError: it does.
@@ -107,9 +102,9 @@ def check_standing_input(value: Any) -> None:
     if not isinstance(value, dict) or not isinstance(value.get("context"), dict):
         raise PayloadError("the input of a standing rule must be an object with a context")
     context = value["context"]
-    surplus = set(value) - _STANDING_KEYS | set(context) - _STANDING_CONTEXT
+    surplus = set(value) - {*STANDING_KEYS, "context"} | set(context) - {*STANDING_CONTEXT_KEYS}
     for link in context.get("via", ()):
-        surplus |= set(link) - _STANDING_LINK
+        surplus |= set(link) - {*STANDING_LINK_KEYS}
     if surplus:
         raise PayloadError(f"a standing answer may not depend on {', '.join(sorted(surplus))}")
 

@@ -29,10 +29,11 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
+from agentweave_bus.authz.decision import STANDING_CONTEXT_KEYS, STANDING_KEYS, STANDING_LINK_KEYS
 from agentweave_bus.authz.host_builtins import CLOCK_BUILTINS
-from agentweave_bus.authz.policy_data import DATA_FILES, GRANTS_FILES, MAX_FILE_BYTES, read_bytes
+from agentweave_bus.authz.policy_data import MAX_FILE_BYTES, read_bytes
 from agentweave_bus.exceptions import PolicyLoadError
 
 if TYPE_CHECKING:
@@ -42,17 +43,13 @@ __all__ = [
     "OPA_VERSION",
     "SHIPPED",
     "CompiledPolicy",
-    "Stamp",
     "checked_sources",
     "compile_policies",
     "default_cache",
     "find_opa",
     "load_policy",
     "precompile",
-    "source_stamp",
 ]
-
-Stamp: TypeAlias = tuple[tuple[str, int, int, int], ...]
 
 OPA_VERSION: Final = "1.21.3"
 """The compiler of the shipped WebAssembly, whose bytes depend on it."""
@@ -70,15 +67,10 @@ _LOCK: Final = "policy.lock"
 _RULES: Final = ("allow", "decision", "standing")
 _COMPILE_SECONDS: Final = 60.0
 _MAX_COMPLAINT: Final = 4000
-_STANDING_CONTEXT: Final = ("kind", "transport", "caller_trust_domain", "scope", "principal", "via")
 _STANDING_INPUT: Final = (
-    *((name,) for name in ("caller_spiffe_id", "callee_spiffe_id", "action", "direction")),
-    *(
-        ("context", name)
-        for name in ("kind", "transport", "caller_trust_domain", "scope", "principal", "via")
-    ),
+    *((name,) for name in STANDING_KEYS),
+    *(("context", name) for name in STANDING_CONTEXT_KEYS),
 )
-_STANDING_LINK: Final = ("iss", "aud", "cap", "kind")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,23 +173,6 @@ def checked_sources(source: Path | None) -> tuple[dict[str, bytes], frozenset[st
     wasm = _compile_merged(source, own)
     rules = (path.rpartition("/") for path in _rules_of(wasm))
     return _merged(own), frozenset(package for package, _, rule in rules if rule == "standing")
-
-
-def source_stamp(source: Path | None) -> Stamp:
-    """Return what changes when a file of ``source`` does: names, times of change, sizes, inodes."""
-    if source is None:
-        return ()
-    names = (*GRANTS_FILES, *DATA_FILES, _WASM, _LOCK)
-    files = [*source.rglob("*.rego"), *(source / name for name in names)] if source.is_dir() else [source]
-    return tuple(sorted(filter(None, map(_file_stamp, files))))
-
-
-def _file_stamp(path: Path) -> tuple[str, int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return str(path), status.st_mtime_ns, status.st_size, status.st_ino
 
 
 # --- where a policy comes from -------------------------------------------------------------------------
@@ -426,7 +401,7 @@ def _stands_still(terms: list[dict[str, Any]]) -> bool:
     path = tuple(term["value"] if term["type"] == "string" else None for term in terms)
     if path[:2] == ("context", "via"):
         # Behind a variable (via[_]) OPA names no key: there, the reduced input alone says what is seen.
-        return len(path) < 4 or path[3] in _STANDING_LINK  # noqa: PLR2004 - context, via, index, key
+        return len(path) < 4 or path[3] in STANDING_LINK_KEYS  # noqa: PLR2004 - context, via, index, key
     return any(path[: len(allowed)] == allowed for allowed in _STANDING_INPUT)
 
 

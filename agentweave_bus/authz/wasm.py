@@ -10,7 +10,6 @@ Compiling Rego is ``policy_source``'s work, the sandbox ``wasm_module``'s.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import threading
 import time
@@ -28,15 +27,13 @@ from agentweave_bus.authz.engine import (
 from agentweave_bus.authz.host_builtins import UNDEFINED, HostBuiltins
 from agentweave_bus.authz.policy_data import read_data
 from agentweave_bus.authz.policy_input import PolicyInput, check_standing_input, parse_strict
-from agentweave_bus.authz.policy_source import default_cache, load_policy, source_stamp
+from agentweave_bus.authz.policy_source import default_cache, load_policy
 from agentweave_bus.authz.wasm_module import ModuleLimits, PolicyInstance, PolicyModule
-from agentweave_bus.exceptions import PolicyLoadError, PolicyUnavailableError
+from agentweave_bus.exceptions import PolicyUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from agentweave_bus.authz.policy_source import Stamp
 
 __all__ = ["EmbeddedEngine"]
 
@@ -83,9 +80,6 @@ class EmbeddedEngine:
         self._cache = cache or default_cache()
         self._now_ns = now_ns
         self._policy: _Policy | None = None
-        self._source: Path | None = None
-        self._stamp: Stamp = ()
-        self._refusal: PolicyLoadError | None = None
         self._sandboxes = _Sandboxes()
 
     @classmethod
@@ -108,26 +102,8 @@ class EmbeddedEngine:
             PolicyLoadError: something is wrong with it. What was loaded before stays in use.
 
         """
-        self._source, self._stamp = source, source_stamp(source)
-        try:
-            self._policy = policy = self._read(source)
-        except PolicyLoadError as error:
-            self._refusal = error
-            raise
-        self._refusal = None
+        self._policy = policy = self._read(source)
         return policy.revision
-
-    async def refresh(self) -> None:
-        """Load the same source again if its files have changed; without blocking the event loop.
-
-        Raises:
-            PolicyLoadError: as :meth:`load`; again at every call until the files change.
-
-        """
-        if source_stamp(self._source) != self._stamp:
-            await asyncio.to_thread(self.load, self._source)
-        elif self._refusal is not None:
-            raise PolicyLoadError(str(self._refusal)) from self._refusal
 
     def _read(self, source: Path | None) -> _Policy:
         compiled = load_policy(source, self._cache)

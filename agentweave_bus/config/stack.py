@@ -1,4 +1,4 @@
-"""The file of ``agentweave up`` and ``agentweave supervise``: which agents run, under which grants."""
+"""The file of ``agentweave up``: which agents run, under which grants."""
 
 from __future__ import annotations
 

@@ -233,24 +233,6 @@ def test_a_bad_revision_keeps_the_old_one(
     assert engine.evaluate_now("agentweave/grants", request(amount=1)).result["allow"] is True
 
 
-@pytest.mark.anyio
-async def test_refresh_follows_the_files_and_repeats_its_complaint(
-    engine: EmbeddedEngine, directory: Path
-) -> None:
-    first = engine.revision
-    await engine.refresh()
-    assert engine.revision == first
-    (directory / "grants.yaml").write_text("grants: [{}]")
-    for _ in range(2):
-        with pytest.raises(PolicyLoadError, match="missing"):
-            await engine.refresh()
-        assert engine.revision == first
-    (directory / "grants.yaml").write_text("grants: []")
-    await engine.refresh()
-    assert engine.revision != first
-    assert engine.evaluate_now("agentweave/grants", request(amount=1)).result["allow"] is False
-
-
 def test_without_wasmtime_the_way_out_is_named(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

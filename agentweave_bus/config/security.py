@@ -59,9 +59,7 @@ def _spiffe_endpoint(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme == "unix" and not parts.netloc and parts.path.startswith("/"):
         return text
-    if parts.scheme == "tcp" and is_loopback_url(text) and parts.port:
-        return text
-    raise ValueError(f"{text!r} must be unix:///path/to/socket, or tcp://127.0.0.1:port")
+    raise ValueError(f"{text!r} must be unix:///path/to/socket: over TCP nothing shows who asks for an SVID")
 
 
 def _opa_endpoint(text: str) -> str:

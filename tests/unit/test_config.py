@@ -408,6 +408,7 @@ def test_own_and_broker_domain_must_be_allowed(refused) -> None:
         (MINIMAL + "bus: {call_timeout: 400}\n", "bus"),
         (MINIMAL + "bus: 7\n", "bus"),
         (MINIMAL + "identity: {spiffe_endpoint: /run/x.sock}\n", "identity.spiffe_endpoint"),
+        (MINIMAL + "identity: {spiffe_endpoint: 'tcp://127.0.0.1:8081'}\n", "identity.spiffe_endpoint"),
         (MINIMAL + "authorization: {policy_path: 'a//b'}\n", "authorization.policy_path"),
         (MINIMAL + "authorization: {audit: {destination: 's3://x/y'}}\n", "authorization.audit.destination"),
         (MINIMAL + "authorization: {audit: {redact: ['a..b']}}\n", "authorization.audit.redact[0]"),

@@ -7,6 +7,7 @@ The branches follow what a caller can do about the failure::
     ├── InvalidSpiffeIdError        the text is no SPIFFE ID (also a ValueError)
     ├── IdentityError               who I am, or who the peer is, could not be established
     │   ├── SvidUnavailableError    no SVID, or none that is still valid
+    │   ├── WorkloadApiUnavailableError  no Workload API at the configured socket
     │   ├── BundleUnavailableError  no trust bundle for a trust domain
     │   └── ChainRefusedError       a certificate chain did not verify
     ├── EnvelopeError               bytes that are not an acceptable envelope
@@ -69,6 +70,7 @@ __all__ = [
     "TimeRefusedError",
     "UnreachableError",
     "WorkerError",
+    "WorkloadApiUnavailableError",
 ]
 
 
@@ -99,6 +101,10 @@ class IdentityError(AgentWeaveError):
 
 class SvidUnavailableError(IdentityError):
     """No X.509-SVID could be had, or the one at hand has expired."""
+
+
+class WorkloadApiUnavailableError(IdentityError):
+    """There is no Workload API where the configuration says; asking again soon would not help."""
 
 
 class BundleUnavailableError(IdentityError):

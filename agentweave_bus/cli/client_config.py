@@ -9,15 +9,18 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import socket
 from pathlib import Path
 from typing import Final
 
 from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.exceptions import ConfigurationError, UnreachableError
+from agentweave_bus.identity.workload_api import socket_path_of
 
 __all__ = ["STATE_DIR", "add_identity_arguments", "find_client_config"]
 
 STATE_DIR: Final = Path(".agentweave")
+_PROBE_SECONDS: Final = 1.0
 
 
 def add_identity_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,20 +45,39 @@ def find_client_config(options: argparse.Namespace) -> AgentConfig:
         UnreachableError: it is that of a stack which was killed.
 
     """
-    if options.config is not None or os.environ.get("AGENTWEAVE_CONFIG"):
-        return load_config(options.config)
-    path = STATE_DIR / "clients" / f"{options.client}.yaml"
-    if path.is_file():
-        if not _is_held(STATE_DIR / "lock"):
-            raise UnreachableError(
-                f"the stack that wrote {path} ended without stopping: start `agentweave up` again"
-            )
-        return load_config(path)
+    named = options.config or os.environ.get("AGENTWEAVE_CONFIG")
+    path = Path(named) if named else STATE_DIR / "clients" / f"{options.client}.yaml"
+    if named or path.is_file():
+        config = load_config(path)
+        _require_stack(path, config)
+        return config
     raise ConfigurationError(
         f"It is not said who calls: no --config, no AGENTWEAVE_CONFIG, and no {path}.",
         key="--config",
         hint=_way_out(options.client),
     )
+
+
+def _require_stack(path: Path, config: AgentConfig) -> None:
+    """Refuse the file that a killed `agentweave up` left behind; waiting for it would be in vain."""
+    lock = path.absolute().parent.parent / "lock"
+    if path.absolute().parent.name != "clients" or not lock.exists() or _is_held(lock):
+        return
+    if not _answers(config.identity.spiffe_endpoint):
+        raise UnreachableError(
+            f"the stack that wrote {path} ended without stopping: start `agentweave up` again"
+        )
+
+
+def _answers(endpoint: str) -> bool:
+    """Say whether anybody listens on a Workload API's socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_PROBE_SECONDS)
+        try:
+            probe.connect(socket_path_of(endpoint))
+        except OSError:
+            return False
+    return True
 
 
 def _is_held(lock: Path) -> bool:

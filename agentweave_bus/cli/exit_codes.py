@@ -27,6 +27,7 @@ from agentweave_bus.exceptions import (
     SvidUnavailableError,
     UnreachableError,
     WorkerError,
+    WorkloadApiUnavailableError,
 )
 
 __all__ = ["ExitCode", "exit_code_of", "message_of", "single_error"]
@@ -53,6 +54,7 @@ _CODES: Final[tuple[tuple[type[AgentWeaveError], ExitCode], ...]] = (
     (FederationError, ExitCode.DENIED),
     (PolicyUnavailableError, ExitCode.DENIED),
     (BusPermissionError, ExitCode.DENIED),
+    (WorkloadApiUnavailableError, ExitCode.UNREACHABLE),
     (SvidUnavailableError, ExitCode.UNREACHABLE),
     (BundleUnavailableError, ExitCode.UNREACHABLE),
     (IdentityError, ExitCode.DENIED),

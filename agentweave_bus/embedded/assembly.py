@@ -8,14 +8,16 @@ broker), variables that beat the file point it at this stack; :attr:`LocalStack.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import stat
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import yaml
 
@@ -27,7 +29,12 @@ from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["LocalStack", "Override", "PlannedAgent", "client_file", "local_stack", "plan_agents"]
 
+_log = logging.getLogger(__name__)
+
 _ENDPOINT: Final = "AGENTWEAVE_IDENTITY__SPIFFE_ENDPOINT"
+_CLIENT_HEAD: Final = "# Written by `agentweave up`"
+_STATE: Final = frozenset({"audit", "authority", "broker", "clients", "lock"})
+_SOCKETS_PREFIX: Final = "agentweave-"  # as embedded/stack.py calls them
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +139,10 @@ async def local_stack(
         port=config.bus.port,
         unrestricted=unrestricted,
     )
-    with _locked(settings.state_dir):
+    with _locked(settings.state_dir) as lock:
+        _keep_out_of_git(settings.state_dir)
         async with embedded_stack(settings, settle=False) as stack, WorkerProcesses(on_line) as workers:
+            lock.note_sockets(stack)
             with _client_files(config, stack, clients) as files:
                 await workers.start(_specs(config, agents, stack, environment, text_logs))
                 await stack.settled()
@@ -277,7 +286,7 @@ def _client_yaml(config: StackConfig, stack: EmbeddedStack, identity: SpiffeID, 
             "metrics": {"enabled": False},
         },
     }
-    head = f"# Written by `agentweave up` (process {os.getpid()}); it is removed when that ends.\n"
+    head = f"{_CLIENT_HEAD} (process {os.getpid()}); it is removed when that ends.\n"
     return head + yaml.safe_dump(document, sort_keys=False)
 
 
@@ -286,9 +295,30 @@ def _yaml(value: str) -> str:
     return yaml.safe_dump(value, default_style='"', width=10_000).strip()
 
 
+# --- the state directory ---------------------------------------------------------------------------------
+
+
+class _Lock:
+    """The held lock of a state directory; its file says who holds it and where that one's sockets are."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def note_sockets(self, stack: EmbeddedStack) -> None:
+        """Let a successor find the sockets, should this process be killed."""
+        self.write(f"{stack.api.directory}\n")
+
+    def write(self, text: str) -> None:
+        self._file.write(text)
+        self._file.flush()
+
+
 @contextmanager
-def _locked(state_dir: Path) -> Iterator[None]:
-    """Hold the state directory for this process alone; the lock ends with the process, however it ends."""
+def _locked(state_dir: Path) -> Iterator[_Lock]:
+    """Hold the state directory for this process alone; the lock ends with the process, however it ends.
+
+    What a predecessor left that was killed (its sockets, its clients' files) is removed first.
+    """
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = state_dir / "lock"
     with path.open("a+") as file:
@@ -296,17 +326,52 @@ def _locked(state_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            owner = file.read(64).strip() or "unknown"
+            owner = file.readline(64).strip() or "unknown"
             raise ConfigurationError(
                 f"{state_dir} is in use by another stack (process {owner}).",
                 key="state_dir",
                 hint="Stop that one, or name another directory with --state-dir.",
             ) from None
+        file.seek(0)
+        _clear_after(file.read(8192), state_dir)
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        lock = _Lock(file)
+        lock.write(f"{os.getpid()}\n")
         try:
-            yield
+            yield lock
         finally:
             with suppress(OSError):
                 file.truncate(0)
+
+
+def _clear_after(noted: str, state_dir: Path) -> None:
+    """Remove what a killed predecessor left; ``noted`` is what its lock says: process, socket directory."""
+    for path in (state_dir / "clients").glob("*.yaml"):
+        with suppress(OSError, UnicodeDecodeError):
+            if path.read_text().startswith(_CLIENT_HEAD):
+                path.unlink()
+    _process, _, directory = noted.partition("\n")
+    if directory.endswith("\n"):  # whole
+        _remove_sockets(Path(directory[:-1]))
+
+
+def _remove_sockets(directory: Path) -> None:
+    """Remove a socket directory of ours: nothing in it but sockets, and nothing that belongs to others."""
+    try:
+        found = directory.lstat()
+        ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        if not (directory.is_absolute() and directory.name.startswith(_SOCKETS_PREFIX) and ours):
+            return
+        for path in directory.iterdir():
+            if stat.S_ISSOCK(path.lstat().st_mode):
+                path.unlink()
+        directory.rmdir()
+    except OSError as error:
+        _log.info("the sockets of the stack before this one stay in %s: %s", directory, error)
+
+
+def _keep_out_of_git(state_dir: Path) -> None:
+    """Keep the keys there out of version control; where somebody else's files lie, nothing is done."""
+    path = state_dir / ".gitignore"
+    if {entry.name for entry in state_dir.iterdir()} <= _STATE and not path.exists():
+        path.write_text("# Keys and logs of `agentweave up`.\n*\n")

@@ -93,6 +93,11 @@ class WorkloadApiServer:
         return self._authority
 
     @property
+    def directory(self) -> Path:
+        """Where the sockets are."""
+        return self._directory
+
+    @property
     def identities(self) -> tuple[SpiffeID, ...]:
         """The identities that are served."""
         return tuple(self._served)

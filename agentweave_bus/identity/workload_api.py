@@ -24,6 +24,7 @@ from agentweave_bus.exceptions import (
     ConfigurationError,
     IdentityError,
     SvidUnavailableError,
+    WorkloadApiUnavailableError,
 )
 from agentweave_bus.identity.bundle import X509Bundle
 from agentweave_bus.identity.provider import IdentityProvider
@@ -40,6 +41,10 @@ _logger = logging.getLogger(__name__)
 
 DEFAULT_ENDPOINT: Final = "unix:///tmp/spire-agent/public/api.sock"
 _CLOSE_SECONDS: Final = 2.0
+_WAYS_OUT: Final = (
+    "start SPIRE's agent, name its socket in identity.spiffe_endpoint, or list the agent in the file of"
+    " `agentweave up`"
+)
 
 
 class SPIFFEIdentityProvider(IdentityProvider):
@@ -243,13 +248,13 @@ def _require_socket(path: str, endpoint: str) -> None:
     try:
         is_socket = stat.S_ISSOCK(Path(path).stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
-        raise IdentityError(
-            f"no Workload API at {endpoint}; is SPIRE's agent (or `agentweave up`) running?"
-        ) from None
+        raise WorkloadApiUnavailableError(f"no Workload API at {endpoint}: {_WAYS_OUT}") from None
     except OSError as error:
-        raise IdentityError(f"the Workload API at {endpoint} can't be reached: {error.strerror}") from error
+        raise WorkloadApiUnavailableError(
+            f"the Workload API at {endpoint} can't be reached: {error.strerror}"
+        ) from error
     if not is_socket:
-        raise IdentityError(f"{endpoint} is no socket; is SPIRE's agent (or `agentweave up`) running?")
+        raise WorkloadApiUnavailableError(f"{endpoint} is no socket: {_WAYS_OUT}")
 
 
 def _no_svid(endpoint: str, error: Exception) -> SvidUnavailableError:

@@ -386,10 +386,37 @@ def test_killed_outright_it_leaves_no_process(tmp_path: Path, starting: Callable
     up.stop(signal.SIGKILL)
     assert gone(up.pids, 5)
     began = time.monotonic()
-    done = call(up.folder, "greet")
-    assert done.returncode == 4
-    assert "start `agentweave up` again" in done.stderr
+    for more in ([], ["--config", up.facts["clients"][CLI]]):
+        done = call(up.folder, "greet", *more)
+        assert done.returncode == 4
+        assert "start `agentweave up` again" in done.stderr
     assert time.monotonic() - began < 8  # and does not wait for who can't answer
+
+
+def test_the_next_one_tidies_up_after_one_that_was_killed(
+    tmp_path: Path, starting: Callable[..., Up]
+) -> None:
+    folder = new(tmp_path)
+    killed = starting(folder).ready()
+    killed.stop(signal.SIGKILL)
+    assert gone(killed.pids, 5)
+    assert killed.sockets
+    stale = folder / ".agentweave" / "clients" / "former.yaml"
+    shutil.copy(killed.facts["clients"][CLI], stale)
+    starting(folder).ready()
+    assert not list(killed.runtime.iterdir())
+    assert not stale.exists()
+    assert call(folder, "greet").returncode == 0
+
+
+def test_what_lies_in_the_state_directory_stays_out_of_git(up: Up) -> None:
+    assert (up.folder / ".agentweave" / ".gitignore").read_text().splitlines()[-1] == "*"
+    subprocess.run(["git", "init", "-q"], cwd=up.folder, check=True)
+    seen = subprocess.run(
+        ["git", "status", "--short", "-uall"], cwd=up.folder, check=True, capture_output=True, text=True
+    )
+    assert ".agentweave" not in seen.stdout
+    assert "hello.py" in seen.stdout
 
 
 def test_from_another_directory_with_a_state_directory_of_its_own(
@@ -465,3 +492,9 @@ def test_serve_runs_one_agent_against_that_stack(up: Up) -> None:
         served.kill()
         served.wait()
         served.stderr.close()
+
+
+def test_serve_without_a_workload_api(tmp_path: Path) -> None:
+    done = agentweave(new(tmp_path), "serve", "hello.yaml")
+    assert done.returncode == 4
+    assert "identity.spiffe_endpoint" in done.stderr

@@ -24,6 +24,7 @@ from agentweave_bus.exceptions import (
     SvidUnavailableError,
     TaskFailedError,
     WorkerError,
+    WorkloadApiUnavailableError,
 )
 
 CASES = [
@@ -34,6 +35,7 @@ CASES = [
     (FederationError("x", trust_domain="a.io"), ExitCode.DENIED),
     (BusPermissionError("x", subject="s"), ExitCode.DENIED),
     (ChainRefusedError("x"), ExitCode.DENIED),
+    (WorkloadApiUnavailableError("x"), ExitCode.UNREACHABLE),
     (SvidUnavailableError("x"), ExitCode.UNREACHABLE),
     (BusError("x"), ExitCode.UNREACHABLE),
     (NoResponderError("x"), ExitCode.UNREACHABLE),

@@ -9,7 +9,7 @@ what :func:`verify_audit` can check later. The policy engines are ``wasm.Embedde
 from __future__ import annotations
 
 from agentweave_bus.authz.audit import AuditEntry, AuditLog, LogWitness
-from agentweave_bus.authz.audit_report import AuditReport, EvidenceCheck, verify_audit
+from agentweave_bus.authz.audit_report import AuditReport, EvidenceCheck, SignedNote, verify_audit
 from agentweave_bus.authz.authorizer import DEFAULT_POLICY_PATH, Authorizer
 from agentweave_bus.authz.decision import AuthzContext, AuthzDecision
 from agentweave_bus.authz.enforcer import OPAEnforcer, PolicyEnforcer
@@ -38,6 +38,7 @@ __all__ = [
     "PolicyEngine",
     "PolicyWatch",
     "Reach",
+    "SignedNote",
     "Standing",
     "verify_audit",
 ]

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from agentweave_bus.authz.audit_format import FIRST_PREV, line_hash
-from agentweave_bus.exceptions import AgentWeaveError, AuditError
+from agentweave_bus.exceptions import AgentWeaveError, AuditError, BundleUnavailableError, FederationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["AuditReport", "ChainSummary", "EvidenceCheck", "Finding", "verify_audit"]
+__all__ = ["AuditReport", "ChainSummary", "EvidenceCheck", "Finding", "SignedNote", "verify_audit"]
 
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 MAX_SEQ: Final = 2**40
@@ -32,12 +32,26 @@ MAX_JUMP: Final = 1_000_000
 HASH_BYTES: Final = 32
 
 
-EvidenceCheck: TypeAlias = Callable[[bytes, int], "tuple[str, int, bytes] | None"]
-"""Verifies what carried a peer's note and returns what its signed head says of the peer's log.
+class SignedNote(NamedTuple):
+    """What a signed head says of a log.
+
+    Attributes:
+        signer: the SPIFFE ID of whoever signed it, verified.
+        log: chain, sequence number and hash; None where it says nothing. A head may name any chain.
+
+    """
+
+    signer: str
+    log: tuple[str, int, bytes] | None
+
+
+EvidenceCheck: TypeAlias = Callable[[bytes, int], SignedNote]
+"""Verifies what carried a peer's note and returns who signed it, and what it says of the signer's log.
 
 It gets the bytes that the record keeps (msgpack of head, proof and chain, as ``via`` links are written)
-and the milliseconds since the epoch at which they were noted, and raises ``AgentWeaveError`` where they
-prove nothing."""
+and the milliseconds since the epoch at which they were noted. It raises ``FederationError`` or
+``BundleUnavailableError`` where it can't tell, for want of a bundle, and any other ``AgentWeaveError``
+where the bytes prove nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +194,8 @@ class _Claim(NamedTuple):
     hash: bytes
     observer: str
     by_peer: bool
-    proved: bool
+    signer: str
+    """Who signed it, verified; empty for a record's own word."""
     torn: int
     place: _Place
 
@@ -197,6 +212,11 @@ class _Chain:
     torn: tuple[_Place, int] | None = None
     named_to: int = -1
     witnessed_to: int = -1
+
+    @property
+    def owner(self) -> str:
+        """The SPIFFE ID in the start record, which reads "<SPIFFE ID> pid N"."""
+        return self.instance.partition(" ")[0]
 
     def hash_at(self, seq: int) -> bytes | None:
         at = (seq - self.first_seq) * HASH_BYTES
@@ -218,7 +238,8 @@ class _Checker:
         self._problems: list[Finding] = []
         self._notes: list[Finding] = []
         self._chains: dict[str, _Chain] = {}
-        self._claims: dict[tuple[str, int, bytes, bool], _Claim] = {}
+        self._claims: dict[tuple[str, int, bytes, bool, str], _Claim] = {}
+        self._unchecked = 0
 
     # --- one file --------------------------------------------------------------------------------------
 
@@ -291,42 +312,48 @@ class _Checker:
     def _look_inside(self, chain: _Chain, record: _Record, place: _Place) -> None:
         body = record.body
         if body.get("event") == "start":
-            chain.instance = str(body.get("instance", ""))
+            if record.seq == 0:
+                chain.instance = str(body.get("instance", ""))
             for earlier in _dicts(body.get("previous")):
-                self._claim(earlier, record, place, by_peer=False, proved=True)
+                self._claim(earlier, record, place, by_peer=False)
         if "witness" in body:
             self._peer(body["witness"], record, place)
 
     def _peer(self, witness: Any, record: _Record, place: _Place) -> None:
-        proved = self._evidence_check is not None and self._proved(witness, record, place)
-        self._claim(witness, record, place, by_peer=True, proved=proved)
+        if self._evidence_check is None or _witness_of(witness) is None:
+            self._claim(witness, record, place, by_peer=True)
+        elif (signer := self._signer(self._evidence_check, witness, record, place)) is not None:
+            self._claim(witness, record, place, by_peer=True, signer=signer)
 
-    def _proved(self, witness: Any, record: _Record, place: _Place) -> bool:
+    def _signer(
+        self, check: EvidenceCheck, witness: dict[str, Any], record: _Record, place: _Place
+    ) -> str | None:
+        """Return who signed what ``witness`` says; None, after telling why, where nobody is known to have."""
         try:
-            evidence = b64decode(witness["evidence"], validate=True)
-        except (ValueError, KeyError, TypeError):
-            self._problem("evidence", place, "what carried this note is missing or malformed")
-            return False
-        try:
-            said = None if self._evidence_check is None else self._evidence_check(evidence, record.ts)
+            said = check(b64decode(witness["evidence"], validate=True), record.ts)
+        except (FederationError, BundleUnavailableError) as problem:
+            self._unchecked += 1
+            self._note("evidence", place, f"this note was not checked and counts for nothing: {problem}")
+            return None
         except AgentWeaveError as problem:
             self._problem("evidence", place, f"the evidence does not verify: {problem}")
-            return False
-        if said is None or tuple(said) != _witness_of(witness):
+            return None
+        except (ValueError, KeyError, TypeError):
+            self._problem("evidence", place, "what carried this note is missing or malformed")
+            return None
+        if said.log is None or tuple(said.log) != _witness_of(witness):
             self._problem("evidence", place, "the witness noted is not what the signed head says")
-            return False
-        return True
+            return None
+        return said.signer
 
-    def _claim(self, said: Any, record: _Record, place: _Place, *, by_peer: bool, proved: bool) -> None:
+    def _claim(self, said: Any, record: _Record, place: _Place, *, by_peer: bool, signer: str = "") -> None:
         noted = _witness_of(said)
         if noted is None:
             self._problem("malformed", place, "what this record says of another chain is malformed")
             return
         torn = said.get("torn", 0)
-        claim = _Claim(*noted, record.chain, by_peer, proved, torn if type(torn) is int else 0, place)
-        key = (*noted, by_peer)
-        if key not in self._claims or (proved and not self._claims[key].proved):
-            self._claims[key] = claim
+        claim = _Claim(*noted, record.chain, by_peer, signer, torn if type(torn) is int else 0, place)
+        self._claims.setdefault((*noted, by_peer, signer), claim)
 
     # --- all together ------------------------------------------------------------------------------------
 
@@ -349,14 +376,22 @@ class _Checker:
                 sentence = f"chain {claim.chain} stood beside this one when it began, and is not here"
                 self._problem("missing", claim.place, sentence)
             return
+        if claim.signer and claim.signer != chain.owner:
+            sentence = f"{claim.signer} spoke of chain {claim.chain}, whose start record names another: "
+            self._note("evidence", claim.place, sentence + f"{chain.owner!r}. Its word counts for nothing")
+            return
         found = chain.hash_at(claim.seq)
-        who = _who(claim)
-        if claim.seq >= chain.next_seq:
-            sentence = f"chain {claim.chain} ends at record {chain.next_seq - 1}, but {who} saw {claim.seq}"
-            self._problem("cut", claim.place, sentence + ": the end was cut off")
+        # Without a verified signature this is somebody's word against the chain: worth a look, no proof.
+        report = self._note if claim.by_peer and not claim.signer else self._problem
+        if claim.by_peer and claim.seq >= MAX_SEQ:
+            sentence = f"{_who(claim)} saw record {claim.seq} of chain {claim.chain}: no log is that long"
+            self._note("evidence", claim.place, sentence)
+        elif claim.seq >= chain.next_seq:
+            sentence = f"chain {claim.chain} ends at record {chain.next_seq - 1}, but {_who(claim)} saw "
+            report("cut", claim.place, sentence + f"{claim.seq}: the end was cut off")
         elif found is not None and found != claim.hash:
-            sentence = f"record {claim.seq} of chain {claim.chain} is not the one that {who} saw"
-            self._problem("changed", claim.place, sentence + ": it, or something before it, was replaced")
+            sentence = f"record {claim.seq} of chain {claim.chain} is not the one that {_who(claim)} saw"
+            report("changed", claim.place, sentence + ": it, or something before it, was replaced")
         elif found is not None and claim.observer != claim.chain:
             self._vouched(chain, claim)
 
@@ -367,7 +402,7 @@ class _Checker:
         chain.named_to = max(chain.named_to, claim.seq)
         if chain.torn and (claim.torn, claim.seq) == (chain.torn[1], chain.next_seq - 1):
             sentence = "the file ends in the middle of a record, as it did when the next chain began"
-            self._notes.append(Finding("cut", *chain.torn[0], sentence))
+            self._note("cut", chain.torn[0], sentence)
             chain.torn = None
 
     def _check_end(self, chain: _Chain) -> None:
@@ -394,7 +429,12 @@ class _Checker:
         if absent:
             yield f"the logs of {len(absent)} other chains that are mentioned here were not given"
         if self._evidence_check is None:
-            yield "signatures under what peers noted were not checked: a peer's log could be lying"
+            yield (
+                "signatures under what peers noted were not checked: a peer's log could be lying, "
+                "so that nothing is called cut or replaced on its word"
+            )
+        if self._unchecked:
+            yield f"{self._unchecked} notes of peers were not checked: a trust bundle was not given"
         yield "an action that was never recorded leaves no trace here; times are the writers' own clocks"
 
     def _summary(self, name: str, chain: _Chain) -> ChainSummary:
@@ -411,6 +451,9 @@ class _Checker:
 
     def _problem(self, kind: str, place: _Place, sentence: str) -> None:
         self._problems.append(Finding(kind, place.file, place.line, sentence))
+
+    def _note(self, kind: str, place: _Place, sentence: str) -> None:
+        self._notes.append(Finding(kind, place.file, place.line, sentence))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -440,4 +483,4 @@ def _witness_of(value: object) -> tuple[str, int, bytes] | None:
 def _who(claim: _Claim) -> str:
     if not claim.by_peer:
         return "the next chain of its log"
-    return "a peer (proved by a signature)" if claim.proved else "a peer (by its log's word)"
+    return "a peer (proved by a signature)" if claim.signer else "a peer (by its log's word)"

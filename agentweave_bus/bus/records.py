@@ -8,13 +8,13 @@ head, proof and chain without which it would prove nothing.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
 from typing import Any, Final
 
-from agentweave_bus.authz import AuthzContext, AuthzDecision
+from agentweave_bus.authz import AuthzContext, AuthzDecision, EvidenceCheck, SignedNote
 from agentweave_bus.envelope import (
     EnvelopeVerifier,
     Head,
+    Kind,
     Link,
     OpenedEnvelope,
     Sealed,
@@ -27,6 +27,7 @@ __all__ = ["decision_facts", "envelope_facts", "evidence_check", "outcome_facts"
 
 _MAX_NOTE_DELAY_MS: Final = 60_000
 """A call is admitted within 30 s of its signing, on clocks that differ by little."""
+_STORED: Final = frozenset({Kind.TASK, Kind.EVENT, Kind.REISSUE})
 
 
 def envelope_facts(request: OpenedEnvelope) -> dict[str, Any]:
@@ -88,18 +89,21 @@ def _head_facts(head: Head, digest: bytes, link: Link | None) -> dict[str, Any]:
     return facts
 
 
-def evidence_check(verifier: EnvelopeVerifier) -> Callable[[bytes, int], tuple[str, int, bytes] | None]:
+def evidence_check(verifier: EnvelopeVerifier) -> EvidenceCheck:
     """Return what ``authz.verify_audit`` needs to check signatures: evidence in, signed statement out.
 
     Evidence is verified with the bundles that ``verifier`` has, as of the moment at which it was signed.
-    The returned function raises ``AgentWeaveError`` for what does not verify.
+    It must have been noted soon after that: what waits in a stream (a task) before it expired, all else
+    within a minute. The returned function raises ``AgentWeaveError`` for what does not verify.
     """
 
-    def check(evidence: bytes, noted_ms: int) -> tuple[str, int, bytes] | None:
+    def check(evidence: bytes, noted_ms: int) -> SignedNote:
         link = decode_link(evidence)
-        verifier.verify_link(link)
-        if abs(noted_ms - link.head.iat) > _MAX_NOTE_DELAY_MS:
-            raise TimeRefusedError(f"noted {noted_ms - link.head.iat} ms after it was signed")
-        return link.head.log
+        sender = verifier.verify_link(link)
+        head = link.head
+        latest = head.exp if head.kind in _STORED else head.iat
+        if not head.iat - _MAX_NOTE_DELAY_MS <= noted_ms <= latest + _MAX_NOTE_DELAY_MS:
+            raise TimeRefusedError(f"noted {noted_ms - head.iat} ms after it was signed")
+        return SignedNote(str(sender.spiffe_id), head.log)
 
     return check

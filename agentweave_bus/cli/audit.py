@@ -13,11 +13,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_pem_x509_certificate
 
 from agentweave_bus.authz import AuditReport, EvidenceCheck, verify_audit
+from agentweave_bus.bus.records import evidence_check
 from agentweave_bus.cli.audit_records import audit_paths, describe, log_files, parsed, records_of
 from agentweave_bus.cli.client_config import STATE_DIR
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import print_result, wants_json
-from agentweave_bus.envelope import EnvelopeVerifier, LogWitness, decode_link
+from agentweave_bus.envelope import EnvelopeVerifier
 from agentweave_bus.exceptions import ConfigurationError, FederationError
 from agentweave_bus.identity import ChainVerifier, X509Bundle, claimed_spiffe_id
 
@@ -115,14 +116,7 @@ def _evidence_check(given: list[str]) -> EvidenceCheck | None:
     bundles = dict(_bundle(one) for one in given) or _own_bundle()
     if not bundles:
         return None
-    verifier = EnvelopeVerifier(ChainVerifier(_Bundles(bundles)))
-
-    def check(evidence: bytes, _noted_ms: int) -> LogWitness | None:
-        link = decode_link(evidence)
-        verifier.verify_link(link)
-        return link.head.log
-
-    return check
+    return evidence_check(EnvelopeVerifier(ChainVerifier(_Bundles(bundles))))
 
 
 def _bundle(text: str) -> tuple[str, X509Bundle]:

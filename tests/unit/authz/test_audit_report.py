@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agentweave_bus.authz import AuditLog, AuditReport, verify_audit
-from agentweave_bus.exceptions import AuditError, SignatureRefusedError
+from agentweave_bus.authz import AuditLog, AuditReport, SignedNote, verify_audit
+from agentweave_bus.exceptions import AuditError, FederationError, SignatureRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -233,14 +233,34 @@ class TestRestart:
         assert kinds(verify_audit([tmp_path])) == {"cut"}
 
 
+ORDER, PAYMENT, STRANGER = (f"spiffe://shop.test/agent/{name}" for name in ("order", "payment", "x"))
+
+
+def signed_by(signer: str) -> EvidenceCheck:
+    """Take the evidence of these tests for a head that ``signer`` signed."""
+
+    def check(evidence: bytes, noted_ms: int) -> SignedNote:
+        assert noted_ms > 1_700_000_000_000
+        chain, seq, digest = json.loads(evidence)
+        return SignedNote(signer, (chain, seq, bytes.fromhex(digest)))
+
+    return check
+
+
+def said_of(chain: str, seq: int, digest: str) -> dict[str, object]:
+    """Return a peer's note of a signed head with such a statement."""
+    evidence = b64encode(json.dumps([chain, seq, digest]).encode()).decode()
+    return {"witness": {"chain": chain, "seq": seq, "hash": digest, "evidence": evidence}}
+
+
 class TestPeers:
     """Payment notes in its log how far order's had come when order called it."""
 
     @pytest.fixture
     def logs(self, tmp_path: Path) -> tuple[Path, Path]:
         order, payment = (
-            AuditLog(tmp_path / "a" / "order.log", "o"),
-            AuditLog(tmp_path / "b" / "pay.log", "p"),
+            AuditLog(tmp_path / "a" / "order.log", f"{ORDER} pid 7"),
+            AuditLog(tmp_path / "b" / "pay.log", f"{PAYMENT} pid 8"),
         )
         for number in range(5):
             order.append({"event": "decision", "n": number})
@@ -257,7 +277,8 @@ class TestPeers:
     def test_an_honest_pair_verifies_as_far_as_it_was_seen(self, logs: tuple[Path, Path]) -> None:
         report = verify_audit(logs)
         assert report.ok, report.problems
-        assert {chain.instance: chain.witnessed_to for chain in report.chains} == {"o": 5, "p": -1}
+        assert [chain.witnessed_to for chain in report.chains if chain.instance == f"{ORDER} pid 7"] == [5]
+        assert [chain.witnessed_to for chain in report.chains].count(-1) == 1
         assert any("after record 5 nobody else vouches" in sentence for sentence in report.cannot_show)
         assert any(
             "signatures under what peers noted were not checked" in line for line in report.cannot_show
@@ -266,9 +287,17 @@ class TestPeers:
     def test_a_log_cut_below_what_a_peer_saw_is_found(self, logs: tuple[Path, Path]) -> None:
         edit(logs[0], lambda lines: lines[:4])
         assert verify_audit([logs[0]]).ok, "alone it looks whole"
-        report = verify_audit(logs)
+        report = verify_audit(logs, evidence_check=signed_by(ORDER))
         assert kinds(report) == {"cut"}
-        assert "ends at record 3, but a peer (by its log's word) saw 5" in report.problems[0].sentence
+        assert "ends at record 3, but a peer (proved by a signature) saw 5" in report.problems[0].sentence
+
+    def test_an_unverified_word_against_a_chain_is_a_note(self, logs: tuple[Path, Path]) -> None:
+        edit(logs[0], lambda lines: lines[:4])
+        report = verify_audit(logs)
+        assert report.ok, "anybody could have written it"
+        assert [note.kind for note in report.notes] == ["cut"]
+        assert "ends at record 3, but a peer (by its log's word) saw 5" in report.notes[0].sentence
+        assert any("nothing is called cut or replaced" in line for line in report.cannot_show)
 
     def test_a_log_written_anew_from_some_record_on_is_found(
         self, logs: tuple[Path, Path], tmp_path: Path
@@ -277,7 +306,8 @@ class TestPeers:
         forged = rechained(lines, 3, b'"n":2', b'"n":99')
         logs[0].write_bytes(b"".join(line + b"\n" for line in forged))
         assert verify_audit([logs[0]]).ok, "alone it looks whole"
-        report = verify_audit(logs)
+        assert [note.kind for note in verify_audit(logs).notes] == ["changed"]
+        report = verify_audit(logs, evidence_check=signed_by(ORDER))
         assert kinds(report) == {"changed"}
         assert logs[1].name == report.problems[0].file
 
@@ -302,26 +332,73 @@ class TestPeers:
         assert report.chains[0].witnessed_to == -1
 
     def test_evidence_is_checked_with_what_was_signed(self, logs: tuple[Path, Path]) -> None:
-        def check(evidence: bytes, noted_ms: int) -> tuple[str, int, bytes]:
-            assert noted_ms > 1_700_000_000_000
-            chain, seq, digest = json.loads(evidence)
-            return chain, seq, bytes.fromhex(digest)
+        report = verify_audit(logs, evidence_check=signed_by(ORDER))
+        assert report.ok, report.problems
+        assert not report.notes
+        assert max(chain.witnessed_to for chain in report.chains) == 5
+        assert not any("were not checked" in sentence for sentence in report.cannot_show)
 
+    @pytest.mark.parametrize("seq", [3, 400, 2**39, 2**52])
+    def test_a_stranger_s_word_about_a_chain_is_told_of_the_stranger(
+        self, logs: tuple[Path, Path], tmp_path: Path, seq: int
+    ) -> None:
+        chain = logs[0].name.split(".")[2]
+        third = AuditLog(tmp_path / "c" / "third.log", "spiffe://shop.test/agent/third pid 9")
+        third.append({"event": "admission", **said_of(chain, seq, "ab" * 32)})
+        third.close()
+        report = verify_audit([logs[0], third.file], evidence_check=signed_by(STRANGER))
+        assert report.ok, report.problems
+        (note,) = report.notes
+        assert (note.kind, note.file) == ("evidence", third.file.name)
+        assert note.sentence.startswith(f"{STRANGER} spoke of chain {chain}, whose start record names")
+        assert {summary.witnessed_to for summary in report.chains} == {-1}
+
+    def test_a_stranger_s_copy_of_a_true_word_does_not_take_its_place(
+        self, logs: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        said = next(json.loads(line) for line in logs[1].read_bytes().splitlines() if b"witness" in line)
+        third = AuditLog(tmp_path / "0" / "third.log", "spiffe://shop.test/agent/third pid 9")
+        third.append({"event": "admission", "witness": said["witness"]})
+        third.close()
+        signers = {said["ts"]: ORDER}
+
+        def check(evidence: bytes, noted_ms: int) -> SignedNote:
+            return SignedNote(signers.get(noted_ms, STRANGER), signed_by("")(evidence, noted_ms).log)
+
+        edit(logs[0], lambda lines: lines[:4])
+        assert kinds(verify_audit([third.file, *logs], evidence_check=check)) == {"cut"}
+
+    def test_an_owner_s_own_impossible_number_is_no_cut(self, tmp_path: Path) -> None:
+        order = write(tmp_path / "order.log", instance=f"{ORDER} pid 7")
+        other = AuditLog(tmp_path / "pay.log", f"{PAYMENT} pid 8")
+        other.append({"event": "admission", **said_of(order.chain, 2**52, "ab" * 32)})
+        other.close()
+        report = verify_audit([tmp_path], evidence_check=signed_by(ORDER))
+        assert report.ok, report.problems
+        assert "no log is that long" in report.notes[0].sentence
+
+    def test_a_note_that_can_not_be_checked_counts_for_nothing(self, logs: tuple[Path, Path]) -> None:
+        def check(evidence: bytes, noted_ms: int) -> SignedNote:
+            raise FederationError("no bundle of shop.test", trust_domain="shop.test")
+
+        edit(logs[0], lambda lines: lines[:4])
         report = verify_audit(logs, evidence_check=check)
         assert report.ok, report.problems
-        assert not any("were not checked" in sentence for sentence in report.cannot_show)
-        edit(logs[0], lambda lines: lines[:4])
-        assert (
-            "a peer (proved by a signature)" in verify_audit(logs, evidence_check=check).problems[0].sentence
-        )
+        assert "no bundle of shop.test" in report.notes[0].sentence
+        assert {summary.witnessed_to for summary in report.chains} == {-1}
+        assert any("1 notes of peers were not checked" in line for line in report.cannot_show)
 
     def test_evidence_that_does_not_verify_or_says_something_else_is_found(
         self, logs: tuple[Path, Path]
     ) -> None:
-        def refuse(evidence: bytes, noted_ms: int) -> None:
+        def refuse(evidence: bytes, noted_ms: int) -> SignedNote:
             raise SignatureRefusedError("the proof does not cover the head")
 
-        checks: list[EvidenceCheck] = [refuse, lambda *_: None, lambda *_: ("other", 5, b"x")]
+        checks: list[EvidenceCheck] = [
+            refuse,
+            lambda *_: SignedNote(ORDER, None),
+            lambda *_: SignedNote(ORDER, ("other", 5, b"x")),
+        ]
         for check in checks:
             assert kinds(verify_audit(logs, evidence_check=check)) == {"evidence"}
 
@@ -330,7 +407,7 @@ class TestPeers:
         log.append({"event": "decision", "witness": {"chain": "c", "seq": 1, "hash": "00"}})
         log.close()
         assert verify_audit([tmp_path]).ok
-        assert kinds(verify_audit([tmp_path], evidence_check=lambda *_: None)) == {"evidence"}
+        assert kinds(verify_audit([tmp_path], evidence_check=signed_by(ORDER))) == {"evidence"}
         for bad in (
             7,
             None,

@@ -8,7 +8,8 @@ answered) or ``forged`` (it fails a check).
 
 When an attempt is made again, with the same ``id``:
 
-- nothing was subscribed to the subject: after a growing delay;
+- nothing was subscribed to the subject: after growing delays, for as long as the callee may need to come
+  back after a restart, its own or the broker's (``RetryRule.patience``);
 - no answer came in the attempt's share of the time, or the connection was lost: only for calls said to be
   ``safe``; others fail at once with ``CallTimeoutError`` or ``ConnectionLostError``, since the work may have
   been done;
@@ -21,10 +22,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
+from itertools import count
 from typing import Any, Final
 
 import anyio
@@ -64,19 +67,26 @@ from agentweave_bus.spiffe_id import SpiffeID
 __all__ = ["Answer", "Request", "Requests", "RetryRule"]
 
 _NO_RESPONDERS: Final = "503"
+_MOST_DOUBLINGS: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
 class RetryRule:
-    """How often an attempt may be made (at least 1) and the delays between, in seconds."""
+    """How a call is made again; times are seconds.
+
+    ``attempts`` (at least 1) bounds how often work is asked for whose answer is missing, and how often
+    a callee is asked that is busy. Attempts that reach nobody are bounded by time, ``patience``: what counts
+    there is how long a restart takes, not how many questions fit into it.
+    """
 
     attempts: int = 3
     first_delay: float = 0.05
     last_delay: float = 2.0
+    patience: float = 2.0
 
     def delay(self, attempt: int) -> float:
         """How long to wait after ``attempt`` (counted from 1) failed: doubling, with jitter."""
-        delay = min(self.first_delay * 2.0 ** (attempt - 1), self.last_delay)
+        delay = min(self.first_delay * 2.0 ** min(attempt - 1, _MOST_DOUBLINGS), self.last_delay)
         return delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 
 
@@ -114,14 +124,16 @@ class _Signal(Enum):
 
     NO_RESPONDER = "no responder"
     FORBIDDEN = "forbidden"
+    NO_ANSWER = "no answer"
 
 
 class _Call:
     """One call and its attempts: a digest each, and whether it is over without having run."""
 
-    def __init__(self, request: Request, call_id: str) -> None:
+    def __init__(self, request: Request, call_id: str, deadline: float) -> None:
         self.request = request
         self.id = call_id
+        self.deadline = deadline  # by the monotonic clock, in seconds
         self.attempts: dict[bytes, bool] = {}
         self.subjects: set[str] = set()
         self.answer: OpenedEnvelope | None = None
@@ -150,7 +162,11 @@ class _Call:
 
 
 class Requests:
-    """Makes calls over the bus for one identity."""
+    """Makes calls over the bus for one identity.
+
+    ``clock_ms`` is the time that envelopes carry; ``monotonic`` (seconds) is what waiting is measured by,
+    so that a clock that is set while a call is in flight neither ends nor prolongs it.
+    """
 
     def __init__(
         self,
@@ -163,6 +179,7 @@ class Requests:
         clock_ms: Callable[[], int],
         witness: Callable[[], LogWitness | None],
         max_pending: int,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keeper = keeper
         self._sealer = sealer
@@ -170,6 +187,7 @@ class Requests:
         self._retry = retry
         self._metrics = metrics
         self._clock_ms = clock_ms
+        self._monotonic = monotonic
         self._witness = witness
         self._max_pending = max_pending
         self._pending = 0
@@ -200,44 +218,63 @@ class Requests:
             self._pending -= 1
 
     async def _call(self, request: Request) -> Answer:
+        deadline = self._monotonic() + (request.deadline_ms - self._clock_ms()) / 1000
         for _ in range(self._retry.attempts - 1):
             try:
-                return await self._call_once(request)
+                return await self._call_once(request, deadline)
             except CallRefusedError as refusal:
                 wait = refusal.retry_after
-                if wait is None or wait >= self._remaining(request):
+                if wait is None or wait >= self._until(deadline):
                     raise
             await asyncio.sleep(wait)
-        return await self._call_once(request)
+        return await self._call_once(request, deadline)
 
-    async def _call_once(self, request: Request) -> Answer:
-        call = _Call(request, new_id(self._clock_ms()))
+    async def _call_once(self, request: Request, deadline: float) -> Answer:
+        call = _Call(request, new_id(self._clock_ms()), deadline)
         try:
-            for attempt in range(1, self._retry.attempts + 1):
-                outcome = await self._attempt(call, last=attempt == self._retry.attempts)
-                if outcome is None:
-                    outcome = await self._pause(call, self._retry.delay(attempt))
-                if outcome is not None:
-                    return _answer_of(outcome)
-            raise NoResponderError(
-                f"no replica of {request.callee} takes {request.capability!r} at the moment:"
-                " is it running, and is that the capability's name?"
-            )
+            return _answer_of(await self._answered(call))
         finally:
             call.woken.cancel()
             for subject in call.subjects:
                 self._calls.pop(subject, None)
 
-    async def _attempt(self, call: _Call, *, last: bool) -> OpenedEnvelope | None:
-        """Send once and wait; ``None`` when it may be made again."""
+    async def _answered(self, call: _Call) -> OpenedEnvelope:
+        """Make attempts until there is an answer, or no reason to make another one."""
+        unanswered, give_up = 0, None
+        for attempt in count(1):
+            outcome = await self._attempt(call, last=unanswered + 1 == self._retry.attempts)
+            if isinstance(outcome, OpenedEnvelope):
+                return outcome
+            delay = self._retry.delay(attempt)
+            if outcome is _Signal.NO_ANSWER:
+                unanswered, give_up = unanswered + 1, None
+            else:
+                give_up = give_up or self._monotonic() + self._retry.patience
+                delay = self._delay_within(call, delay, give_up)
+            if (answer := await self._pause(call, delay)) is not None:
+                return answer
+        raise AssertionError("counting does not end")
+
+    def _delay_within(self, call: _Call, delay: float, give_up: float) -> float:
+        """Return when to ask again where nobody was; the last time is at ``give_up``."""
+        left = self._until(give_up)
+        if left == 0 or delay >= self._until(call.deadline):
+            raise NoResponderError(
+                f"no replica of {call.request.callee} takes {call.request.capability!r} at the moment:"
+                " is it running, and is that the capability's name?"
+            )
+        return min(delay, left)
+
+    async def _attempt(self, call: _Call, *, last: bool) -> OpenedEnvelope | _Signal:
+        """Send once and wait. A signal says why it may be made again."""
         request = call.request
         final = last or not request.safe
-        session = await self._keeper.session(self._remaining(request))
+        session = await self._keeper.session(self._until(call.deadline))
         woken = call.renew()
         session.watch(woken)
         share = 1 if final else 2
         try:
-            with anyio.fail_after(max(0.001, self._remaining(request) / share)):
+            with anyio.fail_after(max(0.001, self._until(call.deadline) / share)):
                 await self._send(session, call)
                 signal = await woken
         except BusError as error:
@@ -245,21 +282,20 @@ class Requests:
                 raise ConnectionLostError(
                     f"the connection was lost while {request.callee} was asked; the work may have been done"
                 ) from error
-            return None
+            return _Signal.NO_ANSWER
         except TimeoutError:
             if final:
                 raise CallTimeoutError(
                     f"no answer from {request.callee} to {request.capability!r} in time;"
                     " the work may have been done"
                 ) from None
-            return None
+            return _Signal.NO_ANSWER
         finally:
             woken.cancel()
         return self._conclude(signal, request)
 
-    def _conclude(self, signal: _Signal | OpenedEnvelope, request: Request) -> OpenedEnvelope | None:
-        if signal is _Signal.NO_RESPONDER:
-            return None
+    @staticmethod
+    def _conclude(signal: _Signal | OpenedEnvelope, request: Request) -> _Signal | OpenedEnvelope:
         if signal is _Signal.FORBIDDEN:
             raise AuthorizationError(
                 f"the broker does not let this identity call {request.capability!r} of {request.callee}:"
@@ -267,13 +303,12 @@ class Requests:
                 reason="the broker's permissions",
                 direction="broker",
             )
-        assert isinstance(signal, OpenedEnvelope)
         return signal
 
     async def _pause(self, call: _Call, delay: float) -> OpenedEnvelope | None:
         """Wait before the next attempt, unless an answer to an earlier one comes first."""
         call.renew()
-        with anyio.move_on_after(min(delay, self._remaining(call.request))):
+        with anyio.move_on_after(min(delay, self._until(call.deadline))):
             while call.answer is None:
                 await call.renew()  # what is no answer ends no pause
         return call.answer
@@ -310,8 +345,8 @@ class Requests:
         self._calls[reply] = call
         await session.publish(subject, sealed.frame, reply)
 
-    def _remaining(self, request: Request) -> float:
-        return max(0.0, (request.deadline_ms - self._clock_ms()) / 1000)
+    def _until(self, instant: float) -> float:
+        return max(0.0, instant - self._monotonic())
 
     async def _on_session(self, session: Session) -> None:
         await session.receive_replies(partial(self._on_reply, session.me))

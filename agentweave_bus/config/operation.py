@@ -59,11 +59,16 @@ class ServerConfig(ConfigModel):
 
 
 class RetryConfig(ConfigModel):
-    """How a call that certainly did not run is tried again: attempts in all, delays in seconds."""
+    """How a call is tried again; times are seconds.
+
+    ``attempts`` bounds how often a busy agent is asked, and safe work whose answer is missing. ``patience``
+    is how long a call waits for an agent that nobody runs at the moment.
+    """
 
     attempts: Annotated[int, Field(strict=True, ge=1, le=20)] = 3
     base_delay: Seconds = 0.05
     max_delay: Seconds = 2.0
+    patience: Annotated[float, Field(strict=True, gt=0, le=60)] = 2.0
 
 
 class BusConfig(ConfigModel):

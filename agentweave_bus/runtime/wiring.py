@@ -37,6 +37,7 @@ from agentweave_bus.bus.requests import Requests, RetryRule
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.client import CalleeBreakers, Client
 from agentweave_bus.config import AgentConfig
+from agentweave_bus.config.operation import RetryConfig
 from agentweave_bus.envelope import EnvelopeVerifier, Sealer
 from agentweave_bus.identity import (
     ChainVerifier,
@@ -262,7 +263,7 @@ def _wire(
         keeper=keeper,
         sealer=sealer,
         verifier=verifier,
-        retry=RetryRule(config.bus.retry.attempts, config.bus.retry.base_delay, config.bus.retry.max_delay),
+        retry=_retry_rule(config.bus.retry),
         metrics=metrics,
         clock_ms=clock_ms,
         witness=audit.witness,
@@ -287,6 +288,10 @@ def _wire(
         max_timeout=config.bus.max_call_timeout,
     )
     return Connected(config, me, source, verifier, sealer, authorizer, audit, keeper, client, metrics)
+
+
+def _retry_rule(retry: RetryConfig) -> RetryRule:
+    return RetryRule(retry.attempts, retry.base_delay, retry.max_delay, retry.patience)
 
 
 def _minimum_tls(config: AgentConfig) -> ssl.TLSVersion:

@@ -54,12 +54,13 @@ async def test_a_safe_call_in_flight_is_made_again_with_the_same_id(world, echo,
             await echo.entered.wait()
         await world.stack.nats.kill()
         await world.stack.nats.start()
-        await until(lambda: len(echo.ran) == 2, "the second attempt")
+        await until(lambda: len(echo.ran) >= 2, "the second attempt")
         echo.gate.set()
     assert answers == [{"waited": True}]
     sent = world.audit("cli", event="call", cap="wait_safe")
     assert len({one["id"] for one in sent}) == 1
-    assert len({one["digest"] for one in sent}) == len(sent) == 2
+    # At least: an attempt may come before the agent is connected again, and then reaches nobody.
+    assert len({one["digest"] for one in sent}) == len(sent) >= 2
 
 
 async def test_calls_made_while_the_broker_is_away_wait_for_it(world, echo, cli):
@@ -85,6 +86,22 @@ async def test_without_a_broker_a_call_says_so_and_the_callees_breaker_stays_clo
             await cli.call(str(ECHO), "work", {"text": "x"}, timeout=0.05)
     await world.stack.nats.start()
     assert await cli.ask(ECHO, "work", {"text": "at once"}) == {"worked": "at once"}
+
+
+async def test_a_call_made_while_its_callee_restarts_is_taken_by_the_next_one(world, echo, cli):
+    await cli.ask(ECHO, "say", {"text": "before"})
+    await world.running(echo).crash()
+    answers = []
+    async with anyio.create_task_group() as group:
+
+        async def ask():
+            answers.append(await cli.ask(ECHO, "work", {"text": "patient"}))
+
+        group.start_soon(ask)
+        await until(lambda: len(world.audit("cli", event="call", cap="work")) > 3, "attempts at nobody")
+        again = await world.agent(ECHO)
+    assert answers == [{"worked": "patient"}]
+    assert again.ran == ["work"]
 
 
 async def test_killed_several_times_under_load_nothing_stays_deaf(world, echo, cli):

@@ -151,7 +151,7 @@ async def test_nobody_there_is_tried_again_with_the_same_id(world, cli):
     with pytest.raises(NoResponderError):
         await cli.call(str(ECHO), "work", {"text": "x"}, timeout=PATIENCE)
     sent = world.audit("cli", event="call")
-    assert len(sent) == 3  # bus.retry.attempts
+    assert len(sent) > 3  # for bus.retry.patience, not for a number of times
     assert len({one["id"] for one in sent}) == 1
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from agentweave_bus.agent.peers import PeerPatterns, PeerRule, TrustDomains
 from agentweave_bus.exceptions import ConfigurationError
+from agentweave_bus.names import CAPABILITY_NAME
 
 __all__ = [
     "CapabilitySpec",
@@ -30,7 +31,6 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ATTRIBUTE: Final = "__agentweave__"
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def check_capability_name(name: object) -> str:
     """
     if callable(name):
         raise ConfigurationError("@capability needs a name.", hint='Write @capability("name").')
-    if isinstance(name, str) and _NAME.fullmatch(name):
+    if isinstance(name, str) and CAPABILITY_NAME.fullmatch(name):
         return name
     raise ConfigurationError(
         f"{name!r} can't name a capability: use 1 to 64 of a-z, 0-9, '_' and '-', a letter or digit first.",
@@ -71,7 +71,7 @@ def check_capability_name(name: object) -> str:
 def _suggestion(name: object) -> str | None:
     guess = re.sub(r"[^a-z0-9_-]+", "_", str(name).lower()).strip("_-")[:64]
     close = difflib.SequenceMatcher(None, str(name).lower(), guess).ratio() > 0.5  # noqa: PLR2004 - half alike
-    return f"Try {guess!r}." if close and _NAME.fullmatch(guess) else None
+    return f"Try {guess!r}." if close and CAPABILITY_NAME.fullmatch(guess) else None
 
 
 def capability(

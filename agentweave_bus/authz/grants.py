@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from agentweave_bus.authz.grants_file import load_grants_document
+from agentweave_bus.names import EVENT_NAME
 from agentweave_bus.spiffe_id import SpiffeID, check_trust_domain
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ __all__ = ["OPERATOR_ACTS", "Grant", "Grants", "Operator", "Partner", "Reach", "
 OPERATOR_ACTS: Final = tuple(f"control:{verb}" for verb in ("cancel", "drain", "redrive", "revoke", "watch"))
 """The acts of operators that a policy decides on."""
 
-_NAME: Final = r"[a-z0-9][a-z0-9_-]{0,63}"
-_CAPABILITY: Final = re.compile(rf"\*|{_NAME}(\.{_NAME})*")
 _PAYLOAD_LIMIT: Final = re.compile(r"(max|min)_[A-Za-z_][A-Za-z0-9_]*")
 _LOCAL_LIMITS: Final = frozenset({"max_per_minute"})
 
@@ -81,7 +80,7 @@ def _exact_id(text: str) -> str:
 
 
 def _capability(text: str) -> str:
-    if not _CAPABILITY.fullmatch(text):
+    if text != "*" and not EVENT_NAME.fullmatch(text):
         raise ValueError(
             f"{text!r} is no capability: lower-case letters, digits, '_' and '-', at most 64, or '*'"
         )

@@ -19,6 +19,7 @@ from enum import StrEnum
 from typing import Final
 
 from agentweave_bus.exceptions import ConfigurationError, MalformedEnvelopeError
+from agentweave_bus.names import CAPABILITY_NAME
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = [
@@ -37,7 +38,6 @@ __all__ = [
 
 MAX_SUBJECT_BYTES: Final = 1024
 
-_CAPABILITY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_=/-]+")
 
 
@@ -73,7 +73,7 @@ def check_capability(name: object) -> str:
         ConfigurationError: it is not.
 
     """
-    if not isinstance(name, str) or not _CAPABILITY.fullmatch(name):
+    if not isinstance(name, str) or not CAPABILITY_NAME.fullmatch(name):
         raise ConfigurationError(
             f"{name!r} is no capability name: use 1 to 64 of a-z, 0-9, '_' and '-', a letter or digit first"
         )

@@ -15,6 +15,7 @@ from agentweave_bus.config.cautions import (
     transport_cautions,
 )
 from agentweave_bus.config.fields import (
+    CapabilityName,
     ConfigModel,
     Environment,
     HandlerPath,
@@ -33,7 +34,7 @@ __all__ = ["AgentConfig", "AgentSection", "CapabilityConfig"]
 class CapabilityConfig(ConfigModel):
     """One capability as the agent's card describes it; modes are media types."""
 
-    name: Name
+    name: CapabilityName
     description: str = ""
     input_modes: tuple[str, ...] = ("application/json",)
     output_modes: tuple[str, ...] = ("application/json",)

@@ -39,13 +39,6 @@ class Document:
     value: dict[str, Any]
     lines: dict[KeyPath, int] = field(default_factory=dict)
 
-    def line_of(self, path: KeyPath) -> int | None:
-        """Return the line of ``path``, or of the closest key above it that was written."""
-        for length in range(len(path), 0, -1):
-            if (line := self.lines.get(path[:length])) is not None:
-                return line
-        return None
-
 
 def read_document(path: Path) -> Document:
     """Read one YAML file whose top level is a mapping; an empty file is an empty mapping.

@@ -20,9 +20,11 @@ from pydantic import (
     ValidationInfo,
 )
 
+from agentweave_bus.names import CAPABILITY_NAME
 from agentweave_bus.spiffe_id import SpiffeID, check_trust_domain
 
 __all__ = [
+    "CapabilityName",
     "ConfigModel",
     "Count",
     "Environment",
@@ -33,7 +35,6 @@ __all__ = [
     "Port",
     "Seconds",
     "SpiffeIdText",
-    "TcpPort",
     "TrustDomain",
     "environment_of",
     "is_name",
@@ -71,13 +72,19 @@ def environment_of(info: ValidationInfo) -> Environment:
 
 
 def is_name(value: object) -> bool:
-    """Tell whether ``value`` can be an agent's or capability's name."""
+    """Tell whether ``value`` can be an agent's or client's name."""
     return isinstance(value, str) and _NAME.fullmatch(value) is not None and value not in {".", ".."}
 
 
 def _name(text: str) -> str:
     if not is_name(text):
         raise ValueError(f"{text!r} may hold 1 to 64 letters, digits, '.', '-' and '_' only")
+    return text
+
+
+def _capability_name(text: str) -> str:
+    if not CAPABILITY_NAME.fullmatch(text):
+        raise ValueError(f"{text!r} may hold 1 to 64 of a-z, 0-9, '_' and '-' only, a letter or digit first")
     return text
 
 
@@ -94,6 +101,7 @@ def _spiffe_id(value: Any) -> SpiffeID:
 
 
 Name = Annotated[str, AfterValidator(_name)]
+CapabilityName = Annotated[str, AfterValidator(_capability_name)]
 HandlerPath = Annotated[str, AfterValidator(_handler_path)]
 TrustDomain = Annotated[str, AfterValidator(check_trust_domain)]
 SpiffeIdText = Annotated[SpiffeID, PlainValidator(_spiffe_id), PlainSerializer(str, return_type=str)]
@@ -101,5 +109,4 @@ FilePath = Annotated[Path, Field(strict=False)]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Port = Annotated[int, Field(strict=True, ge=0, le=65535)]
-TcpPort = Annotated[int, Field(strict=True, ge=1, le=65535)]
 Seconds = Annotated[float, Field(strict=True, gt=0, le=86_400)]

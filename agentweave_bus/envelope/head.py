@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from agentweave_bus.envelope.codec import pack, unpack_exact
 from agentweave_bus.envelope.envelope import DEFAULT_LIMITS, Draft, Head, Kind, Limits
 from agentweave_bus.exceptions import InvalidSpiffeIdError, MalformedEnvelopeError
+from agentweave_bus.names import CAPABILITY_NAME, EVENT_NAME
 from agentweave_bus.spiffe_id import SpiffeID
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ __all__ = ["head_from_map", "map_from_draft", "pack_head", "parse_head"]
 _LARGEST_INT: Final = 2**53 - 1  # what every JSON reader holds exactly
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[57][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-_CAPABILITY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_EVENT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}(?:\.[a-z0-9][a-z0-9_-]{0,63}){0,7}")
 _SUBJECT: Final = re.compile(r"[!-)+-=?-~]{1,1024}")  # printable ASCII without the wildcards '*' and '>'
 _CONTENT_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,62}/[a-z0-9][a-z0-9!#$&^_.+;=-]{0,126}")
 _INSTANCE: Final = re.compile(r"[A-Za-z0-9]{22}")
@@ -188,7 +187,7 @@ def _check_scope_entry(key: str, entry: Any) -> None:
         raise _wrong(key, "has an entry that is not text")
     agent, _, name = entry.partition("#")
     _spiffe_id(key, agent, DEFAULT_LIMITS)
-    if name != "*" and not _EVENT_NAME.fullmatch(name):
+    if name != "*" and not EVENT_NAME.fullmatch(name):
         raise _wrong(key, "has an entry that is not '<SPIFFE ID>#<capability>' or '<SPIFFE ID>#*'")
 
 
@@ -229,7 +228,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any, Limits], Any]]] = {
     "iss": _spiffe_id,
     "x5t": _hash,
     "aud": _spiffe_id,
-    "cap": _matching(_EVENT_NAME, "a capability or event name"),
+    "cap": _matching(EVENT_NAME, "a capability or event name"),
     "sub": _matching(_SUBJECT, "a subject of 1 to 1024 printable characters without wildcards"),
     "iat": _count,
     "exp": _count,
@@ -296,7 +295,7 @@ def _check_ends(head: Head) -> None:
     if (head.kind in _TO_A_DOMAIN) == bool(head.aud.path):
         wanted = "a trust domain" if head.kind in _TO_A_DOMAIN else "a workload"
         raise _wrong("aud", f"of kind {head.kind} must be {wanted}")
-    if head.kind not in _TO_A_DOMAIN and not _CAPABILITY.fullmatch(head.cap):
+    if head.kind not in _TO_A_DOMAIN and not CAPABILITY_NAME.fullmatch(head.cap):
         raise _wrong("cap", "is no capability name")
 
 

@@ -407,6 +407,7 @@ def test_own_and_broker_domain_must_be_allowed(refused) -> None:
         (MINIMAL + "bus: {call_timeout: 0}\n", "bus.call_timeout"),
         (MINIMAL + "bus: {call_timeout: 400}\n", "bus"),
         (MINIMAL + "bus: 7\n", "bus"),
+        (MINIMAL + "  capabilities: [{name: Send.Mail}]\n", "agent.capabilities[0].name"),
         (MINIMAL + "identity: {spiffe_endpoint: /run/x.sock}\n", "identity.spiffe_endpoint"),
         (MINIMAL + "identity: {spiffe_endpoint: 'tcp://127.0.0.1:8081'}\n", "identity.spiffe_endpoint"),
         (MINIMAL + "authorization: {policy_path: 'a//b'}\n", "authorization.policy_path"),

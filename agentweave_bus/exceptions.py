@@ -23,7 +23,6 @@ The branches follow what a caller can do about the failure::
     ├── TaskFailedError             raised by a handler: the task failed, and the caller may read why
     ├── WorkerError                 a worker process did not start, or ended; ``exit_code`` is its code
     ├── BusError                    the broker
-    │   └── BusPermissionError      the broker refused a subject; ``subject`` names it
     └── AgentCallError              a call ended without a result
         ├── FederationError         the peer's trust domain is not allowed, or its bundle is missing
         ├── AuthorizationError      denied; ``reason`` and ``audit_id`` say by what
@@ -46,7 +45,6 @@ __all__ = [
     "AuthorizationError",
     "BundleUnavailableError",
     "BusError",
-    "BusPermissionError",
     "CallRefusedError",
     "CallTimeoutError",
     "ChainRefusedError",
@@ -185,14 +183,6 @@ class WorkerError(AgentWeaveError):
 
 class BusError(AgentWeaveError):
     """The broker can't be reached or refused the connection."""
-
-
-class BusPermissionError(BusError):
-    """The broker refused ``subject`` to this identity."""
-
-    def __init__(self, message: str, *, subject: str) -> None:
-        super().__init__(message)
-        self.subject = subject
 
 
 class AgentCallError(AgentWeaveError):

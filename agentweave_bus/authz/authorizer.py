@@ -14,7 +14,6 @@ It writes no audit records: whoever asked does, and sets ``audit_id`` on the dec
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from dataclasses import replace
@@ -107,7 +106,6 @@ class Authorizer:
         self._limiter = LocalLimiter()
         self._epoch = 0
         self._alarm = ""
-        self._reload_wanted = asyncio.Event()
 
     @property
     def grants(self) -> Grants | None:
@@ -184,16 +182,8 @@ class Authorizer:
     async def run(self) -> None:
         """Follow changes of the policy and the grants until cancelled. The caller owns this task."""
         while True:
-            asked_for = False
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS):
-                    asked_for = await self._reload_wanted.wait()
-            self._reload_wanted.clear()
-            await self.reload(force=asked_for)
-
-    def reload_soon(self) -> None:
-        """Make :meth:`run` read policy and grants again now (for a signal handler)."""
-        self._reload_wanted.set()
+            await asyncio.sleep(POLL_SECONDS)
+            await self.reload(force=False)
 
     async def reload(self, *, force: bool = True) -> bool:
         """Bring policy and grants up to date, also when nothing seems changed (``force``).

@@ -128,10 +128,14 @@ DECLARATIONS: Final[Mapping[str, Declaration]] = {
         ("endpoint", "state"),
     ),
     "opa_requests": Declaration(
-        Counter, "agentweave_opa_requests_total", "Questions put to a policy engine."
+        Counter,
+        "agentweave_opa_requests_total",
+        "Questions put to OPA servers. The embedded engine is not counted.",
     ),
     "opa_errors": Declaration(
-        Counter, "agentweave_opa_errors_total", "Questions without a trustworthy answer in time."
+        Counter,
+        "agentweave_opa_errors_total",
+        "Attempts at an OPA server without a trustworthy answer in time.",
     ),
     "policy_load_errors": Declaration(
         Counter, "agentweave_policy_load_errors_total", "Policy revisions refused; the one before stays."

@@ -3,6 +3,9 @@
 A few threads beside the event loop, so that a scrape is answered (and health is told) even when the
 loop is busy or stuck. It knows a registry and two callables, nothing else of the process. Plain
 HTTP, on loopback unless configured otherwise; it only answers GET and HEAD and never shows payloads.
+
+Clients that send slowly can't keep health checks out: a request has one deadline for all of it, and when
+all places are taken a newcomer gets that of whoever has been sending for longest.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from socketserver import TCPServer, ThreadingMixIn
@@ -34,6 +38,7 @@ HealthCheck = Callable[[], tuple[bool, Mapping[str, Any]]]
 
 MAX_CONNECTIONS: Final = 16
 REQUEST_SECONDS: Final = 5.0
+"""For a whole request and its answer, however often the client sends something."""
 
 _log = logging.getLogger(__name__)
 
@@ -143,19 +148,25 @@ def _answer(start_response: StartResponse, status: HTTPStatus, value: Mapping[st
 class _Handler(WSGIRequestHandler):
     timeout = REQUEST_SECONDS
 
+    server: _Server
+
+    def parse_request(self) -> bool:
+        return super().parse_request() and self.server.has_arrived(self.connection)
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the parent's name
         _log.debug(format, *args)
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A WSGI server with a bound on connections; one too many is closed unanswered."""
+    """A WSGI server with a bound on connections, and on the time of each."""
 
     daemon_threads = False
     request_queue_size = MAX_CONNECTIONS
 
     def __init__(self, host: str, port: int, app: WSGIApplication) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._open: set[socket.socket] = set()
+        self._open: dict[socket.socket, float] = {}  # with when each must be done, soonest first
+        self._arriving: dict[socket.socket, None] = {}  # those of them whose request is not yet complete
         self._lock = threading.Lock()
         super().__init__((host, port), _Handler)
         self.set_app(app)
@@ -167,23 +178,54 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
+        """Make room for a connection: who has been sending longest leaves, who awaits an answer stays."""
         with self._lock:
-            if len(self._open) >= MAX_CONNECTIONS:
+            if len(self._open) >= MAX_CONNECTIONS and not self._evict():
                 return False
-            self._open.add(request)
+            self._open[request] = time.monotonic() + REQUEST_SECONDS
+            self._arriving[request] = None
             return True
+
+    def _evict(self) -> bool:
+        oldest = next(iter(self._arriving), None)
+        if oldest is None:
+            return False
+        del self._open[oldest], self._arriving[oldest]
+        _end(oldest)
+        return True
+
+    def has_arrived(self, request: socket.socket) -> bool:
+        """Note that a request is complete; False if its place was given away meanwhile."""
+        with self._lock:
+            self._arriving.pop(request, None)
+            return request in self._open
+
+    def service_actions(self) -> None:
+        """End what has taken too long; called between any two connections, and 20 times a second."""
+        now = time.monotonic()
+        with self._lock:
+            for request, due in self._open.items():
+                if due > now:
+                    break
+                _end(request)
 
     def shutdown_request(self, request: Any) -> None:
         with self._lock:
-            self._open.discard(request)
+            self._open.pop(request, None)
+            self._arriving.pop(request, None)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         _log.debug("A connection to the metrics listener broke.", exc_info=True)
 
     def end_connections(self) -> None:
-        """Wake the threads that still read from a slow client."""
+        """Wake the threads that are still busy with a client."""
         with self._lock:
             for request in self._open:
-                with contextlib.suppress(OSError):  # the client was faster
-                    request.shutdown(socket.SHUT_RDWR)
+                _end(request)
+
+
+def _end(request: socket.socket) -> None:
+    """Wake the thread that reads from, or writes to, a slow client."""
+    with contextlib.suppress(OSError):  # the client was faster
+        request.shutdown(socket.SHUT_RDWR)

@@ -6,12 +6,14 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from agentweave_bus.config import MetricsConfig
 from agentweave_bus.exceptions import ConfigurationError
+from agentweave_bus.observability import exposition
 from agentweave_bus.observability.exposition import MAX_CONNECTIONS, Exposition
 from agentweave_bus.observability.metrics import Metrics
 
@@ -135,13 +137,64 @@ def test_closing_frees_the_port_and_the_threads_even_with_a_silent_client(
     Exposition(MetricsConfig(port=port), metrics, health=checks.health, ready=checks.ready).close()
 
 
-def test_connections_are_bounded(listener: Exposition) -> None:
-    silent = [
-        socket.create_connection(("127.0.0.1", listener.port), timeout=5) for _ in range(MAX_CONNECTIONS)
-    ]
-    try:
-        with socket.create_connection(("127.0.0.1", listener.port), timeout=5) as refused:
+@pytest.fixture
+def silent(listener: Exposition) -> Iterator[list[socket.socket]]:
+    """As many connections as there may be, of clients that have not sent a whole request."""
+    held = [socket.create_connection(("127.0.0.1", listener.port), timeout=5) for _ in range(MAX_CONNECTIONS)]
+    for each in held:
+        each.sendall(b"GET /heal")
+    yield held
+    for each in held:
+        each.close()
+
+
+def test_health_is_told_when_slow_clients_hold_all_places(
+    listener: Exposition, silent: list[socket.socket]
+) -> None:
+    for _ in range(3):
+        assert get(listener, "/healthz")[0] == 200
+    assert silent[0].recv(1) == b"", "who has been sending for longest leaves"
+    silent[-1].sendall(b"thz HTTP/1.0\r\n\r\n")
+    assert silent[-1].recv(12) == b"HTTP/1.0 200", "the others stay"
+
+
+def test_connections_are_bounded(checks: Checks) -> None:
+    """Those that wait for an answer keep their places: what they wait for could be stuck."""
+    asked, stuck = threading.Semaphore(0), threading.Event()
+
+    def health() -> tuple[bool, dict[str, str]]:
+        asked.release()
+        stuck.wait(5)
+        return True, {}
+
+    with Exposition(MetricsConfig(port=0), Metrics.create(), health=health, ready=checks.ready) as busy:
+        waiting = [
+            socket.create_connection(("127.0.0.1", busy.port), timeout=5) for _ in range(MAX_CONNECTIONS)
+        ]
+        for each in waiting:
+            each.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            assert asked.acquire(timeout=5)
+        with socket.create_connection(("127.0.0.1", busy.port), timeout=5) as refused:
             assert refused.recv(1) == b""
-    finally:
-        for each in silent:
+        stuck.set()
+        for each in waiting:
+            assert each.recv(12) == b"HTTP/1.0 200"
             each.close()
+
+
+def test_a_request_has_one_deadline_however_often_something_is_sent(
+    listener: Exposition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exposition, "REQUEST_SECONDS", 0.4)
+    with socket.create_connection(("127.0.0.1", listener.port), timeout=0.1) as slow:
+        began = time.monotonic()
+        while time.monotonic() - began < 5:
+            try:
+                slow.send(b"G")
+                if slow.recv(1) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        assert time.monotonic() - began < 2

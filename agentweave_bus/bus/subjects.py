@@ -113,7 +113,7 @@ def reply_subject(caller: SpiffeID, instance: str, request_id: str) -> str:
     """Where the answer to ``request_id`` goes.
 
     Caller, instance and id all come from the signed head, so the broker has no say in it. Each
-    request has a subject of its own because the broker counts permitted responses by reply subject.
+    request has a subject of its own, so that an answer says which it is for before it is opened.
     """
     return f"{reply_inbox(caller, instance)}.{request_id}"
 

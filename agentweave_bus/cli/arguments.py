@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from agentweave_bus.exceptions import ConfigurationError
 
-__all__ = ["parse_json", "parse_principal"]
+__all__ = ["parse_json", "parse_principal", "parse_via"]
 
 _QUOTE: Final = 'Quote it for the shell: \'{"name": "value"}\'.'
 
@@ -41,4 +41,23 @@ def parse_principal(text: str | None) -> dict[str, str] | None:
         "--principal is no object of texts.",
         key="--principal",
         hint='Write it like \'{"iss": "https://login.example", "sub": "ada"}\'.',
+    )
+
+
+def parse_via(text: str | None) -> tuple[dict[str, Any], ...]:
+    """Read ``--via``, the links of a delegation, origin first; empty where it is not given.
+
+    Raises:
+        ConfigurationError: it is something else than a list of objects.
+
+    """
+    if text is None:
+        return ()
+    value = parse_json(text, "--via")
+    if isinstance(value, list) and all(isinstance(one, dict) for one in value):
+        return tuple(value)
+    raise ConfigurationError(
+        "--via is no list of objects.",
+        key="--via",
+        hint='Write it like \'[{"iss": "spiffe://...", "aud": "spiffe://...", "cap": "create_order"}]\'.',
     )

@@ -14,14 +14,14 @@ from agentweave_bus.authz import Authorizer, AuthzContext, AuthzDecision, Grants
 from agentweave_bus.authz.policy_input import write_input
 from agentweave_bus.authz.policy_source import find_opa
 from agentweave_bus.authz.wasm import EmbeddedEngine
-from agentweave_bus.cli.arguments import parse_json, parse_principal
+from agentweave_bus.cli.arguments import parse_json, parse_principal, parse_via
 from agentweave_bus.cli.authz_cases import Case, read_cases
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import as_json, message, print_result
 from agentweave_bus.cli.policy_choice import PolicyChoice, add_policy_arguments, choose_policy
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["add_arguments", "run_check", "run_test"]
+__all__ = ["add_arguments", "decide", "run_check", "run_test"]
 
 _CHECK_EPILOG: Final = """\
 Example:
@@ -77,6 +77,9 @@ def _describe_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--direction", choices=("inbound", "outbound"), default="inbound")
     parser.add_argument("--kind", choices=("call", "task", "event", "control"), default="call")
     parser.add_argument("--principal", metavar="JSON", help='for whom: {"iss": "...", "sub": "..."}')
+    parser.add_argument(
+        "--via", metavar="JSON", help='on whose behalf: [{"iss": "...", "aud": "...", "cap": "..."}, ...]'
+    )
     parser.add_argument("--trace", action="store_true", help="also show input, matching grants and standing")
     parser.add_argument("--json", action="store_true", help="as JSON also in a terminal")
     add_policy_arguments(parser)
@@ -118,7 +121,13 @@ def _question(options: argparse.Namespace) -> AuthzContext:
         payload=parse_json(options.payload, "--payload"),
         kind=options.kind,
         principal=parse_principal(options.principal),
+        via=parse_via(options.via),
     )
+
+
+def decide(choice: PolicyChoice, question: AuthzContext) -> AuthzDecision:
+    """Ask one question of a policy, here and now. Raises AgentWeaveError: it can't be loaded."""
+    return asyncio.run(_ask(choice, [question]))[0].decision
 
 
 async def _ask(choice: PolicyChoice, questions: list[AuthzContext]) -> list[_Answer]:

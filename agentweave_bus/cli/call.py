@@ -12,7 +12,10 @@ from agentweave_bus.cli.arguments import parse_json, parse_principal
 from agentweave_bus.cli.client_config import add_identity_arguments, find_client_config
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
 from agentweave_bus.cli.output import message, print_result
+from agentweave_bus.cli.stack_agents import unknown_agent
 from agentweave_bus.config import AgentConfig
+from agentweave_bus.exceptions import AgentCallError
+from agentweave_bus.observability.printable import escape_line
 from agentweave_bus.runtime import AgentWeaveClient
 from agentweave_bus.types import TaskResult
 
@@ -56,21 +59,26 @@ def run(options: argparse.Namespace) -> int:
     config = find_client_config(options)
     data = parse_json(_read(options.data), "--data")
     principal = parse_principal(options.principal)
-    result = asyncio.run(
-        call_once(
-            config,
-            options.target,
-            options.capability,
-            data,
-            timeout=config.bus.call_timeout if options.timeout is None else options.timeout,
-            principal=principal,
-            scope=options.scope,
-            safe=options.safe,
+    try:
+        result = asyncio.run(
+            call_once(
+                config,
+                options.target,
+                options.capability,
+                data,
+                timeout=config.bus.call_timeout if options.timeout is None else options.timeout,
+                principal=principal,
+                scope=options.scope,
+                safe=options.safe,
+            )
         )
-    )
+    except AgentCallError:
+        if (unknown := unknown_agent(options.target)) is not None:
+            message(f"agentweave: {unknown}")
+        raise
     print_result(result.to_json(full=True), json_wanted=True)
     if result.status == "failed":
-        message(f"agentweave: the task failed: {result.error}")
+        message(escape_line(f"agentweave: the task failed: {result.error}"))
         return ExitCode.FAILED
     return ExitCode.DONE
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
+import re
 from pathlib import Path
 from typing import Any, Final
 
-from agentweave_bus.authz import Grants
 from agentweave_bus.authz.policy_data import grants_file
+from agentweave_bus.cli.advice import Denial, advice_about, advice_lines
 from agentweave_bus.cli.audit_records import Record, audit_paths, describe, log_files, matching
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import print_result
 from agentweave_bus.cli.policy_choice import add_policy_arguments, choose_policy
+from agentweave_bus.cli.stack_agents import unknown_agent
 from agentweave_bus.exceptions import ConfigurationError
+from agentweave_bus.observability.printable import escape_line
 
 __all__ = ["add_arguments", "explain", "run"]
 
@@ -26,6 +27,12 @@ ID is an audit id (errors name it), a task's id, or the digest of an envelope (8
 """
 _ID_KEYS: Final = ("audit_id", "id", "digest", "decision_id")
 _SHORTEST: Final = 8
+_CORRELATION_ID: Final = re.compile("[0-9a-f]{16}")
+_OTHER_LOGS: Final = "Give the logs of the agent that refused with --audit."
+_A_FAILURE: Final = (
+    "If it came as a correlation id, nothing refused the call: its handler failed. The traceback stands"
+    " under that id in the log of the agent that was called; `agentweave up` shows it on standard error."
+)
 _OUTBOUND_STEP: Final = 0
 _AUTHORIZATION_STEP: Final = 11
 
@@ -48,13 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Find everything that the logs say about ``ID`` and explain it."""
     records = _story(options.id, log_files(audit_paths(options.audit)))
-    grants, file = _grants(options)
-    story = explain(records, grants)
-    print_result({**story, "records": records}, _text(story, records, file), json_wanted=options.json)
+    story = explain(records, options)
+    text = _text(story, records, _grants_name(options))
+    print_result({**story, "records": records}, text, json_wanted=options.json)
     return ExitCode.DONE
 
 
-def explain(records: list[Record], grants: Grants) -> dict[str, Any]:
+def explain(records: list[Record], options: argparse.Namespace) -> dict[str, Any]:
     """Return what happened, by the records of one call (in order): verdict, layer, rule, and the way on."""
     refusals = [record for record in records if record.get("event") == "refusal"]
     outcomes = [record for record in records if record.get("event") == "outcome"]
@@ -62,7 +69,7 @@ def explain(records: list[Record], grants: Grants) -> dict[str, Any]:
         status, took = outcomes[-1].get("status"), outcomes[-1].get("ms")
         return {"verdict": "ran", "sentence": f"It was allowed and ran: {status} after {took} ms."}
     if refusals:
-        return _refusal(refusals[-1], grants)
+        return _refusal(refusals[-1], options)
     if any(record.get("event") == "admission" for record in records):
         return {
             "verdict": "admitted",
@@ -86,7 +93,7 @@ def _story(wanted: str, files: list[Path]) -> list[Record]:
         raise ConfigurationError(
             f"No record here is about {wanted!r} ({len(files)} log files were read).",
             key="ID",
-            hint="Give the logs of the agent that refused with --audit.",
+            hint=_A_FAILURE if _CORRELATION_ID.fullmatch(wanted) else _OTHER_LOGS,
         )
     related = {record[key] for record in found for key in ("digest", "id") if key in record}
     if not related:
@@ -94,18 +101,18 @@ def _story(wanted: str, files: list[Path]) -> list[Record]:
     return matching(files, lambda value: value in related or named(value), _ID_KEYS)
 
 
-def _grants(options: argparse.Namespace) -> tuple[Grants, str]:
-    """Return the grants that advice is measured by; without any the advice is the same, but less sharp."""
+def _grants_name(options: argparse.Namespace) -> str:
+    """Return the file that advice is about."""
     try:
         choice = choose_policy(options)
     except ConfigurationError:
         if options.policy is not None:
             raise
-        return Grants(), "grants.yaml"
-    return choice.grants, str(grants_file(choice.source) or "grants.yaml")
+        return "grants.yaml"
+    return str(grants_file(choice.source) or "grants.yaml")
 
 
-def _refusal(record: Record, grants: Grants) -> dict[str, Any]:
+def _refusal(record: Record, options: argparse.Namespace) -> dict[str, Any]:
     step, by_policy = record.get("step"), "allowed" in record
     layer = _layer(record)
     story: dict[str, Any] = {
@@ -118,7 +125,10 @@ def _refusal(record: Record, grants: Grants) -> dict[str, Any]:
     }
     if by_policy and record.get("revision"):
         story["revision"] = record["revision"]
-        story |= _advice(record, grants)
+        denial = Denial.of(record)
+        if (unknown := unknown_agent(denial.callee)) is not None:
+            story["no_such_agent"] = unknown
+        story |= advice_about(denial, options)
     return story
 
 
@@ -133,34 +143,13 @@ def _layer(record: Record) -> str:
     return f"admission step {step} ({record.get('step_name')}) of {callee}, before any policy was asked"
 
 
-def _advice(record: Record, grants: Grants) -> dict[str, Any]:
-    caller, callee, action = (str(record[key]) for key in ("caller", "callee", "action"))
-    context = record.get("input", {}).get("context", {})
-    kind = context.get("kind", "call")
-    payload = json.dumps(context.get("payload") or {})
-    check = ["agentweave", "authz", "check", "--caller", caller, "--target", callee, "--action", action]
-    check += ["--direction", str(record.get("direction", "inbound")), "--payload", payload, "--trace"]
-    call = ["agentweave", "call", "--target", callee, "--capability", action, "--data", payload]
-    advice: dict[str, Any] = {"try_the_policy": shlex.join(check), "try_again": shlex.join(call)}
-    about = [grant.to_data() for grant in grants.find_all(caller, callee, action, kind)]
-    if about:
-        return {**advice, "matching_grants": about}
-    return {**advice, "would_allow": grants.explain(caller, callee, action, kind)}
-
-
 def _text(story: dict[str, Any], records: list[Record], file: str) -> str:
-    lines = [story["sentence"]]
+    lines = [escape_line(story["sentence"])]
     if "step" in story:
         revision = f", policy revision {story['revision']}" if "revision" in story else ""
         lines.append(f"  step {story['step']}{revision}, audit id {story['audit_id']}")
-    if "matching_grants" in story:
-        lines.append(f"Grants of {file} are about this, but do not go as far:")
-        lines += ["  " + json.dumps(grant) for grant in story["matching_grants"]]
-    if "would_allow" in story:
-        lines.append(f"No grant is about this. In {file}, this would allow it:")
-        lines += ["  " + line for line in story["would_allow"].rstrip().splitlines()]
-    if "try_the_policy" in story:
-        lines += ["Ask the policy again without calling:", f"  {story['try_the_policy']}"]
-        lines += ["Call again:", f"  {story['try_again']}"]
+    if "no_such_agent" in story:
+        lines.append(story["no_such_agent"])
+    lines += advice_lines(story, file)
     lines += ["What the logs say:", *(f"  {describe(record)}" for record in records)]
     return "\n".join(lines)

@@ -286,6 +286,12 @@ def test_denied_and_why_and_the_advice_is_right(up: Up) -> None:
     assert "spiffe://agentweave.local/client/cli" in story["layer"]
 
 
+def test_a_misspelt_agent(up: Up) -> None:
+    done = agentweave(up.folder, "call", "--target", HELLO.replace("hello", "helo"), "--capability", "greet")
+    assert done.returncode == 3
+    assert "has no agent helo; did you mean hello?" in done.stderr
+
+
 def test_ping(up: Up) -> None:
     done = agentweave(up.folder, "ping", HELLO)
     assert done.returncode == 0, done.stderr

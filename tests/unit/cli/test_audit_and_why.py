@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agentweave_bus.agent.failures import correlation_id
 from agentweave_bus.authz import AuditLog, AuthzContext, AuthzDecision
 from agentweave_bus.bus.records import decision_facts
 
@@ -30,9 +32,8 @@ def log(place: Path, name: str) -> Iterator[AuditLog]:
 
 def decided(action: str = "pay", *, allowed: bool, revision: str = "r1", **more: Any) -> dict[str, Any]:
     direction = more.pop("direction", "inbound")
-    context = AuthzContext(
-        caller=CLI, callee=PAYMENT, action=action, direction=direction, payload={"amount": 500}
-    )
+    asked = {"payload": {"amount": 500}, "caller": CLI, **more.pop("asked", {})}
+    context = AuthzContext(callee=PAYMENT, action=action, direction=direction, **asked)
     decision = AuthzDecision(allowed=allowed, reason="because", revision=revision)
     return {**decision_facts(context, decision), **more}
 
@@ -80,6 +81,90 @@ def test_denied_by_the_callee_s_policy_over_a_limit(run: Callable, place: Path) 
     assert [grant["limits"] for grant in story["matching_grants"]] == [{"max_amount": 100}]
     assert "would_allow" not in story
     assert [record["event"] for record in story["records"]] == ["call", "refusal"]
+
+
+def why_denied(run: Callable, place: Path, action: str = "pay", **asked: Any) -> Any:
+    record = refusal(11, "authorization", **ENVELOPE, **decided(action, allowed=False, asked=asked))
+    return run("why", answered(place, record)).json
+
+
+ADA = {"iss": "https://login.example", "sub": "ada"}
+WEB = "spiffe://shop.test/client/web"
+
+
+def test_its_commands_ask_what_was_asked(run: Callable, place: Path) -> None:
+    story = why_denied(run, place, principal=ADA, kind="task")
+    assert parsed(story["try_the_policy"], "--principal") == ADA
+    assert "--kind task" in story["try_the_policy"]
+    assert "try_again" not in story  # `call` makes calls, no tasks
+    story = why_denied(run, place, principal=ADA, scope=[f"{PAYMENT}#pay"])
+    assert parsed(story["try_again"], "--principal") == ADA
+    assert f"--scope '{PAYMENT}#pay'" in story["try_again"]
+    assert story["not_carried"] == ["scope"]  # by `authz check`
+    via = [{"iss": WEB, "aud": CLI, "cap": "shop"}]
+    story = why_denied(run, place, via=via)
+    assert parsed(story["try_the_policy"], "--via") == via
+    assert "try_again" not in story
+    assert "max_amount" in run(*shlex.split(story["try_the_policy"])[1:]).json["reason"]
+
+
+def parsed(command: str, option: str) -> Any:
+    words = shlex.split(command)
+    return json.loads(words[words.index(option) + 1])
+
+
+def test_call_again_is_for_clients_of_this_stack(run: Callable, place: Path) -> None:
+    assert "try_again" not in why_denied(run, place, caller="spiffe://shop.test/agent/order")
+    assert "try_again" not in why_denied(run, place, caller=WEB)
+    with (place / "agentweave.yaml").open("a") as file:
+        file.write("clients: [cli, web]\n")
+    assert why_denied(run, place, caller=WEB)["try_again"].endswith(" --as web")
+
+
+def test_an_issuer_or_origin_that_no_grant_lists(run: Callable, place: Path) -> None:
+    story = why_denied(run, place, principal=ADA)
+    assert story["add_to_a_grant"] == ['principals: ["https://login.example"]']
+    story = why_denied(run, place, "refund", principal=ADA)
+    assert '    principals: ["https://login.example"]\n' in story["would_allow"]
+    grants = (place / "grants.yaml").read_text()
+    (place / "grants.yaml").write_text(
+        grants.replace("    limits:", "    on_behalf_of: [spiffe://a.b/c]\n    limits:")
+    )
+    story = why_denied(run, place, via=[{"iss": WEB, "aud": CLI, "cap": "shop"}])
+    assert story["add_to_a_grant"] == [f'on_behalf_of: ["{WEB}"]']
+
+
+def test_what_the_grants_allow_and_another_package_denies(run: Callable, place: Path) -> None:
+    (place / "agentweave.yaml").write_text(
+        "trust_domain: shop.test\ngrants: grants.yaml\nagents: [{config: p.yaml}]\n"
+    )
+    (place / "p.yaml").write_text(
+        "agent: {name: payment, trust_domain: shop.test, class: 'a:B'}\n"
+        "authorization: {policy_path: shop/payment}\n"
+    )
+    story = why_denied(run, place, payload={"amount": 5})
+    assert story["denied_by_package"] == "shop/payment"
+    assert "--policy-path shop/payment" in story["try_the_policy"]
+    (place / "p.yaml").unlink()
+    story = why_denied(run, place, payload={"amount": 5})
+    assert story["allowed_now"]
+    assert "denied_by_package" not in why_denied(run, place)  # over the limit: the grants deny, too
+
+
+def test_an_agent_that_the_stack_does_not_have(run: Callable, place: Path) -> None:
+    (place / "agentweave.yaml").write_text("trust_domain: shop.test\nagents: [{config: p.yaml}]\n")
+    (place / "p.yaml").write_text("agent: {name: payments, trust_domain: shop.test, class: 'a:B'}\n")
+    assert why_denied(run, place)["no_such_agent"].endswith("has no agent payment; did you mean payments?")
+    (place / "p.yaml").write_text("agent: {name: payment, trust_domain: shop.test, class: 'a:B'}\n")
+    assert "no_such_agent" not in why_denied(run, place)
+
+
+def test_a_correlation_id_is_a_failure_s(run: Callable, place: Path) -> None:
+    sent(place)
+    ran = run("why", correlation_id())
+    assert ran.code == 2
+    assert "its handler failed" in ran.err
+    assert "in the log of the agent that was called" in ran.err
 
 
 def test_refused_by_the_code_s_own_restriction(run: Callable, place: Path) -> None:

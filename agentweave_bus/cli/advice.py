@@ -1,0 +1,232 @@
+"""What to do about a denial: the grant that is missing or falls short, and commands that try again.
+
+A command is printed only if it asks what was asked: with the same principal, delegation, package. What it
+can't carry is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from agentweave_bus.authz import DEFAULT_POLICY_PATH, AuthzContext, Grants
+from agentweave_bus.authz.grants import Grant
+from agentweave_bus.cli.audit_records import Record
+from agentweave_bus.cli.authz import decide
+from agentweave_bus.cli.client_config import STATE_DIR
+from agentweave_bus.cli.policy_choice import PolicyChoice, choose_policy
+from agentweave_bus.config import load_stack
+from agentweave_bus.config.stack import DEFAULT_STACK_FILE
+from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
+from agentweave_bus.spiffe_id import SpiffeID
+
+__all__ = ["Denial", "advice_about", "advice_lines"]
+
+_CARRIED: Final = frozenset({"kind", "payload", "principal", "via"})
+_OF_EVERY_REQUEST: Final = frozenset({"task_id", "transport", "caller_trust_domain", "evidence"})
+_NO_GRANTS: Final = PolicyChoice(None, DEFAULT_POLICY_PATH, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """A question that a policy denied, as the audit log has it."""
+
+    caller: str
+    callee: str
+    action: str
+    direction: str
+    context: dict[str, Any]
+
+    @classmethod
+    def of(cls, record: Record) -> Denial:
+        """Read it from a record of a decision."""
+        caller, callee, action = (str(record[key]) for key in ("caller", "callee", "action"))
+        direction = str(record.get("direction", "inbound"))
+        return cls(caller, callee, action, direction, record.get("input", {}).get("context", {}))
+
+    @property
+    def decides(self) -> str:
+        """The SPIFFE ID of the agent whose policy said no."""
+        return self.caller if self.direction == "outbound" else self.callee
+
+    @property
+    def kind(self) -> str:
+        """The envelope's kind."""
+        return str(self.context.get("kind", "call"))
+
+    @property
+    def payload(self) -> Any:
+        """The arguments."""
+        return self.context.get("payload") or {}
+
+    @property
+    def issuer(self) -> str | None:
+        """Who vouches for the principal, where one is named."""
+        principal = self.context.get("principal")
+        return None if principal is None else str(principal.get("iss", ""))
+
+    @property
+    def origin(self) -> str | None:
+        """With whom the delegation began; None for a call of the caller's own."""
+        via = self.context.get("via") or [{}]
+        issuer = via[0].get("iss")
+        return None if issuer is None else str(issuer)
+
+    @property
+    def not_carried(self) -> list[str]:
+        """Members of the context that a check from the command line has not."""
+        present = {key for key, value in self.context.items() if value not in (None, False, [], {})}
+        return sorted(present - _CARRIED - _OF_EVERY_REQUEST)
+
+    def question(self) -> AuthzContext:
+        """Return it as the policy was asked, as far as a command can."""
+        return AuthzContext(
+            caller=self.caller,
+            callee=self.callee,
+            action=self.action,
+            direction="outbound" if self.direction == "outbound" else "inbound",
+            payload=self.payload,
+            kind=self.kind,
+            principal=self.context.get("principal"),
+            via=tuple(self.context.get("via") or ()),
+        )
+
+
+def advice_about(denial: Denial, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the way on: commands, and what the grants as they are now say."""
+    choice = _choice(options, denial)
+    advice: dict[str, Any] = {"try_the_policy": shlex.join(_check(denial, choice, options))}
+    if denial.not_carried:
+        advice["not_carried"] = denial.not_carried
+    if (again := _call(denial)) is not None:
+        advice["try_again"] = shlex.join(again)
+    return {**advice, **_about_grants(denial, choice)}
+
+
+def advice_lines(story: dict[str, Any], file: str) -> list[str]:
+    """Say for people what :func:`advice_about` found."""
+    lines = []
+    if "denied_by_package" in story:
+        lines.append(f"The grants allow this; the package {story['denied_by_package']} denies it.")
+    elif "allowed_now" in story:
+        lines.append(
+            "The grants as they are now allow this: they changed since, or a limit over time was used up."
+        )
+    elif "would_allow" in story:
+        lines.append(f"No grant is about this. In {file}, this would allow it:")
+        lines += ["  " + line for line in story["would_allow"].rstrip().splitlines()]
+    elif "matching_grants" in story:
+        lines.append(f"Grants of {file} are about this, but do not go as far:")
+        lines += ["  " + json.dumps(grant) for grant in story["matching_grants"]]
+        lines += [f"  Add to one of them: {text}" for text in story.get("add_to_a_grant", ())]
+    if "try_the_policy" in story:
+        lines += ["Ask the policy again without calling:", f"  {story['try_the_policy']}"]
+    if "not_carried" in story:
+        lines.append(f"  That leaves out what the request also had: {', '.join(story['not_carried'])}.")
+    if "try_again" in story:
+        lines += ["Call again:", f"  {story['try_again']}"]
+    return lines
+
+
+def _choice(options: argparse.Namespace, denial: Denial) -> PolicyChoice:
+    try:
+        return choose_policy(options, denial.decides)
+    except ConfigurationError:
+        if options.policy is not None:
+            raise
+        return _NO_GRANTS
+
+
+def _about_grants(denial: Denial, choice: PolicyChoice) -> dict[str, Any]:
+    asked = (denial.caller, denial.callee, denial.action, denial.kind)
+    about = list(choice.grants.find_all(*asked))
+    if not about:
+        return {"would_allow": _entry(choice.grants, denial)}
+    facts: dict[str, Any] = {"matching_grants": [grant.to_data() for grant in about]}
+    if _allowed_by_grants(denial, choice):
+        own_package = choice.package != DEFAULT_POLICY_PATH
+        return facts | ({"denied_by_package": choice.package} if own_package else {"allowed_now": True})
+    if missing := _missing(denial, about):
+        facts["add_to_a_grant"] = missing
+    return facts
+
+
+def _entry(grants: Grants, denial: Denial) -> str:
+    """Return the entry that would allow it, with the issuer where a principal is named."""
+    text = grants.explain(denial.caller, denial.callee, denial.action, denial.kind).rstrip()
+    if denial.issuer is not None and text.startswith("grants:"):
+        text += f"\n    principals: {json.dumps([denial.issuer])}"
+    return text + "\n"
+
+
+def _missing(denial: Denial, about: list[Grant]) -> list[str]:
+    """Say what none of the grants about it has."""
+    missing = []
+    if denial.issuer is not None and not any(one.permits_principal(denial.issuer) for one in about):
+        missing.append(f"principals: {json.dumps([denial.issuer])}")
+    if denial.origin is not None and not any(one.permits_origin(denial.origin) for one in about):
+        missing.append(f"on_behalf_of: {json.dumps([denial.origin])}")
+    return missing
+
+
+def _allowed_by_grants(denial: Denial, choice: PolicyChoice) -> bool:
+    """Ask the shipped package alone, which knows nothing but the grants."""
+    grants_alone = PolicyChoice(choice.source, DEFAULT_POLICY_PATH, choice.chosen_by)
+    try:
+        return decide(grants_alone, denial.question()).allowed
+    except AgentWeaveError:
+        return False  # it can't be asked here, so nothing is claimed
+
+
+# --- commands --------------------------------------------------------------------------------------------
+
+
+def _check(denial: Denial, choice: PolicyChoice, options: argparse.Namespace) -> list[str]:
+    command = ["agentweave", "authz", "check", "--caller", denial.caller, "--target", denial.callee]
+    command += ["--action", denial.action, "--direction", denial.direction]
+    command += ["--payload", json.dumps(denial.payload)]
+    if denial.kind != "call":
+        command += ["--kind", denial.kind]
+    command += _principal(denial)
+    if via := denial.context.get("via"):
+        command += ["--via", json.dumps(via)]
+    if options.policy is not None:
+        command += ["--policy", options.policy]
+    if options.policy_path is not None or choice.package != DEFAULT_POLICY_PATH:
+        command += ["--policy-path", choice.package]
+    return [*command, "--trace"]
+
+
+def _call(denial: Denial) -> list[str] | None:
+    """Return the command that makes the same call; None where it is not a client here who made it."""
+    client = _client_here(denial.caller)
+    if client is None or denial.context.get("via") or denial.kind != "call":
+        return None
+    command = ["agentweave", "call", "--target", denial.callee, "--capability", denial.action]
+    command += ["--data", json.dumps(denial.payload), *_principal(denial)]
+    for entry in denial.context.get("scope") or ():
+        command += ["--scope", entry]
+    return command if client == "cli" else [*command, "--as", client]
+
+
+def _principal(denial: Denial) -> list[str]:
+    principal = denial.context.get("principal")
+    return [] if principal is None else ["--principal", json.dumps(principal)]
+
+
+def _client_here(caller: str) -> str | None:
+    """Return the name of the client of this directory's stack that ``caller`` is."""
+    identity = SpiffeID(caller)
+    name = identity.path.removeprefix("/client/")
+    if not Path(DEFAULT_STACK_FILE).exists():
+        return name if (STATE_DIR / "clients" / f"{name}.yaml").is_file() else None
+    try:
+        stack = load_stack()
+    except ConfigurationError:
+        return None
+    ours = identity.trust_domain == stack.trust_domain and identity.path == f"/client/{name}"
+    return name if ours and name in stack.clients else None

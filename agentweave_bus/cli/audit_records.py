@@ -13,6 +13,7 @@ from typing import Any
 
 from agentweave_bus.cli.client_config import STATE_DIR
 from agentweave_bus.exceptions import ConfigurationError
+from agentweave_bus.observability.printable import escape_line
 
 __all__ = ["audit_paths", "describe", "log_files", "matching", "records_of"]
 
@@ -72,7 +73,7 @@ def matching(files: Iterable[Path], wanted: Callable[[str], bool], keys: Iterabl
 def describe(record: Record) -> str:
     """Say in one line what a record says."""
     moment = datetime.fromtimestamp(record.get("ts", 0) / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
-    return f"{moment}  {record['log']:<12} {_event(record)}"
+    return escape_line(f"{moment}  {record['log']:<12} {_event(record)}")
 
 
 def _event(record: Record) -> str:

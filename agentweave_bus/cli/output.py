@@ -1,7 +1,7 @@
 """What commands print: results on standard output, everything else on standard error.
 
 A result is JSON when it goes into a pipe or a file or when ``--json`` asks for it, and made for people in a
-terminal. Messages are for people always.
+terminal. Messages are for people always. Whatever strangers wrote is escaped on its way out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from agentweave_bus.observability.printable import escape_json, escape_line, escape_text
 
 __all__ = ["as_json", "message", "print_result", "table", "wants_json"]
 
@@ -21,22 +23,22 @@ def wants_json(asked_for: bool) -> bool:
 
 def print_result(value: Any, text: str | None = None, *, json_wanted: bool) -> None:
     """Print a result: ``value`` as JSON, or ``text`` for people (JSON where there is none)."""
-    print(as_json(value) if text is None or wants_json(json_wanted) else text)
+    print(as_json(value) if text is None or wants_json(json_wanted) else escape_text(text))
 
 
 def as_json(value: Any) -> str:
     """Write a JSON value as people can still read it."""
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    return escape_json(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def message(text: str) -> None:
     """Print a message for people on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(escape_text(text), file=sys.stderr, flush=True)
 
 
 def table(rows: Iterable[Sequence[str]], *, indent: str = "  ") -> str:
     """Return rows as aligned columns."""
-    listed = [tuple(row) for row in rows]
+    listed = [tuple(escape_line(cell) for cell in row) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*listed, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in listed)
     return "\n".join(indent + line.rstrip() for line in lines)

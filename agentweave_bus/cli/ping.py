@@ -11,6 +11,7 @@ from agentweave_bus.cli.client_config import add_identity_arguments, find_client
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
 from agentweave_bus.cli.output import message, print_result
 from agentweave_bus.config import AgentConfig
+from agentweave_bus.observability.printable import escape_line
 from agentweave_bus.runtime import AgentWeaveClient
 from agentweave_bus.types import TaskResult
 
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     facts = {"target": options.target, "ms": round(milliseconds, 3), "health": result.data}
     print_result(facts, f"{options.target} answered in {milliseconds:.1f} ms", json_wanted=options.json)
     if result.status == "failed":
-        message(f"agentweave: it answers, but is not well: {result.error}")
+        message(escape_line(f"agentweave: it answers, but is not well: {result.error}"))
         return ExitCode.FAILED
     return ExitCode.DONE
 

@@ -147,7 +147,7 @@ def _text(story: dict[str, Any], records: list[Record], file: str) -> str:
     lines = [escape_line(story["sentence"])]
     if "step" in story:
         revision = f", policy revision {story['revision']}" if "revision" in story else ""
-        lines.append(f"  step {story['step']}{revision}, audit id {story['audit_id']}")
+        lines.append(escape_line(f"  step {story['step']}{revision}, audit id {story['audit_id']}"))
     if "no_such_agent" in story:
         lines.append(story["no_such_agent"])
     lines += advice_lines(story, file)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import IO, Any, Final
 
 from agentweave_bus.config import LoggingConfig
+from agentweave_bus.observability.printable import escape_line
 from agentweave_bus.observability.traceparent import TraceParent
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +101,12 @@ class TextFormatter(logging.Formatter):
         """Return the text for ``record``."""
         fields = {**_current.get().fields(), **dict(_extras(record))}
         tail = "".join(f" {name}={value}" for name, value in fields.items())
-        line = _escaped(
+        line = escape_line(
             f"{_timestamp(record)} {record.levelname:<7} {record.name}: {record.getMessage()}{tail}"
         )
         if (trouble := _trouble(self, record)) is None:
             return line
-        return "\n".join((line, *(f"    {_escaped(each)}" for each in trouble.splitlines())))
+        return "\n".join((line, *(f"    {escape_line(each)}" for each in trouble.splitlines())))
 
 
 def configure_logging(config: LoggingConfig, *, stream: IO[str] | None = None) -> Callable[[], None]:
@@ -181,8 +180,3 @@ def _plain(value: Any, depth: int = 4) -> Any:
     if isinstance(value, list | tuple) and depth:
         return [_plain(each, depth - 1) for each in value]
     return str(value)
-
-
-def _escaped(text: str) -> str:
-    """Keep a record on its line: a caller's text must not be able to write a line of its own."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -1,0 +1,55 @@
+"""What strangers wrote can't steer the terminal that it is shown in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agentweave_bus.cli.output import as_json, message, print_result, table
+
+HOSTILE = "\x1b]52;c;cm0=\x07\x1b[2K\r\x7f\x9b31m\u2028\u202e\u2066\u200f\ud800\tend \u00fc\u4e2d"
+STEERING = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def test_json_says_the_same_in_plain_text() -> None:
+    text = as_json({HOSTILE: [HOSTILE]})
+    assert not STEERING.search(text)
+    assert "\\u001b]52" in text
+    assert "\\u009b31m" in text
+    assert "\\u202e" in text
+    assert "\u00fc\u4e2d" in text, "people's own letters stay"
+    assert json.loads(text) == {HOSTILE: [HOSTILE]}
+
+
+@pytest.mark.usefixtures("terminal")
+def test_text_for_people_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
+    message(f"first\n{HOSTILE}")
+    print_result({}, f"second\n{HOSTILE}", json_wanted=False)
+    shown = "".join(capsys.readouterr())
+    assert not STEERING.search(shown)
+    assert "first\n\\x1b]52" in shown
+
+
+def test_a_cell_stays_in_its_row() -> None:
+    shown = table([("a\nb", HOSTILE), ("c", "d")])
+    assert len(shown.splitlines()) == 2
+    assert not STEERING.search(shown)
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize("command", [["audit", "tail"], ["why", "a-0"]])
+def test_records_of_hostile_peers_are_plain(run: Callable, place: Path, command: list[str]) -> None:
+    record = {"audit_id": "a-0", "ts": 1, "seq": 0, "prev": "0" * 64, "event": "refusal", "step": 4}
+    record |= {name: f"{name}\n{HOSTILE}" for name in ("iss", "aud", "cap", "step_name", "reason")}
+    (place / "logs").mkdir()
+    (place / "logs" / "x.jsonl").write_text(json.dumps(record) + "\n")
+    shown = run(*command, "--audit", str(place / "logs")).out
+    assert "\\x1b]52" in shown
+    assert not STEERING.search(shown)
+    assert not [line for line in shown.splitlines() if line.startswith("\\x1b")], "no line of its own"

@@ -334,7 +334,7 @@ class Grants(BaseModel):
         return _snippet("grants", entry)
 
     def warnings(self, capabilities: Mapping[str, Collection[str]] | None = None) -> tuple[str, ...]:
-        """Return a sentence for each entry that can never match anything, or adds nothing.
+        """Return a sentence for each entry that can never match, adds nothing, or lets an agent call itself.
 
         ``capabilities`` says what callees are known to have, by SPIFFE ID; callees that it lacks are
         taken at the file's word.
@@ -360,6 +360,8 @@ class Grants(BaseModel):
                 yield f"{place}: {name!r} is an event's name, and kinds does not list event: it never matches"
             if grant in self.grants[:index]:
                 yield f"{place} repeats grants[{self.grants.index(grant)}]"
+            for pattern, callee in _covering_itself(grant):
+                yield f"{place}: the caller {pattern!r} covers {callee} itself, which may then call itself"
 
     def _unknown_capabilities(self, known: Mapping[str, Collection[str]]) -> Iterator[str]:
         for index, grant in enumerate(self.grants):
@@ -369,6 +371,13 @@ class Grants(BaseModel):
                         close = get_close_matches(name, list(known[callee]), n=1)
                         hint = f"; did you mean {close[0]!r}?" if close else ""
                         yield f"grants[{index}]: {callee} has no capability {name!r}{hint}"
+
+
+def _covering_itself(grant: Grant) -> Iterator[tuple[str, str]]:
+    """Find callees that a caller's pattern includes unsaid; a callee named as its own caller is meant."""
+    for callee in grant.callee:
+        if callee not in grant.caller:
+            yield from ((item, callee) for item in grant.caller if pattern_matches(item, callee))
 
 
 def _never_matching(grant: Grant) -> Iterator[str]:

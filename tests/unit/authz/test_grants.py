@@ -140,6 +140,14 @@ class TestWarnings:
         )
         assert shop.warnings({ORDER: ["create_order", "get_order"]}) == ()
 
+    def test_a_pattern_that_covers_the_callee_itself_is_named(self) -> None:
+        everyone = "spiffe://agentweave.io/agent/*"
+        entry = f"{{caller: {everyone}, callee: {ORDER}, capabilities: [get]}}"
+        (found,) = Grants.parse(f"grants: [{entry}]").warnings()
+        assert found.startswith(f"grants[0]: the caller '{everyone}' covers {ORDER} itself")
+        said = f"{{caller: [{everyone}, {ORDER}], callee: {ORDER}, capabilities: [get]}}"
+        assert Grants.parse(f"grants: [{said}]").warnings() == ()
+
     def test_an_empty_file_is_worth_a_warning(self) -> None:
         assert len(Grants.parse("").warnings()) == 1
 

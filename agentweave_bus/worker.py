@@ -17,6 +17,7 @@ from typing import Any
 from agentweave_bus.agent import SecureAgent
 from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
+from agentweave_bus.observability.logs import configure_logging
 from agentweave_bus.runtime import Runner
 
 __all__ = ["find_agent", "main", "run_on_fastest_loop", "serve"]
@@ -59,6 +60,12 @@ def _import(path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
+        if not _is_itself(module_name, error):
+            raise ConfigurationError(
+                f"{module_name}, of agent.class {path!r}, is there but imports what is not: {error}.",
+                key="agent.class",
+                hint="Install what it needs into this environment, or correct its import.",
+            ) from error
         raise ConfigurationError(
             f"The module of agent.class {path!r} can't be imported: {error}.",
             key="agent.class",
@@ -73,6 +80,12 @@ def _import(path: str) -> Any:
         ) from error
 
 
+def _is_itself(module_name: str, error: ImportError) -> bool:
+    """Say whether it is the module, or a package around it, that is missing, not what it imports."""
+    missing = error.name or ""
+    return isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{missing}.")
+
+
 def _look_beside(config_file: Path) -> None:
     """Let the agent's module lie beside its configuration; whatever is installed comes first."""
     sys.path.append(str(config_file.absolute().parent))
@@ -84,7 +97,8 @@ async def serve(
     """Load a configuration and serve its agent until told to stop.
 
     The agent's module is looked for in the working directory, then among what is installed, then beside
-    the configuration.
+    the configuration. While it serves, the process's log is the configured one; the logging of programs
+    that run an agent themselves is left alone.
 
     Raises:
         AgentWeaveError: it can't be served; the message says why and the way out.
@@ -93,7 +107,11 @@ async def serve(
     config = load_config(path, environment=environment)
     if path is not None:
         _look_beside(Path(path))
-    await Runner().run(find_agent(config, class_path))
+    restore = configure_logging(config.observability.logging)
+    try:
+        await Runner().run(find_agent(config, class_path))
+    finally:
+        restore()
 
 
 def run_on_fastest_loop(main: Any) -> None:

@@ -13,9 +13,10 @@ from agentweave_bus.authz import Grants
 from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import message, print_result
+from agentweave_bus.cli.stack_check import stack_warnings
 from agentweave_bus.config import load_config, load_stack
 from agentweave_bus.config.document import read_document
-from agentweave_bus.embedded.assembly import plan_agents, policy_source
+from agentweave_bus.embedded.assembly import plan_agents
 
 __all__ = ["add_arguments", "run_check"]
 
@@ -74,7 +75,7 @@ def _stack(path: Path, environment: str | None) -> tuple[dict[str, Any], list[st
     config = load_stack(path)
     agents = plan_agents(config, environment)
     warnings = [f"{agent.config.agent.name}: {text}" for agent in agents for text in agent.config.warnings]
-    return _plain(config), [*warnings, *_grants_warnings(policy_source(config))]
+    return _plain(config), [*warnings, *stack_warnings(config, agents, environment)]
 
 
 def _grants_warnings(source: Path | None) -> list[str]:

@@ -70,6 +70,75 @@ def test_a_stack_is_checked_with_its_agents_and_grants(run: Callable, place: Pat
     assert run("config", "check", "agentweave.yaml").code == 2
 
 
+SHOP = "trust_domain: shop.test\ngrants: grants.yaml\nagents: [{config: payment.yaml}]\n"
+TILL = """
+import nothing_of_this_kind
+from agentweave_bus import SecureAgent, capability
+
+class Till(SecureAgent):
+    @capability("pay")
+    async def pay(self, amount: int) -> dict:
+        return {}
+"""
+GRANT = "  - {caller: 'spiffe://shop.test/%s', callee: 'spiffe://shop.test/%s', capabilities: [%s]}\n"
+
+
+@pytest.fixture
+def shop(place: Path) -> Path:
+    """A stack that is right."""
+    (place / "agentweave.yaml").write_text(SHOP)
+    (place / "payment.yaml").write_text(AGENT.replace("a:B", "till:Till"))
+    (place / "till.py").write_text(TILL.replace("import nothing_of_this_kind\n", "print('hello there')\n"))
+    return place
+
+
+def warned(run: Callable) -> list[str]:
+    ran = run("config", "check", "agentweave.yaml")
+    assert ran.code == 0, ran.err
+    assert "hello there" not in ran.out
+    return ran.json["warnings"]
+
+
+def test_a_stack_that_is_right_has_no_warning(run: Callable, shop: Path) -> None:
+    assert warned(run) == []
+
+
+@pytest.mark.parametrize(
+    ("grant", "says"),
+    [
+        (("client/cli", "agent/paymnet", "pay"), "no callee spiffe://shop.test/agent/paymnet; did you mean"),
+        (("agent/order", "agent/payment", "pay"), "grants[2]: the stack has no caller"),
+        (("client/bob", "agent/payment", "pay"), "no caller spiffe://shop.test/client/bob"),
+        (("client/cli", "agent/payment", "pya"), "has no capability 'pya'; did you mean 'pay'?"),
+    ],
+)
+def test_grants_about_what_the_stack_lacks(
+    run: Callable, shop: Path, grant: tuple[str, ...], says: str
+) -> None:
+    with (shop / "grants.yaml").open("a") as file:
+        file.write(GRANT % grant)
+    (warning,) = warned(run)
+    assert says in warning
+
+
+def test_a_class_that_can_t_be_imported(run: Callable, shop: Path) -> None:
+    (shop / "till.py").write_text(TILL)
+    (warning,) = warned(run)
+    assert "payment: " in warning
+    assert "imports what is not: No module named 'nothing_of_this_kind'" in warning
+    (shop / "till.py").unlink()
+    (warning,) = warned(run)
+    assert "can't be imported" in warning
+
+
+def test_a_package_that_is_not_there(run: Callable, shop: Path) -> None:
+    with (shop / "payment.yaml").open("a") as file:
+        file.write("authorization: {policy_path: agentweave/grant}\n")
+    (warning,) = warned(run)
+    assert "authorization.policy_path names no package" in warning
+    assert warning.endswith("did you mean agentweave/grants?")
+
+
 def test_two_agents_of_one_name(run: Callable, place: Path) -> None:
     for name in ("one.yaml", "two.yaml"):
         (place / name).write_text(AGENT)

@@ -1,0 +1,144 @@
+"""What a stack's files say that can't be so: found by looking, before anything is started.
+
+An agent's class is imported in a process of its own, as its worker would: two agents may have modules of
+one name, and what a module does when it is imported is not done here. Run as
+``python -m agentweave_bus.cli.stack_check FILE [MODULE:CLASS]`` it is that process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+
+from agentweave_bus.authz import Grants
+from agentweave_bus.authz.policy_data import grants_file
+from agentweave_bus.authz.wasm import EmbeddedEngine
+from agentweave_bus.config import StackConfig, load_config
+from agentweave_bus.embedded.assembly import PlannedAgent, policy_source
+from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
+from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.worker import find_agent
+
+__all__ = ["stack_warnings"]
+
+_IMPORT_SECONDS: Final = 30.0
+
+
+def stack_warnings(
+    config: StackConfig, agents: Sequence[PlannedAgent], environment: str | None
+) -> Iterator[str]:
+    """Yield a sentence for each thing that would not start or could never match.
+
+    Raises:
+        ConfigurationError: the grants are wrong.
+
+    """
+    capabilities: dict[str, list[str]] = {}
+    for agent in agents:
+        try:
+            capabilities[str(agent.spiffe_id)] = _capabilities(agent, environment)
+        except ConfigurationError as error:
+            yield f"{agent.config.agent.name}: {error}"
+    source = policy_source(config)
+    for agent in agents:
+        yield from _package_warnings(agent, source)
+    if (file := grants_file(source)) is not None:
+        grants = Grants.load(file)
+        known = _known(config, agents)
+        for text in (*grants.warnings(capabilities), *_strangers(grants, config.trust_domain, known)):
+            yield f"{file}: {text}"
+
+
+# --- classes ---------------------------------------------------------------------------------------------
+
+
+def _capabilities(agent: PlannedAgent, environment: str | None) -> list[str]:
+    """Return the names of an agent's capabilities. Raises ConfigurationError: it can't be made."""
+    command = [sys.executable, "-m", __name__, str(agent.entry.config.absolute())]
+    command += [agent.entry.class_ or "", environment or ""]
+    try:
+        done = subprocess.run(  # noqa: S603 - this module
+            command, capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigurationError(f"importing its class took more than {_IMPORT_SECONDS:g} s.") from error
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    if done.returncode != 0:
+        raise ConfigurationError(lines[-1] if lines else f"importing ended with code {done.returncode}.")
+    names: list[str] = json.loads(lines[-1])
+    return names
+
+
+def _main(file: str, class_path: str, environment: str) -> int:
+    config = load_config(file, environment=environment or None)
+    sys.path.append(str(Path(file).parent))  # as a worker does
+    try:
+        agent = find_agent(config, class_path or None)
+    except AgentWeaveError as error:
+        sys.stderr.write(f"{' '.join(str(error).split())}\n")
+        return 2
+    print("\n" + json.dumps(list(agent.capability_table)))
+    return 0
+
+
+# --- packages --------------------------------------------------------------------------------------------
+
+
+def _package_warnings(agent: PlannedAgent, source: Path | None) -> Iterator[str]:
+    settings = agent.config.authorization
+    try:
+        known = asyncio.run(_packages(settings.bundle or source))
+    except AgentWeaveError as error:
+        yield f"{agent.config.agent.name}: {error}"
+        return
+    if settings.policy_package not in known:
+        yield (
+            f"{agent.config.agent.name}: authorization.policy_path names no package of"
+            f" {settings.bundle or source}: {settings.policy_package}{_meant(settings.policy_package, known)}"
+        )
+
+
+async def _packages(source: Path | None) -> frozenset[str]:
+    engine = EmbeddedEngine()
+    try:
+        engine.load(source)
+        return engine.packages
+    finally:
+        await engine.aclose()
+
+
+# --- grants ----------------------------------------------------------------------------------------------
+
+
+def _known(config: StackConfig, agents: Iterable[PlannedAgent]) -> dict[str, list[str]]:
+    """Return the stack's identities, by the first segment of their paths."""
+    clients = [str(SpiffeID.of(config.trust_domain, "client", name)) for name in config.clients]
+    return {"agent": [str(agent.spiffe_id) for agent in agents], "client": clients}
+
+
+def _strangers(grants: Grants, domain: str, known: Mapping[str, list[str]]) -> Iterator[str]:
+    """Yield who is named in grants, of the stack's own domain, and not in the stack."""
+    for index, grant in enumerate(grants.grants):
+        for role, identities in (("caller", grant.caller), ("callee", grant.callee)):
+            for identity in identities:
+                head, _, kind = identity.rpartition("/")[0].rpartition("/")
+                if head != f"spiffe://{domain}" or kind not in known or identity.endswith("/*"):
+                    continue
+                if identity not in known[kind]:
+                    hint = _meant(identity, known[kind])
+                    yield f"grants[{index}]: the stack has no {role} {identity}{hint}"
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:4]))

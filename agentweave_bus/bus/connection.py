@@ -18,11 +18,11 @@ import asyncio
 import logging
 import re
 import secrets
-import ssl
 import string
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -78,7 +78,6 @@ class BusAddress:
     server_id: SpiffeID
     connect_timeout: float = 5.0
     longest_wait: float = 2.0
-    minimum_tls: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
 
 
 class Session:
@@ -340,18 +339,18 @@ class Keeper:
             BusError: no session could be had within ``deadline_s`` seconds; the cause is named.
 
         """
-        logging.getLogger("asyncio").addFilter(_is_worth_saying)  # the same one a second time does nothing
-        unsubscribe = self._source.subscribe(lambda _snapshot: self._rotated.set())
-        try:
-            async with owned_tasks() as group:
-                await self._first(deadline_s)
-                group.start_soon(self._keep, group)
-                yield self
-                group.cancel_scope.cancel()
-        finally:
-            unsubscribe()
-            if self._current is not None:
-                await self._current.close()
+        with _quieter_asyncio():
+            unsubscribe = self._source.subscribe(lambda _snapshot: self._rotated.set())
+            try:
+                async with owned_tasks() as group:
+                    await self._first(deadline_s)
+                    group.start_soon(self._keep, group)
+                    yield self
+                    group.cancel_scope.cancel()
+            finally:
+                unsubscribe()
+                if self._current is not None:
+                    await self._current.close()
 
     async def drain(self, deadline_s: float) -> None:
         """Take no more calls and wait up to ``deadline_s`` seconds for those in flight. For shutdown.
@@ -473,12 +472,7 @@ class Keeper:
         await client.connect(
             server,
             name=self._name or str(session.me),
-            tls=client_context(
-                self._source,
-                self._address.server_id,
-                verifier=self._chains,
-                minimum_version=self._address.minimum_tls,
-            ),
+            tls=client_context(self._source, self._address.server_id, verifier=self._chains),  # TLS 1.3
             tls_hostname=server.partition("://")[2].rpartition(":")[0],
             tls_handshake_first=True,
             allow_reconnect=False,
@@ -505,6 +499,29 @@ class Keeper:
 def _is_worth_saying(record: logging.LogRecord) -> bool:
     """Tell asyncio's warning about TLS streams apart: the client library causes it at every orderly close."""
     return not record.getMessage().startswith("returning true from eof_received()")
+
+
+class _Quiet:
+    """How many keepers want asyncio's logger filtered; they may run on several threads."""
+
+    users = 0
+    lock = threading.Lock()
+
+
+@contextmanager
+def _quieter_asyncio() -> Iterator[None]:
+    """Filter asyncio's logger for as long as at least one keeper is open."""
+    logger = logging.getLogger("asyncio")
+    with _Quiet.lock:
+        _Quiet.users += 1
+        logger.addFilter(_is_worth_saying)  # the same one a second time does nothing
+    try:
+        yield
+    finally:
+        with _Quiet.lock:
+            _Quiet.users -= 1
+            if _Quiet.users == 0:
+                logger.removeFilter(_is_worth_saying)
 
 
 async def _abandon(client: Client) -> None:

@@ -18,7 +18,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision, Grants
@@ -43,6 +43,7 @@ from agentweave_bus.exceptions import (
     UnreachableError,
 )
 from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
+from agentweave_bus.observability.tracing import Span, Tracing
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.types import TaskResult
 
@@ -68,6 +69,17 @@ class Parent:
     principal: Mapping[str, str] | None = None
     scope: tuple[str, ...] | None = None
     trace: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """What may be said about a call beside what is called; see :meth:`Client.call`."""
+
+    timeout: float = 30.0
+    parent: Parent | None = None
+    principal: Mapping[str, str] | None = None
+    scope: Sequence[str] | None = None
+    safe: bool = False
 
 
 class Transport(Protocol):
@@ -106,6 +118,9 @@ class Client:
     metrics: Metrics
     clock_ms: Callable[[], int]
     max_timeout: float = 300.0
+    monotonic_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000
+    """What breakers measure by, in milliseconds: a wall clock that is set must not open or close one."""
+    tracing: Tracing = field(default_factory=Tracing.off)
 
     async def call(
         self,
@@ -133,14 +148,12 @@ class Client:
             AgentCallError: one of its branches says what went wrong.
 
         """
+        options = CallOptions(timeout, parent, principal, scope, safe)
         began = time.perf_counter()
         status = RequestStatus.ERROR
         try:
             with self.metrics.calls_in_flight.labels(Direction.OUTBOUND).track_inprogress():
-                request, facts = self._prepare(
-                    target, capability, payload, timeout, parent, principal, scope, safe, trace
-                )
-                result = await self._carry(request, facts)
+                result = await self._traced(target, capability, payload, options, trace)
             status = RequestStatus.ERROR if result.status == "failed" else RequestStatus.SUCCESS
         except AuthorizationError:
             status = RequestStatus.DENIED
@@ -153,24 +166,49 @@ class Client:
             self.metrics.request_ended(Direction.OUTBOUND, capability, status, seconds)
         return result
 
-    def _prepare(  # noqa: PLR0917 - the arguments of call, in its order
-        self,
-        target: str,
-        capability: str,
-        payload: Any,
-        timeout: float,
-        parent: Parent | None,
-        principal: Mapping[str, str] | None,
-        scope: Sequence[str] | None,
-        safe: bool,
-        trace: str | None,
+    async def _traced(
+        self, target: str, capability: str, payload: Any, options: CallOptions, trace: str | None
+    ) -> TaskResult:
+        """Make the call inside a span, whose position the request carries.
+
+        The name and the attributes are set only once the request is known to be well formed: a caller's
+        mistakes must not become names in somebody's tracing system.
+        """
+        position = trace or (options.parent.trace if options.parent else None)
+        with self.tracing.span("agentweave call", kind="client", parent=position) as span:
+            request, facts = self._prepare(target, capability, payload, options, span.traceparent)
+            _describe(span, request)
+            result = await self._carry(request, facts)
+            if result.status == "failed":
+                span.set_error("failed")
+            return result
+
+    def _prepare(
+        self, target: str, capability: str, payload: Any, options: CallOptions, trace: str | None
     ) -> tuple[Request, AuthzContext]:
         """Step 1: everything that can be wrong before anyone is asked."""
+        parent, principal = options.parent, options.principal
         if parent is not None and principal is not None:
             raise CallRefusedError(
                 "only the origin of a delegation names a principal; this call is made on behalf of another",
                 step="local",
             )
+        callee, data = self._checked(target, capability, payload)
+        request = Request(
+            callee=callee,
+            capability=capability,
+            payload=data,
+            deadline_ms=self._deadline_ms(options.timeout, parent),
+            via=parent.links if parent else (),
+            scope=self._scope(callee, capability, parent, principal, options.scope),
+            principal=dict(principal) if principal else None,
+            safe=options.safe,
+            trace=trace,
+        )
+        return request, self._facts(request, parent)
+
+    def _checked(self, target: str, capability: str, payload: Any) -> tuple[SpiffeID, bytes]:
+        """Return the callee and the payload's bytes, if both can be."""
         try:
             callee = SpiffeID(target)
             call_subject(callee, capability)  # refuses what no agent can have as an ID or a name
@@ -183,19 +221,7 @@ class Client:
                 f"the trust domain of {callee} is not in identity.allowed_trust_domains",
                 trust_domain=callee.trust_domain,
             )
-        limits = self._scope(callee, capability, parent, principal, scope)
-        request = Request(
-            callee=callee,
-            capability=capability,
-            payload=data,
-            deadline_ms=self._deadline_ms(timeout, parent),
-            via=parent.links if parent else (),
-            scope=limits,
-            principal=dict(principal) if principal else None,
-            safe=safe,
-            trace=trace,
-        )
-        return request, self._facts(request, parent)
+        return callee, data
 
     def _scope(
         self,
@@ -245,21 +271,21 @@ class Client:
         if not decision.allowed:
             raise self._denied(request, facts, decision)
         breaker = self.breakers.of(request.callee)
-        permit = breaker.acquire(self.clock_ms())  # 3
+        permit = breaker.acquire(self.monotonic_ms())  # 3
         if permit is None:
-            wait = max(0.0, breaker.retry_after(self.clock_ms()))
+            wait = max(0.0, breaker.retry_after(self.monotonic_ms()))
             raise CircuitOpenError(
                 f"calls to {request.callee} failed lately; tried again in {wait:.0f} s", retry_after=wait
             )
         try:
             result = await self._transported(request, facts, decision)  # 4
         except AgentCallError as error:
-            _count(breaker, permit, error, self.clock_ms())
+            _count(breaker, permit, error, self.monotonic_ms())
             raise
         except BaseException:
             breaker.abandoned(permit)
             raise
-        breaker.succeeded(permit, self.clock_ms())
+        breaker.succeeded(permit, self.monotonic_ms())
         return result
 
     async def _transported(
@@ -297,6 +323,16 @@ class Client:
             audit_id=audit_id,
             direction="outbound",
         )
+
+
+def _describe(span: Span, request: Request) -> None:
+    """Say what is called, by OpenTelemetry's conventions for remote procedure calls. Never the payload."""
+    for name, value in (
+        ("rpc.system", "agentweave"),
+        ("rpc.service", str(request.callee)),
+        ("rpc.method", request.capability),
+    ):
+        span.set_attribute(name, value)
 
 
 def _is_seconds(value: object) -> bool:

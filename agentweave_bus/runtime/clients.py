@@ -8,6 +8,7 @@ participant: there is no anonymous way in.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
@@ -27,6 +28,8 @@ from agentweave_bus.types import TaskResult
 __all__ = ["AgentWeaveClient", "SyncAgentWeaveClient"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _STOP_SECONDS: Final = 10.0
 
@@ -144,7 +147,9 @@ class SyncAgentWeaveClient:
     def __enter__(self) -> Self:
         """Connect; raises as :meth:`AgentWeaveClient.__aenter__` does."""
         entered: Future[None] = Future()
-        self._thread = threading.Thread(target=self._live, args=(entered,), name="agentweave-client")
+        self._thread = threading.Thread(
+            target=self._live, args=(entered,), name="agentweave-client", daemon=True
+        )
         self._thread.start()
         entered.result()
         return self
@@ -154,6 +159,8 @@ class SyncAgentWeaveClient:
             self._loop.call_soon_threadsafe(self._leave.set)
         if self._thread is not None:
             self._thread.join(_STOP_SECONDS)
+            if self._thread.is_alive():
+                _log.error("the client has not disconnected within %g s; its thread is left", _STOP_SECONDS)
 
     @property
     def spiffe_id(self) -> SpiffeID:

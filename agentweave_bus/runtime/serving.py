@@ -13,7 +13,8 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -32,12 +33,13 @@ from agentweave_bus.bus.occupancy import Occupancy
 from agentweave_bus.bus.responder import Responder
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.client import Parent
-from agentweave_bus.envelope import VerifiedLink, requester
+from agentweave_bus.envelope import Head, VerifiedLink, requester
 from agentweave_bus.exceptions import SvidUnavailableError
 from agentweave_bus.identity import IdentitySnapshot, IdentitySource, X509Svid
 from agentweave_bus.observability.exposition import Exposition
-from agentweave_bus.observability.logs import configure_logging, log_context
-from agentweave_bus.observability.metrics import Direction
+from agentweave_bus.observability.logs import log_context
+from agentweave_bus.observability.metrics import Direction, Metrics
+from agentweave_bus.observability.tracing import Span, Tracing
 from agentweave_bus.runtime.wiring import Connected, clock_ms, connected
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.types import TaskResult
@@ -125,7 +127,6 @@ class Runner:
 
     async def run(self, agent: SecureAgent) -> None:
         """Serve ``agent`` until cancelled, or until SIGINT or SIGTERM. Errors as of :func:`connected`."""
-        configure_logging(agent.config.observability.logging)
         for warning in agent.config.warnings:
             _log.warning("%s", warning)
         served = _Served(agent)
@@ -146,6 +147,8 @@ class _Served:
         self._responder: Responder | None = None
         self._claims: Claims | None = None
         self._started = anyio.Event()
+        self._metrics = Metrics.create()  # until wire() says which
+        self._tracing = Tracing.off()
 
     def wire(self, parts: Connected) -> None:
         """Put the gate and the responder in front of the agent's capabilities."""
@@ -178,7 +181,7 @@ class _Served:
         )
         parts.keeper.on_session(self._claims.on_session)
         parts.keeper.on_session(self._responder.on_session)
-        self._metrics = parts.metrics
+        self._metrics, self._tracing = parts.metrics, parts.tracing
 
     async def until_stopped(self, parts: Connected) -> None:
         """Serve until a signal or cancellation, then take down in order."""
@@ -191,7 +194,7 @@ class _Served:
                     group.start_soon(self._announce_rotations, parts)
                     _say_ready(parts.me, metrics_url)
                     await stop_signal()
-                    await _drain(parts)
+                    await parts.keeper.drain(_DRAIN_SECONDS)
                 finally:
                     group.cancel_scope.cancel()
                     with anyio.move_on_after(_ON_STOP_SECONDS, shield=True):
@@ -217,10 +220,23 @@ class _Served:
         began = time.perf_counter()
         assert isinstance(admitted.capability, BoundCapability)
         assert isinstance(admitted.payload, ValidatedCall)
-        with bind_context(context), log_context(trace=head.trace, task=head.id, caller=str(asks.iss)):
-            result = await admitted.capability.invoke(admitted.payload)
+        with self._span(head) as span, log_context(task=head.id, caller=str(asks.iss)):
+            # What the handler calls belongs below this span, not beside it.
+            with bind_context(replace(context, trace=span.traceparent)):
+                result = await admitted.capability.invoke(admitted.payload)
+            if result.status == "failed":
+                span.set_error("failed")
         self._metrics.handler_ended(head.cap, time.perf_counter() - began)
         return result.to_json()
+
+    def _span(self, head: Head) -> AbstractContextManager[Span]:
+        """Open the server's span of a request; its capability is one of this agent's, so few names occur."""
+        return self._tracing.span(
+            f"agentweave {head.cap}",
+            kind="server",
+            parent=head.trace,
+            attributes={"rpc.system": "agentweave", "rpc.service": str(head.aud), "rpc.method": head.cap},
+        )
 
     async def _announce_rotations(self, parts: Connected) -> None:
         newest: asyncio.Queue[X509Svid] = asyncio.Queue(maxsize=1)
@@ -250,13 +266,13 @@ def _health_listener(parts: Connected) -> Iterator[str | None]:
         return True, {"agent": str(parts.me)}
 
     def ready() -> tuple[bool, Mapping[str, Any]]:
-        expires = parts.source.svid.expiry if _has_svid(parts.source) else None
+        identity = _has_svid(parts.source)
         details = {
             "connected": parts.keeper.connected,
-            "identity": expires is not None,
+            "identity": identity,
             "policy_revision": parts.authorizer.revision,
         }
-        return parts.keeper.connected and expires is not None, details
+        return parts.keeper.connected and identity, details
 
     with Exposition(settings, parts.metrics, health=health, ready=ready) as listener:
         url = f"http://{settings.host}:{listener.port}{settings.path}"
@@ -265,10 +281,12 @@ def _health_listener(parts: Connected) -> Iterator[str | None]:
 
 
 def _has_svid(source: IdentitySource) -> bool:
+    """Say whether there is an SVID that has not expired."""
     try:
-        return source.current is not None
+        source.svid  # noqa: B018 - it raises when there is none
     except SvidUnavailableError:
         return False
+    return True
 
 
 def _say_ready(me: SpiffeID, metrics_url: str | None) -> None:
@@ -300,8 +318,3 @@ def _stop_signals() -> Iterator[Callable[[], Awaitable[None]]]:
                 return
 
         yield received
-
-
-async def _drain(parts: Connected) -> None:
-    with anyio.move_on_after(_DRAIN_SECONDS):
-        await parts.keeper.drain(_DRAIN_SECONDS)

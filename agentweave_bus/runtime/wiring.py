@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import anyio
 
@@ -51,9 +52,12 @@ from agentweave_bus.identity import (
     client_context,
 )
 from agentweave_bus.observability.metrics import BreakerState, Direction, Metrics
+from agentweave_bus.observability.tracing import Tracing
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["Connected", "clock_ms", "configured_provider", "connected"]
+
+_LAST_SPANS_SECONDS: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +81,7 @@ class Connected:
     keeper: Keeper
     client: Client
     metrics: Metrics
+    tracing: Tracing
 
 
 @asynccontextmanager
@@ -107,9 +112,12 @@ async def connected(
         stack.push_async_callback(source.aclose)
         metrics.certificate_expiry.set(source.svid.expiry.timestamp())
         authorizer = await _authorizer(config, source, authz_provider, stack, metrics)
-        audit = _audit(config, source.spiffe_id, stack)
+        # It reads the names in a directory and the end of a file.
+        audit = await anyio.to_thread.run_sync(_audit, config, source.spiffe_id, stack)
         stack.push_async_callback(audit.aclose)
-        parts = _wire(config, source, authorizer, audit, metrics)
+        tracing = _tracing(config, source.spiffe_id)
+        stack.push_async_callback(_send_last_spans, tracing)
+        parts = _wire(config, source, authorizer, audit, metrics, tracing=tracing)
         serve(parts)
         group = await stack.enter_async_context(owned_tasks())
         group.start_soon(source.run)
@@ -245,7 +253,13 @@ def _audit(config: AgentConfig, me: SpiffeID, stack: AsyncExitStack) -> AuditLog
 
 
 def _wire(
-    config: AgentConfig, source: IdentitySource, authorizer: Authorizer, audit: AuditLog, metrics: Metrics
+    config: AgentConfig,
+    source: IdentitySource,
+    authorizer: Authorizer,
+    audit: AuditLog,
+    metrics: Metrics,
+    *,
+    tracing: Tracing,
 ) -> Connected:
     me = source.spiffe_id
     chains = ChainVerifier(source, revocations=RevocationList())
@@ -256,7 +270,6 @@ def _wire(
         _server_id(config),
         config.bus.connect_timeout,
         config.bus.reconnect_wait,
-        _minimum_tls(config),
     )
     keeper = Keeper(source, chains, address, metrics=metrics, name=str(me))
     requests = Requests(
@@ -269,10 +282,7 @@ def _wire(
         witness=audit.witness,
         max_pending=config.bus.max_pending_calls,
     )
-    if authorizer.grants is not None:
-        for reach in authorizer.grants.callees_of(me):
-            for capability in reach.capabilities:
-                metrics.declare_capability(Direction.OUTBOUND, capability)
+    _declare_granted(authorizer, me, metrics)
     breaker = config.bus.circuit_breaker
     client = Client(
         me=me,
@@ -286,8 +296,31 @@ def _wire(
         metrics=metrics,
         clock_ms=clock_ms,
         max_timeout=config.bus.max_call_timeout,
+        tracing=tracing,
     )
-    return Connected(config, me, source, verifier, sealer, authorizer, audit, keeper, client, metrics)
+    return Connected(
+        config, me, source, verifier, sealer, authorizer, audit, keeper, client, metrics, tracing
+    )
+
+
+def _declare_granted(authorizer: Authorizer, me: SpiffeID, metrics: Metrics) -> None:
+    """Give each capability that the grants name a series; what only ``*`` covers is counted as ``other``."""
+    if authorizer.grants is None:
+        return
+    for reach in authorizer.grants.callees_of(me):
+        for capability in reach.capabilities:
+            if capability != "*":
+                metrics.declare_capability(Direction.OUTBOUND, capability)
+
+
+def _tracing(config: AgentConfig, me: SpiffeID) -> Tracing:
+    return Tracing.create(config.observability.tracing, service=config.agent.name, spiffe_id=me)
+
+
+async def _send_last_spans(tracing: Tracing) -> None:
+    """Send what is left, also when cancelled; a collector that does not answer must not hold up the end."""
+    with anyio.move_on_after(_LAST_SPANS_SECONDS, shield=True):
+        await anyio.to_thread.run_sync(tracing.shutdown, abandon_on_cancel=True)
 
 
 def _retry_rule(retry: RetryConfig) -> RetryRule:
@@ -295,6 +328,7 @@ def _retry_rule(retry: RetryConfig) -> RetryRule:
 
 
 def _minimum_tls(config: AgentConfig) -> ssl.TLSVersion:
+    """Return the least for OPA; the bus speaks TLS 1.3 only."""
     wanted = config.transport.tls_min_version
     return ssl.TLSVersion.TLSv1_2 if wanted == "1.2" else ssl.TLSVersion.TLSv1_3
 

@@ -16,9 +16,8 @@ from tests.integration.world import Caller, World
 
 @pytest.fixture(autouse=True, scope="session")
 def _tests_own_logging_and_signals() -> Any:
-    """Agents run inside of the test process, whose log handlers and signals are pytest's."""
+    """Agents run inside of the test process, whose signals are pytest's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving, "configure_logging", lambda _config: None)
         patch.setattr(serving, "_stop_signals", lambda: nullcontext(stop_asked_for))
         yield
 

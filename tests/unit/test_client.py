@@ -60,7 +60,7 @@ class Setup:
     def __init__(self, folder):
         self.provider, self.transport = Provider(), Transport()
         self.audit = AuditLog(folder / "audit.jsonl", "test")
-        self.now = NOW
+        self.now, self.monotonic = NOW, 5_000
         self.metrics = Metrics.create()
         self.client = Client(
             me=ME,
@@ -71,6 +71,7 @@ class Setup:
             allowed_trust_domains=lambda: frozenset({"a.test"}),
             metrics=self.metrics,
             clock_ms=lambda: self.now,
+            monotonic_ms=lambda: self.monotonic,
             max_timeout=60,
         )
 
@@ -182,7 +183,9 @@ async def test_a_callee_that_does_not_answer_is_left_alone(setup, ending):
     await fails(setup, 2)
     assert isinstance(await fails(setup), CircuitOpenError)
     assert len(setup.transport.requests) == 2
-    setup.transport.ending, setup.now = GOOD, NOW + 30_001
+    setup.now = NOW + 3_600_000  # a clock that is set closes no breaker
+    assert isinstance(await fails(setup), CircuitOpenError)
+    setup.transport.ending, setup.monotonic = GOOD, 35_001
     assert (await setup.call()).status == "completed"
 
 
@@ -197,7 +200,7 @@ async def test_what_is_not_the_callees_fault_opens_nothing(setup, ending):
 async def test_what_says_nothing_of_the_callee_closes_nothing(setup, ending):
     setup.transport.ending = FAILING[0]
     await fails(setup, 2)
-    setup.now += 30_001
+    setup.monotonic += 30_001
     setup.transport.ending = ending
     await fails(setup)  # the probe, which learned nothing
     setup.transport.ending = FAILING[0]

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 from uuid import UUID
 
+import anyio.to_thread
 import pytest
 import yaml
 
@@ -20,7 +22,15 @@ from agentweave_bus.agent import RequestContext, bind_context
 from agentweave_bus.agent.arguments import Arguments
 from agentweave_bus.agent.capability import marks_of
 from agentweave_bus.config import AgentConfig
-from agentweave_bus.exceptions import PayloadError
+from agentweave_bus.exceptions import (
+    AgentCallError,
+    AuthorizationError,
+    CallRefusedError,
+    CallTimeoutError,
+    IdentityError,
+    PayloadError,
+    UnreachableError,
+)
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.types import DataPart, Message, TaskResult
 
@@ -122,6 +132,39 @@ async def test_plain_functions(page: dict[str, Any]) -> None:
         "greeting": "Hello Ada",
         "from": CALLER,
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (AuthorizationError("x", reason="no grant", audit_id="a-1"), "denied: no grant (agentweave why a-1)"),
+        (CallRefusedError("x", step="payload", reason="'item' is missing"), "refused at payload: 'item' is"),
+        (CallTimeoutError("x"), "no answer in time"),
+        (UnreachableError("x"), "nobody received it"),
+    ],
+)
+def test_a_script_tells_what_happened(page: dict[str, Any], error: Exception, says: str) -> None:
+    def raising(_item: str) -> str:
+        raise error
+
+    assert isinstance(error, AgentCallError)
+    price_or_reason = FunctionType(page["price_or_reason"].__code__, {**page, "price_of": raising})
+    assert price_or_reason("w").startswith(says)
+
+
+@pytest.mark.anyio
+async def test_a_script_s_clients_take_a_file(page: dict[str, Any], tmp_path: Path) -> None:
+    """How far it gets without a stack: to the Workload API that its file names."""
+    file = tmp_path / "cli.yaml"
+    file.write_text(
+        "agent: {name: cli, trust_domain: acme-corp.io, path: client/cli}\n"
+        f"identity: {{spiffe_endpoint: 'unix://{tmp_path}/none.sock'}}\n"
+    )
+    with pytest.raises(IdentityError, match="no Workload API"):
+        await page["price_of_async"]("w", str(file))
+    with pytest.raises(IdentityError, match="no Workload API"):
+        await anyio.to_thread.run_sync(page["price_of"], "w", str(file))
+    assert page["told"](TaskResult(status="failed", error="sold out")) == "no price: sold out"
 
 
 def test_every_class_of_the_page_can_be_made(page: dict[str, Any]) -> None:

@@ -280,6 +280,12 @@ class NatsServer:
                 f"{_NAME} did not {what} within {self._timeout:g} s; it said last: {self._last_words()}"
             ) from None
         except EOFError:
+            if "address already in use" in self._last_words():
+                raise ConfigurationError(
+                    f"Port {self._port} of {self._host} is taken by another program.",
+                    key="bus.port",
+                    hint="Set bus.port to another one, or to 0 for a free one.",
+                ) from None
             raise ConfigurationError(
                 f"{_NAME} ended instead of going on to {what}: {self._last_words()}"
             ) from None

@@ -17,7 +17,6 @@ from typing import Any
 from agentweave_bus.agent import SecureAgent
 from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
-from agentweave_bus.observability.logs import configure_logging
 from agentweave_bus.runtime import Runner
 
 __all__ = ["find_agent", "main", "run_on_fastest_loop", "serve"]
@@ -97,8 +96,7 @@ async def serve(
     """Load a configuration and serve its agent until told to stop.
 
     The agent's module is looked for in the working directory, then among what is installed, then beside
-    the configuration. While it serves, the process's log is the configured one; the logging of programs
-    that run an agent themselves is left alone.
+    the configuration.
 
     Raises:
         AgentWeaveError: it can't be served; the message says why and the way out.
@@ -107,11 +105,7 @@ async def serve(
     config = load_config(path, environment=environment)
     if path is not None:
         _look_beside(Path(path))
-    restore = configure_logging(config.observability.logging)
-    try:
-        await Runner().run(find_agent(config, class_path))
-    finally:
-        restore()
+    await Runner().run(find_agent(config, class_path))
 
 
 def run_on_fastest_loop(main: Any) -> None:

@@ -33,11 +33,12 @@ from agentweave_bus.bus.occupancy import Occupancy
 from agentweave_bus.bus.responder import Responder
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.client import Parent
+from agentweave_bus.config import LoggingConfig
 from agentweave_bus.envelope import Head, VerifiedLink, requester
 from agentweave_bus.exceptions import SvidUnavailableError
 from agentweave_bus.identity import IdentitySnapshot, IdentitySource, X509Svid
 from agentweave_bus.observability.exposition import Exposition
-from agentweave_bus.observability.logs import log_context
+from agentweave_bus.observability.logs import configure_logging, log_context
 from agentweave_bus.observability.metrics import Direction, Metrics
 from agentweave_bus.observability.tracing import Span, Tracing
 from agentweave_bus.runtime.wiring import Connected, clock_ms, connected
@@ -122,21 +123,35 @@ class Runner:
     """Serves an agent: connects it, answers its calls, and takes it down in order when told to stop.
 
     The order of stopping: no new calls; those in flight finish, for 30 s at most; ``on_stop``, for 10 s at
-    most; disconnect.
+    most; disconnect. While it serves, the process's log is the configured one, unless the program has
+    configured logging itself.
     """
 
     async def run(self, agent: SecureAgent) -> None:
         """Serve ``agent`` until cancelled, or until SIGINT or SIGTERM. Errors as of :func:`connected`."""
-        for warning in agent.config.warnings:
-            _log.warning("%s", warning)
-        served = _Served(agent)
-        async with connected(
-            agent.config,
-            identity_provider=agent.identity_provider,
-            authz_provider=agent.authz_provider,
-            serve=served.wire,
-        ) as parts:
-            await served.until_stopped(parts)
+        with _logging_of(agent.config.observability.logging):
+            for warning in agent.config.warnings:
+                _log.warning("%s", warning)
+            served = _Served(agent)
+            async with connected(
+                agent.config,
+                identity_provider=agent.identity_provider,
+                authz_provider=agent.authz_provider,
+                serve=served.wire,
+            ) as parts:
+                await served.until_stopped(parts)
+
+
+@contextmanager
+def _logging_of(settings: LoggingConfig) -> Iterator[None]:
+    if logging.getLogger().handlers:
+        yield
+        return
+    restore = configure_logging(settings)
+    try:
+        yield
+    finally:
+        restore()
 
 
 class _Served:

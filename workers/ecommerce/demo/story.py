@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from decimal import Decimal
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from agentweave_bus import SpiffeID
-from agentweave_bus.authz import Grants
 from agentweave_bus.bus.subjects import call_subject
 from agentweave_bus.cli.audit_records import log_files, matching
 from agentweave_bus.cli.why import explain
@@ -174,7 +174,7 @@ class _Story:
     def _why(self, check: Check, audit_id: str) -> None:
         """Explain a refusal with the very function that the command line uses."""
         records = matching(log_files([self.stage.audit]), audit_id.__eq__, ["audit_id"])
-        story = explain(records, Grants.load(self.stage.grants))
+        story = explain(records, Namespace(policy=str(self.stage.grants), policy_path=None))
         must(story["verdict"] == "denied" and "would_allow" in story, f"{story}")
         entry = [Exact(line) for line in story["would_allow"].splitlines()[1:]]
         check.came_out("no grant is about this; this one would allow it:", *entry)

@@ -421,7 +421,7 @@ def test_what_lies_in_the_state_directory_stays_out_of_git(up: Up) -> None:
     seen = subprocess.run(
         ["git", "status", "--short", "-uall"], cwd=up.folder, check=True, capture_output=True, text=True
     )
-    assert ".agentweave" not in seen.stdout
+    assert ".agentweave/" not in seen.stdout
     assert "hello.py" in seen.stdout
 
 

@@ -137,6 +137,7 @@ async def test_a_port_that_is_taken_names_the_key(tmp_path):
         with pytest.raises(ConfigurationError, match=f"Port {server.port} .* is taken") as refusal:
             await second.start()
         assert refusal.value.key == "bus.port"
+        assert not second.running
 
 
 @pytest.mark.anyio

@@ -9,7 +9,7 @@
 A call made while another one is served passes that one as ``parent``. Its ``via`` then proves on whose
 behalf the call is made, and it gets no more time than its parent has left.
 
-Identity, policy and transport come from outside; ``runtime.py`` puts them together.
+Identity, policy and transport come from outside; ``runtime/wiring.py`` puts them together.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class CalleeBreakers:
 
 @dataclass(slots=True)
 class Client:
-    """Calls agents as one identity. Made by ``runtime.py``; people use ``AgentWeaveClient``."""
+    """Calls agents as one identity. Made by ``runtime/wiring.py``; people use ``AgentWeaveClient``."""
 
     me: SpiffeID
     authorizer: Authorizer

@@ -1,6 +1,6 @@
 """Admission: the one gate through which a request reaches a handler.
 
-The bus and the A2A adapter share it. The steps, in this order; the code carries the numbers:
+Whatever brings requests in goes through it. The steps, in this order; the code carries the numbers:
 
  1. size: the frame is within bounds
  2. frame: it decodes, in canonical form

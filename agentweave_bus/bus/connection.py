@@ -1,7 +1,7 @@
 """The connection to the broker: one keeper, and the sessions that it keeps up.
 
 A :class:`Session` is one authenticated connection and all that lives and dies with it: its instance
-token, its two inboxes, the right to answer what arrived on it. The :class:`Keeper` owns the current
+token, its two inboxes, what it serves and waits for. The :class:`Keeper` owns the current
 session and replaces it when the identity rotates, when the broker goes away, or when the client
 library closes for good. There is one path for all three: connect anew, subscribe anew, then retire
 the old session, which is closed when its last request in flight is answered. The client library's own

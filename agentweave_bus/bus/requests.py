@@ -148,7 +148,7 @@ class _Call:
     def nobody_there(self) -> None:
         """Note that the broker had nobody to give an attempt to. It names none, so it means all so far.
 
-        A broker that lies here can make a call look as if nothing ran; see the threat model.
+        A broker that lies here can make a call look as if nothing ran; see docs/security.md.
         """
         self.attempts = dict.fromkeys(self.attempts, True)
         self.wake(_Signal.NO_RESPONDER)

@@ -54,7 +54,7 @@ async def _apply(session: Session, verb: str, stream: StreamSpec) -> None:
             f" {_said(answer)}.",
             hint="Change it by hand, or remove it when no call is under way.",
         )
-    _log.info("stream %s: %s", stream.name, verb.lower())
+    _log.info("stream %s (%s): %s", stream.name, stream.config["description"], verb.lower())
 
 
 async def _ask(session: Session, subject: str, body: dict[str, Any]) -> dict[str, Any]:

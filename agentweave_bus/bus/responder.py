@@ -105,7 +105,8 @@ class Responder:
                 group.cancel_scope.cancel()
 
     async def _take_in(self, session: Session, message: Msg) -> None:
-        await self._opened.wait()  # subscribed before it runs: what comes early waits, it is not dropped
+        if not self._opened.is_set():  # asked first: waiting yields, and would part what came in one turn
+            await self._opened.wait()  # subscribed before it runs: what comes early waits, it is not dropped
         await self._places.acquire()
         if self._group is None:
             self._places.release()

@@ -217,7 +217,8 @@ class _Served:
 
     async def _dispatch(self, admitted: Admitted) -> dict[str, Any]:
         """Run an admitted request in its context. Calls that come early wait until the agent has started."""
-        await self._started.wait()
+        if not self._started.is_set():
+            await self._started.wait()
         head = admitted.request.head
         asks = requester(admitted.request, admitted.via)
         context = RequestContext(

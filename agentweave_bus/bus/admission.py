@@ -195,7 +195,6 @@ class Admitted:
     links: tuple[Link, ...]
     """What a nested call must carry to prove that it serves this request."""
     decision: AuthzDecision
-    received_ms: int
 
 
 class Admission:
@@ -274,7 +273,7 @@ class Admission:
         facts = replace(facts, payload=payload.policy_payload)
         decision = await self._claim_and_authorize(request, capability, facts, now_ms)  # 9 and 11
         decision = self._record_admission(request, facts, decision, keep=not capability.safe)  # 12
-        return Admitted(request, capability, payload, via, extend_via(request), decision, now_ms)
+        return Admitted(request, capability, payload, via, extend_via(request), decision)
 
     def _open(self, frame: bytes, now_ms: int) -> OpenedEnvelope:
         """Take steps 1 to 5. Nobody is answered: who sent this is not known yet."""

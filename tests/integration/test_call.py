@@ -237,3 +237,12 @@ async def test_no_answer_in_time_is_a_timeout_and_the_late_answer_is_dropped(ech
         await cli.call(str(ECHO), "wait", timeout=0.5)
     assert echo.ran == ["wait"]
     await until(lambda: cli.dropped("late") == 1, "the late answer")
+
+
+async def test_answers_of_one_turn_share_a_signature(echo, cli):
+    """Many calls at once cost few signatures: what arrives together is answered together."""
+    before = len(cli.parts.verifier._roots)
+    async with anyio.create_task_group() as group:
+        for _ in range(64):
+            group.start_soon(cli.ask, ECHO, "say", {"text": "x"})
+    assert len(cli.parts.verifier._roots) - before < 48

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import msgpack
 
 from agentweave_bus.bus.subjects import call_subject, reply_subject
 from agentweave_bus.envelope import Draft, Kind, Sealed, encode_payload, new_id
@@ -14,6 +17,15 @@ from agentweave_bus.runtime.wiring import clock_ms
 from agentweave_bus.spiffe_id import SpiffeID
 from tests.integration.probes import CLI, ECHO
 from tests.unit.envelope.world import sign_head
+
+PARTS = {"version": 0, "head": 1, "proof": 2, "chain": 3, "payload": 4, "via": 5}
+
+
+def with_part(frame: bytes, name: str, change: Callable[[Any], Any]) -> bytes:
+    """Return a frame with one of its parts changed, still in canonical form."""
+    parts = msgpack.unpackb(frame)
+    parts[PARTS[name]] = change(parts[PARTS[name]])
+    return bytes(msgpack.packb(parts))
 
 
 def forged_call(svid: X509Svid, *, iss: SpiffeID = CLI, via: Any = (), **changes: Any) -> Sealed:

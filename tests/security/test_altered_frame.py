@@ -5,75 +5,73 @@ from __future__ import annotations
 import msgpack
 import pytest
 
-from tests.integration.connections import until
+from agentweave_bus.bus.admission import Step
+from agentweave_bus.bus.subjects import call_subject
+from tests.integration.connections import heard_within
+from tests.integration.probes import ECHO
+from tests.security.catalogue import Adversary, refused_by
+from tests.security.forging import PARTS, with_part
 
 pytestmark = pytest.mark.anyio
-
-PARTS = {"version": 0, "head": 1, "proof": 2, "chain": 3, "payload": 4, "via": 5}
-STEP = {"head": "proof", "proof": "proof", "chain": "chain", "payload": "proof"}
 
 
 def flipped(data, position):
     return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
-def with_part(frame, name, change):
-    parts = msgpack.unpackb(frame)
-    parts[PARTS[name]] = change(parts[PARTS[name]])
-    return msgpack.packb(parts)
-
-
+@refused_by(Step.PROOF, "another payload under the same signature", by=Adversary.BROKER)
 async def test_another_payload_under_the_same_signature(attack):
     wanted = msgpack.packb({"text": "a million"})
     await attack.send(with_part(attack.message.data, "payload", lambda _: wanted))
-    record = await attack.refused("proof", reason="the payload is not the one whose hash the head holds")
-    assert record["step"] == 4
+    await attack.refused(reason="the payload is not the one whose hash the head holds")
 
 
-@pytest.mark.parametrize("where", [0.0, 0.5, 0.99], ids=["front", "middle", "end"])
-@pytest.mark.parametrize("name", ["head", "payload"])
-async def test_one_bit_of_a_part(attack, name, where):
-    def change(part):
-        return flipped(part, int(len(part) * where))
-
-    await attack.send(with_part(attack.message.data, name, change))
-    await attack.refused(STEP[name])
+def every_bit_refused_by(step, what):
+    return refused_by(step, f"one bit of {what} altered", by=Adversary.BROKER)
 
 
-async def test_one_bit_anywhere(attack):
-    frame = attack.message.data
-    positions = range(0, len(frame), max(1, len(frame) // 40))
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        pytest.param("head", bytes, id="head", marks=every_bit_refused_by(Step.PROOF, "the head")),
+        pytest.param("payload", bytes, id="payload", marks=every_bit_refused_by(Step.PROOF, "the payload")),
+        pytest.param("proof", 0, id="signature", marks=every_bit_refused_by(Step.PROOF, "the signature")),
+        pytest.param("chain", 0, id="certificate", marks=every_bit_refused_by(Step.CHAIN, "a certificate")),
+    ],
+)
+async def test_one_bit_of_a_part(attack, name, part):
+    """Of the first, the last, and forty between."""
+    inside = msgpack.unpackb(attack.message.data)[PARTS[name]]
+    whole = inside if part is bytes else inside[part]
+    positions = sorted({*range(0, len(whole), max(1, len(whole) // 40)), len(whole) - 1})
     for position in positions:
-        await attack.send(flipped(frame, position))
-    await until(lambda: len(attack.refusals()) == len(positions), "every refusal")
-    assert attack.echo.ran == ["work"]
-    assert {one["step_name"] for one in attack.refusals()} <= {"frame", "chain", "proof"}
+        changed = flipped(whole, position)
+        value = changed if part is bytes else [changed, *inside[1:]]
+        await attack.send(with_part(attack.message.data, name, lambda _, value=value: value))
+    await attack.refused_all(len(positions))
 
 
+@refused_by(Step.FRAME, "a frame cut, lengthened or emptied", by=Adversary.BROKER)
 async def test_cut_lengthened_and_emptied(attack):
     frame = attack.message.data
     wrong = [b"", frame[:-1], frame + b"\xc0", b"\x00" * 100, frame * 2, b"\x96" + frame[1:-1]]
     for data in wrong:
         await attack.send(data)
-    await until(lambda: len(attack.refusals()) == len(wrong), "every refusal")
-    assert {one["step_name"] for one in attack.refusals()} == {"frame"}
-    assert attack.echo.ran == ["work"]
+    await attack.refused_all(len(wrong))
 
 
+@refused_by(Step.SIZE, "a frame beyond the largest size", by=Adversary.BROKER)
 async def test_beyond_the_size_of_a_frame(attack):
     await attack.send(attack.message.data + b"\0" * (1_048_576 - 4_000 - len(attack.message.data)))
-    await attack.refused("size")
+    await attack.refused()
 
 
+@refused_by(Step.PROOF, "the signature of another honest frame", by=Adversary.BROKER)
 async def test_signature_of_another_honest_frame(attack):
-    from agentweave_bus.bus.subjects import call_subject
-    from tests.integration.connections import heard_within
-    from tests.integration.probes import ECHO
-
     heard = await attack.mallory.listen(call_subject(ECHO, "wait"))
     attack.echo.gate.set()
     await attack.cli.ask(ECHO, "wait")
     attack.echo.ran.remove("wait")
     other = msgpack.unpackb((await heard_within(heard)).data)
     await attack.send(with_part(attack.message.data, "proof", lambda _: other[PARTS["proof"]]))
-    await attack.refused("proof")
+    await attack.refused()

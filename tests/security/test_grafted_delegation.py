@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from agentweave_bus.bus.admission import Step
 from agentweave_bus.bus.subjects import call_subject
-from agentweave_bus.envelope import Link, decode_frame
+from agentweave_bus.envelope import Link, decode_frame, encode_payload
+from agentweave_bus.envelope.frame import encode_frame
 from tests.integration.connections import heard_within
 from tests.integration.probes import CLI, ECHO, FRONT, OTHER
+from tests.security.catalogue import Adversary, refused_by
 from tests.security.forging import forged_call, reply_of
 
 pytestmark = pytest.mark.anyio
@@ -32,19 +35,17 @@ async def test_the_agent_that_was_asked_may_use_it(attack, link):
     assert attack.echo.ran == ["work", "work"]
 
 
+@refused_by(Step.DELEGATION, "a link of somebody else's delegation under one's own call", by=Adversary.AGENT)
 @pytest.mark.parametrize("thief", [OTHER, CLI], ids=["stranger", "origin"])
 async def test_nobody_else_may(attack, link, thief):
     forged = forged_call(attack.world.issue(thief), iss=thief, via=(link,), exp=link.head.exp)
     await attack.send(forged.frame, reply=reply_of(forged, thief))
-    record = await attack.refused("delegation", reason="rule 3")
-    assert record["step"] == 7
+    await attack.refused(reason="rule 3")
 
 
+@refused_by(Step.DELEGATION, "a delegation with its links cut off", by=Adversary.BROKER)
 async def test_a_link_can_not_be_cut_off(attack, link):
     whole = forged_call(attack.world.issue(FRONT), iss=FRONT, via=(link,), exp=link.head.exp)
-    from agentweave_bus.envelope import encode_payload
-    from agentweave_bus.envelope.frame import encode_frame
-
     cut = encode_frame(whole.link, encode_payload({"text": "forged"}), ())
     await attack.send(cut, reply=reply_of(whole, FRONT))
-    await attack.refused("delegation", reason="rule 2")
+    await attack.refused(reason="rule 2")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from agentweave_bus.bus.admission import Step
 from tests.integration.connections import heard_within
 from tests.integration.probes import CLI
+from tests.security.catalogue import Adversary, refused_by
 from tests.security.forging import forged_call, reply_of
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +32,7 @@ async def test_added_headers_change_nothing(attack):
     assert "admin" not in str(record)
 
 
+@refused_by(Step.FRAME, "message headers in place of a frame", by=Adversary.BROKER)
 async def test_headers_in_place_of_a_frame_are_no_call(attack):
     await attack.send(b"", headers={"Status": "503"})
-    await attack.refused("frame")
+    await attack.refused()

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
-import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
-import anyio
 import pytest
 
+from agentweave_bus.bus.admission import Step
 from agentweave_bus.runtime.wiring import clock_ms
 from tests.integration.probes import CLI
+from tests.security.catalogue import Adversary, refused_by
 from tests.security.forging import forged_call, reply_of
 
 pytestmark = pytest.mark.anyio
 
-TIMES = {
-    "expired": ({"iat": -5_000, "exp": -1}, "expired"),
-    "future": ({"iat": 10_000, "exp": 20_000}, "in the future"),
-    "old": ({"iat": -31_000, "exp": 20_000}, "ago"),
-    "backdated a day": ({"iat": -86_400_000, "exp": -86_399_000}, ""),
-}
+DAY = 86_400_000
 
 
-@pytest.mark.parametrize("name", list(TIMES))
-async def test_a_call_of_another_time(attack, name):
-    changes, reason = TIMES[name]
+def timed(what, changes, reason):
+    mark = refused_by(Step.TIME, f"a call {what}", by=Adversary.CALLER)
+    return pytest.param(changes, reason, id=what, marks=mark)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        timed("that has expired", {"iat": -5_000, "exp": -1}, "expired"),
+        timed("of the future", {"iat": 10_000, "exp": 20_000}, "in the future"),
+        timed("older than half a minute", {"iat": -31_000, "exp": 20_000}, "ago"),
+        timed("backdated by a day", {"iat": -DAY, "exp": 1_000 - DAY}, "issued 864"),
+    ],
+)
+async def test_a_call_of_another_time(attack, changes, reason):
     now = clock_ms()
     forged = forged_call(attack.world.issue(CLI), **{key: now + value for key, value in changes.items()})
     await attack.send(forged.frame, reply=reply_of(forged))
-    record = await attack.refused("time", reason=reason)
-    assert record["step"] == 8
+    await attack.refused(reason=reason)
 
 
+@refused_by(Step.CHAIN, "a call with an expired certificate", by=Adversary.THIEF)
 async def test_an_expired_certificate(attack):
-    svid = attack.world.issue(CLI, lifetime=timedelta(seconds=1))
-    await anyio.sleep(max(0.0, svid.expiry.timestamp() - time.time()) + 0.1)
+    a_minute_ago = datetime.now(UTC) - timedelta(minutes=1)
+    svid = attack.world.issue(CLI, not_before=a_minute_ago - timedelta(hours=1), lifetime=timedelta(hours=1))
     forged = forged_call(svid)
     await attack.send(forged.frame, reply=reply_of(forged))
-    await attack.refused("chain")
+    await attack.refused(reason="the SVID expired")

@@ -421,9 +421,10 @@ class _Checker:
                     "later records could have been cut off or replaced"
                 )
             if chain.named_to > chain.witnessed_to:
+                since = f"after record {chain.witnessed_to} " if chain.witnessed_to >= 0 else ""
                 yield (
-                    f"chain {name}: after record {chain.witnessed_to} only a later chain of the same log "
-                    "vouches for it; whoever can write the directory could have replaced both"
+                    f"chain {name}: {since}only a later chain of the same log vouches for it; "
+                    "whoever can write the directory could have replaced both"
                 )
         absent = {claim.chain for claim in self._claims.values() if claim.chain not in self._chains}
         if absent:

@@ -326,7 +326,7 @@ def _read(answer: HttpAnswer) -> _Result:
 
     """
     try:
-        document = json.loads(answer.body)
+        document = json.loads(answer.body, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise _EndpointFailedError(f"status {answer.status} and no JSON") from error
     if not isinstance(document, dict):
@@ -336,6 +336,14 @@ def _read(answer: HttpAnswer) -> _Result:
     if answer.status != 200:  # noqa: PLR2004 - HTTP
         raise _EndpointFailedError(f"status {answer.status}: {_complaint(document)}")
     return _Result("result" in document, document.get("result"), _revision(document))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse an object that says two things under one key: the parser would take the last for its word."""
+    read = dict(pairs)
+    if len(read) != len(pairs):
+        raise ValueError("the same key twice")
+    return read
 
 
 def _complaint(document: dict[str, Any]) -> str:

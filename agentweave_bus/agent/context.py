@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ class RequestContext:
     the verified links of delegation, origin first (each with ``iss``, ``aud``, ``cap``, …), and is empty
     when the caller asks for itself. ``principal`` is for whom the origin says that it acts (``iss``,
     ``sub``, …), or ``None``. ``links`` is what a nested call must carry; ``trace`` a W3C traceparent,
-    which nobody verified.
+    which nobody verified. ``time_ns`` and ``monotonic_ns`` are the clocks of :meth:`remaining`.
     """
 
     caller_spiffe_id: str
@@ -48,11 +48,13 @@ class RequestContext:
     principal: Mapping[str, Any] | None = None
     links: tuple[Link, ...] = ()
     trace: str | None = None
+    time_ns: Callable[[], int] = field(default=time.time_ns, repr=False, compare=False)
+    monotonic_ns: Callable[[], int] = field(default=time.monotonic_ns, repr=False, compare=False)
     _expires: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Counted on the monotonic clock from here on: a clock that is set must not stretch a deadline.
-        object.__setattr__(self, "_expires", _monotonic(self.deadline_ms))
+        object.__setattr__(self, "_expires", self._end(self.deadline_ms))
         if self.request_time.tzinfo is None:
             raise AgentWeaveError("request_time must be an aware datetime")
 
@@ -63,11 +65,12 @@ class RequestContext:
 
     def remaining(self) -> float:
         """Return the seconds until the deadline, at least 0; infinite when there is none."""
-        return max(0.0, self._expires - time.monotonic())
+        return max(0.0, self._expires - self.monotonic_ns() / 1e9)
 
-
-def _monotonic(deadline_ms: int | None) -> float:
-    return math.inf if deadline_ms is None else time.monotonic() + deadline_ms / 1000 - time.time()
+    def _end(self, deadline_ms: int | None) -> float:
+        if deadline_ms is None:
+            return math.inf
+        return self.monotonic_ns() / 1e9 + deadline_ms / 1000 - self.time_ns() / 1e9
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("agentweave_request", default=None)

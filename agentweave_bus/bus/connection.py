@@ -286,12 +286,14 @@ class Keeper:
         *,
         metrics: Metrics | None = None,
         name: str = "",
+        new_client: Callable[[], Client] = Client,
     ) -> None:
         self._metrics = metrics if metrics is not None else Metrics.create()
         self._source = source
         self._chains = chains
         self._address = address
         self._name = name
+        self._new_client = new_client
         self._listeners: list[SessionListener] = []
         self._permission_listeners: list[PermissionListener] = []
         self._current: Session | None = None
@@ -431,7 +433,7 @@ class Keeper:
     async def _connect(self) -> Session:
         server = self._address.servers[self._next_server % len(self._address.servers)]
         self._next_server += 1
-        client = Client()
+        client = self._new_client()
         try:
             me = self._source.current.svid.spiffe_id
             session = Session(me, client)

@@ -21,6 +21,7 @@ from agentweave_bus.authz import AuthorizationProvider
 from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.exceptions import AgentWeaveError
 from agentweave_bus.identity import IdentityProvider
+from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.runtime.wiring import Connected, connected
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.types import TaskResult
@@ -54,11 +55,13 @@ class AgentWeaveClient:
         identity_provider: IdentityProvider | None = None,
         authz_provider: AuthorizationProvider | None = None,
         connect_deadline_s: float = 10.0,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self.config = config if isinstance(config, AgentConfig) else load_config(config)
         self._identity_provider = identity_provider
         self._authz_provider = authz_provider
         self._connect_deadline_s = connect_deadline_s
+        self._surroundings = surroundings
         self._stack: AsyncExitStack | None = None
         self._parts: Connected | None = None
 
@@ -82,6 +85,7 @@ class AgentWeaveClient:
                     identity_provider=self._identity_provider,
                     authz_provider=self._authz_provider,
                     connect_deadline_s=self._connect_deadline_s,
+                    surroundings=self._surroundings,
                 )
             )
         except BaseException:

@@ -41,7 +41,8 @@ from agentweave_bus.observability.exposition import Exposition
 from agentweave_bus.observability.logs import configure_logging, log_context
 from agentweave_bus.observability.metrics import Direction, Metrics
 from agentweave_bus.observability.tracing import Span, Tracing
-from agentweave_bus.runtime.wiring import Connected, clock_ms, connected
+from agentweave_bus.runtime.surroundings import REAL, Surroundings
+from agentweave_bus.runtime.wiring import Connected, connected
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.types import TaskResult
 
@@ -127,6 +128,9 @@ class Runner:
     configured logging itself.
     """
 
+    def __init__(self, surroundings: Surroundings = REAL) -> None:
+        self._surroundings = surroundings
+
     async def run(self, agent: SecureAgent) -> None:
         """Serve ``agent`` until cancelled, or until SIGINT or SIGTERM. Errors as of :func:`connected`."""
         with _logging_of(agent.config.observability.logging):
@@ -138,6 +142,7 @@ class Runner:
                 identity_provider=agent.identity_provider,
                 authz_provider=agent.authz_provider,
                 serve=served.wire,
+                surroundings=self._surroundings,
             ) as parts:
                 await served.until_stopped(parts)
 
@@ -164,6 +169,7 @@ class _Served:
         self._started = anyio.Event()
         self._metrics = Metrics.create()  # until wire() says which
         self._tracing = Tracing.off()
+        self._surroundings = REAL
 
     def wire(self, parts: Connected) -> None:
         """Put the gate and the responder in front of the agent's capabilities."""
@@ -181,7 +187,7 @@ class _Served:
             claims=self._claims,
             occupancy=occupancy,
             metrics=parts.metrics,
-            clock_ms=clock_ms,
+            clock_ms=parts.surroundings.clock_ms,
         )
         self._responder = Responder(
             me=parts.me,
@@ -191,18 +197,20 @@ class _Served:
             sealer=parts.sealer,
             audit=parts.audit,
             metrics=parts.metrics,
-            clock_ms=clock_ms,
+            clock_ms=parts.surroundings.clock_ms,
             taken_in=occupancy.taken_in,
         )
         parts.keeper.on_session(self._claims.on_session)
         parts.keeper.on_session(self._responder.on_session)
         self._metrics, self._tracing = parts.metrics, parts.tracing
+        self._surroundings = parts.surroundings
 
     async def until_stopped(self, parts: Connected) -> None:
         """Serve until a signal or cancellation, then take down in order."""
         assert self._responder is not None
         async with self._responder.running(), owned_tasks() as group:
-            with _stop_signals() as stop_signal, _health_listener(parts) as metrics_url:
+            stop_signals = parts.surroundings.stop_signals or _stop_signals
+            with stop_signals() as stop_signal, _health_listener(parts) as metrics_url:
                 await self._agent.begin_serving(_ConnectedAgent(parts))
                 try:
                     self._started.set()
@@ -232,6 +240,8 @@ class _Served:
             principal=asks.principal,
             links=admitted.links,
             trace=head.trace,
+            time_ns=self._surroundings.time_ns,
+            monotonic_ns=self._surroundings.monotonic_ns,
         )
         began = time.perf_counter()
         assert isinstance(admitted.capability, BoundCapability)

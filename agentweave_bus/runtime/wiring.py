@@ -53,6 +53,7 @@ from agentweave_bus.identity import (
 )
 from agentweave_bus.observability.metrics import BreakerState, Direction, Metrics
 from agentweave_bus.observability.tracing import Tracing
+from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["Connected", "clock_ms", "configured_provider", "connected"]
@@ -82,6 +83,7 @@ class Connected:
     client: Client
     metrics: Metrics
     tracing: Tracing
+    surroundings: Surroundings
 
 
 @asynccontextmanager
@@ -92,6 +94,7 @@ async def connected(
     authz_provider: AuthorizationProvider | None = None,
     serve: Callable[[Connected], None] = lambda _parts: None,
     connect_deadline_s: float = 30.0,
+    surroundings: Surroundings = REAL,
 ) -> AsyncIterator[Connected]:
     """Build everything and connect; take it all down at the end of the block.
 
@@ -107,17 +110,19 @@ async def connected(
     """
     metrics = Metrics.create()
     async with AsyncExitStack() as stack:
-        source = _identity(config, identity_provider, metrics)
+        source = _identity(config, identity_provider, metrics, surroundings)
         await source.start(connect_deadline_s)
         stack.push_async_callback(source.aclose)
         metrics.certificate_expiry.set(source.svid.expiry.timestamp())
-        authorizer = await _authorizer(config, source, authz_provider, stack, metrics)
+        authorizer = await _authorizer(
+            config, source, authz_provider, stack, metrics, surroundings=surroundings
+        )
         # It reads the names in a directory and the end of a file.
-        audit = await anyio.to_thread.run_sync(_audit, config, source.spiffe_id, stack)
+        audit = await anyio.to_thread.run_sync(_audit, config, source.spiffe_id, stack, surroundings)
         stack.push_async_callback(audit.aclose)
         tracing = _tracing(config, source.spiffe_id)
         stack.push_async_callback(_send_last_spans, tracing)
-        parts = _wire(config, source, authorizer, audit, metrics, tracing=tracing)
+        parts = _wire(config, source, authorizer, audit, metrics, tracing=tracing, surroundings=surroundings)
         serve(parts)
         group = await stack.enter_async_context(owned_tasks())
         group.start_soon(source.run)
@@ -127,7 +132,9 @@ async def connected(
         yield parts
 
 
-def _identity(config: AgentConfig, provider: IdentityProvider | None, metrics: Metrics) -> IdentitySource:
+def _identity(
+    config: AgentConfig, provider: IdentityProvider | None, metrics: Metrics, surroundings: Surroundings
+) -> IdentitySource:
     expected = config.agent.spiffe_id
     if provider is None:
         provider = configured_provider(config)
@@ -142,6 +149,7 @@ def _identity(config: AgentConfig, provider: IdentityProvider | None, metrics: M
         allowed_trust_domains=config.identity.allowed_trust_domains,
         expected_id=expected,
         hooks=hooks,
+        clock=surroundings.wall_s,
     )
 
 
@@ -162,6 +170,8 @@ async def _authorizer(
     provider: AuthorizationProvider | None,
     stack: AsyncExitStack,
     metrics: Metrics,
+    *,
+    surroundings: Surroundings,
 ) -> Authorizer:
     """Choose the engine; whatever it is, the grants beside the policy are followed, too."""
     settings = config.authorization
@@ -170,12 +180,14 @@ async def _authorizer(
     if provider is not None:
         engine = provider
     elif settings.provider == "opa":
-        engine = server = _opa_servers(config, source, metrics)
+        server = _opa_servers(config, source, metrics, surroundings)
+        engine = surroundings.around_engine(server)
         refresh = server.refresh
         stack.push_async_callback(server.aclose)
         stack.callback(source.subscribe(lambda _snapshot: server.drop_connections()))
     else:
-        engine = embedded = EmbeddedEngine()
+        embedded = EmbeddedEngine(now_ns=surroundings.time_ns)
+        engine = surroundings.around_engine(embedded)
         load = embedded.load
         if settings.bundle is None:
             await anyio.to_thread.run_sync(embedded.load, None)
@@ -192,6 +204,8 @@ async def _authorizer(
         refresh=refresh,
         on_decision=_log_federated if settings.audit.log_federated else None,
         on_alarm=lambda _sentence: metrics.policy_load_errors.inc(),
+        monotonic=surroundings.monotonic_s,
+        wall=surroundings.wall_s,
     )
 
 
@@ -216,7 +230,9 @@ def _log_federated(context: AuthzContext, decision: AuthzDecision) -> None:
     )
 
 
-def _opa_servers(config: AgentConfig, source: IdentitySource, metrics: Metrics) -> OpaServerEngine:
+def _opa_servers(
+    config: AgentConfig, source: IdentitySource, metrics: Metrics, surroundings: Surroundings
+) -> OpaServerEngine:
     settings = config.authorization
     expected = settings.opa_spiffe_id
     breaker = settings.circuit_breaker
@@ -234,10 +250,11 @@ def _opa_servers(config: AgentConfig, source: IdentitySource, metrics: Metrics) 
         on_request=metrics.opa_requests.inc,
         on_error=lambda _endpoint: metrics.opa_errors.inc(),
         on_breaker=lambda endpoint, state: metrics.breaker_changed(endpoint, BreakerState(state.value)),
+        monotonic_ms=surroundings.monotonic_ms,
     )
 
 
-def _audit(config: AgentConfig, me: SpiffeID, stack: AsyncExitStack) -> AuditLog:
+def _audit(config: AgentConfig, me: SpiffeID, stack: AsyncExitStack, surroundings: Surroundings) -> AuditLog:
     """Open the audit log. Switched off, which development alone allows, it is kept only while running."""
     settings = config.authorization.audit
     path = settings.path
@@ -249,6 +266,7 @@ def _audit(config: AgentConfig, me: SpiffeID, stack: AsyncExitStack) -> AuditLog
         redact=settings.redact,
         max_file_bytes=settings.max_file_bytes,
         max_frames_bytes=DEFAULT_MAX_BYTES if settings.keep_frames else 0,
+        clock_ms=surroundings.clock_ms,
     )
 
 
@@ -260,6 +278,7 @@ def _wire(
     metrics: Metrics,
     *,
     tracing: Tracing,
+    surroundings: Surroundings,
 ) -> Connected:
     me = source.spiffe_id
     chains = ChainVerifier(source, revocations=RevocationList())
@@ -271,16 +290,19 @@ def _wire(
         config.bus.connect_timeout,
         config.bus.reconnect_wait,
     )
-    keeper = Keeper(source, chains, address, metrics=metrics, name=str(me))
+    keeper = Keeper(
+        source, chains, address, metrics=metrics, name=str(me), new_client=surroundings.new_client
+    )
     requests = Requests(
         keeper=keeper,
         sealer=sealer,
         verifier=verifier,
         retry=_retry_rule(config.bus.retry),
         metrics=metrics,
-        clock_ms=clock_ms,
+        clock_ms=surroundings.clock_ms,
         witness=audit.witness,
         max_pending=config.bus.max_pending_calls,
+        monotonic=surroundings.monotonic_s,
     )
     _declare_granted(authorizer, me, metrics)
     breaker = config.bus.circuit_breaker
@@ -294,12 +316,24 @@ def _wire(
         ),
         allowed_trust_domains=lambda: source.allowed_trust_domains,
         metrics=metrics,
-        clock_ms=clock_ms,
+        clock_ms=surroundings.clock_ms,
         max_timeout=config.bus.max_call_timeout,
+        monotonic_ms=surroundings.monotonic_ms,
         tracing=tracing,
     )
     return Connected(
-        config, me, source, verifier, sealer, authorizer, audit, keeper, client, metrics, tracing
+        config,
+        me,
+        source,
+        verifier,
+        sealer,
+        authorizer,
+        audit,
+        keeper,
+        client,
+        metrics,
+        tracing,
+        surroundings,
     )
 
 

@@ -22,6 +22,7 @@ _M = TypeVar("_M", bound=BaseModel)
 
 # Files that an agent reads travel with its configuration; what it writes stays where it runs.
 _FILE_KEYS: Final[tuple[KeyPath, ...]] = (
+    ("identity", "revocations"),
     ("identity", "static", "cert_file"),
     ("identity", "static", "key_file"),
     ("identity", "static", "bundles", "*"),

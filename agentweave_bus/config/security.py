@@ -97,6 +97,7 @@ class IdentityConfig(ConfigModel):
     provider: Literal["spiffe", "static"] = "spiffe"
     spiffe_endpoint: Annotated[str, AfterValidator(_spiffe_endpoint)] = DEFAULT_SPIFFE_ENDPOINT
     allowed_trust_domains: tuple[TrustDomain, ...] = ()
+    revocations: FilePath | None = None
     static: StaticIdentityConfig | None = None
 
     @field_validator("provider")

@@ -18,7 +18,12 @@ __all__ = ["DEFAULT_STACK_FILE", "StackAgent", "StackBus", "StackConfig", "load_
 
 DEFAULT_STACK_FILE: Final = "agentweave.yaml"
 
-_FILE_KEYS: Final[tuple[KeyPath, ...]] = (("grants",), ("policies",), ("agents", "*", "config"))
+_FILE_KEYS: Final[tuple[KeyPath, ...]] = (
+    ("grants",),
+    ("policies",),
+    ("revocations",),
+    ("agents", "*", "config"),
+)
 
 
 class StackAgent(ConfigModel):
@@ -43,6 +48,7 @@ class StackConfig(ConfigModel):
     agents: tuple[StackAgent, ...] = ()
     grants: FilePath | None = None
     policies: FilePath | None = None
+    revocations: FilePath | None = None
     clients: tuple[Name, ...] = ("cli",)
     bus: StackBus = StackBus()
     observability: ObservabilityConfig = ObservabilityConfig()

@@ -9,6 +9,7 @@ from agentweave_bus.identity.bundle import TrustSource, X509Bundle
 from agentweave_bus.identity.chain import ChainVerifier, VerifiedChain, claimed_spiffe_id, verify_chain
 from agentweave_bus.identity.provider import IdentityProvider
 from agentweave_bus.identity.revocation import RevocationList, RevokedSet
+from agentweave_bus.identity.revocation_file import RevocationWatch
 from agentweave_bus.identity.rotation import IdentitySnapshot, IdentitySource, RotationHooks
 from agentweave_bus.identity.static import StaticMTLSProvider
 from agentweave_bus.identity.svid import X509Svid
@@ -24,6 +25,7 @@ __all__ = [
     "IdentitySource",
     "PeerRefusedError",
     "RevocationList",
+    "RevocationWatch",
     "RevokedSet",
     "RotationHooks",
     "SPIFFEIdentityProvider",

@@ -72,7 +72,8 @@ class VerifiedChain:
     ``x5t`` is SHA-256 of the leaf's DER, ``authority`` SHA-256 of the anchoring authority's DER, and
     ``issuers`` the same of every certificate above the leaf, the anchor last. ``not_before_ms`` and
     ``not_after_ms`` (milliseconds since the epoch, both inclusive) are the intersection of the validity
-    periods of every certificate on the verified path.
+    periods of every certificate on the verified path. ``issued_ms`` is when the leaf's own validity begins:
+    with another intermediate that of the path could begin later, and the sender chooses those.
     """
 
     spiffe_id: SpiffeID
@@ -83,6 +84,7 @@ class VerifiedChain:
     not_after_ms: int
     authority: bytes
     issuers: tuple[bytes, ...] = ()
+    issued_ms: int = 0
 
     def valid_at(self, ms: int) -> bool:
         """Whether every certificate of the path is valid at ``ms``."""
@@ -158,7 +160,10 @@ def verify_chain(chain: Sequence[bytes], bundle: X509Bundle, *, at_ms: int) -> V
     not_before, not_after = _validity_ms(path)
     issuers = tuple(_sha256(certificate) for certificate in path[1:])
     x5t = hashlib.sha256(chain[0]).digest()
-    verified = VerifiedChain(spiffe_id, leaf, public_key, x5t, not_before, not_after, issuers[-1], issuers)
+    issued = int(leaf.not_valid_before_utc.timestamp()) * 1000
+    verified = VerifiedChain(
+        spiffe_id, leaf, public_key, x5t, not_before, not_after, issuers[-1], issuers, issued
+    )
     if not verified.valid_at(at_ms):
         raise ChainRefusedError(_outside_validity(verified, at_ms))
     return verified
@@ -202,7 +207,9 @@ class ChainVerifier:
         if verified is None:
             verified = self._verify_anew(chain, at_ms)
             self._remember(key, verified)
-        reason = self._revocations.reason_against(verified.spiffe_id, verified.x5t, verified.issuers)
+        reason = self._revocations.reason_against(
+            verified.spiffe_id, verified.x5t, verified.issuers, issued_ms=verified.issued_ms
+        )
         if reason is not None:
             raise ChainRefusedError(f"{verified.spiffe_id} is refused: {reason}")
         return verified

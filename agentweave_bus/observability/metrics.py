@@ -140,6 +140,11 @@ DECLARATIONS: Final[Mapping[str, Declaration]] = {
     "policy_load_errors": Declaration(
         Counter, "agentweave_policy_load_errors_total", "Policy revisions refused; the one before stays."
     ),
+    "revocation_load_errors": Declaration(
+        Counter,
+        "agentweave_revocation_load_errors_total",
+        "Files of revocations refused; what was revoked before stays so.",
+    ),
     "svid_rotations": Declaration(Counter, "agentweave_svid_rotation_total", "SVIDs taken into use."),
     "svid_rotation_errors": Declaration(
         Counter, "agentweave_svid_rotation_errors_total", "Attempts to get a new SVID that failed."
@@ -199,6 +204,7 @@ class Metrics:
     opa_requests: Counter
     opa_errors: Counter
     policy_load_errors: Counter
+    revocation_load_errors: Counter
     svid_rotations: Counter
     svid_rotation_errors: Counter
     certificate_expiry: Gauge

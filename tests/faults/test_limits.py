@@ -132,7 +132,7 @@ async def test_nothing_is_kept_of_calls_that_have_ended(world, echo, cli):
 async def test_a_failing_callee_is_left_alone_and_tried_again(world, cli, echo):
     caller = await world.client(
         bus__circuit_breaker={"failure_threshold": 2, "success_threshold": 1, "timeout": 0.5},
-        bus__retry={"attempts": 1},
+        bus__retry={"attempts": 1, "patience": 0.1},
     )
     for _ in range(2):
         with pytest.raises(NoResponderError):

@@ -1,28 +1,24 @@
-"""The broker dies, comes back, or falls silent. Nothing stays deaf, and no failure is unclear."""
+"""The broker is killed or paused, and comes back. Nothing stays deaf, and no failure is unclear."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 
 import anyio
 import pytest
 
 from agentweave_bus.bus import connection
 from agentweave_bus.exceptions import CallTimeoutError, ConnectionLostError, UnreachableError
+from tests.faults.stage import answered, everyone_connected, load, rotated
 from tests.integration.callee import replaced
 from tests.integration.connections import until
-from tests.integration.probes import ECHO, PATIENCE, data_of
+from tests.integration.probes import CLI, ECHO, PATIENCE
 from tests.integration.processes import worker_process
 from tests.integration.world import metric
 
 pytestmark = pytest.mark.anyio
-
-CLEAR = (CallTimeoutError, UnreachableError)
-
-
-async def everyone_connected(*parts):
-    await until(lambda: all(one.keeper.connected for one in parts), "reconnecting")
 
 
 async def test_a_call_in_flight_fails_clearly_and_later_ones_work(world, echo, cli):
@@ -43,7 +39,7 @@ async def test_a_call_in_flight_fails_clearly_and_later_ones_work(world, echo, c
 
 
 async def test_a_safe_call_in_flight_is_made_again_with_the_same_id(world, echo, cli):
-    answers = []
+    answers, before = [], len(world.audit("cli", event="call", cap="wait_safe"))
     async with anyio.create_task_group() as group:
 
         async def ask():
@@ -57,7 +53,7 @@ async def test_a_safe_call_in_flight_is_made_again_with_the_same_id(world, echo,
         await until(lambda: len(echo.ran) >= 2, "the second attempt")
         echo.gate.set()
     assert answers == [{"waited": True}]
-    sent = world.audit("cli", event="call", cap="wait_safe")
+    sent = world.audit("cli", event="call", cap="wait_safe")[before:]
     assert len({one["id"] for one in sent}) == 1
     # At least: an attempt may come before the agent is connected again, and then reaches nobody.
     assert len({one["digest"] for one in sent}) == len(sent) >= 2
@@ -97,43 +93,49 @@ async def test_a_call_made_while_its_callee_restarts_is_taken_by_the_next_one(wo
         async def ask():
             answers.append(await cli.ask(ECHO, "work", {"text": "patient"}))
 
+        before = len(world.audit("cli", event="call", cap="work"))
         group.start_soon(ask)
-        await until(lambda: len(world.audit("cli", event="call", cap="work")) > 3, "attempts at nobody")
+        await until(
+            lambda: len(world.audit("cli", event="call", cap="work")) > before + 3, "attempts at nobody"
+        )
         again = await world.agent(ECHO)
     assert answers == [{"worked": "patient"}]
     assert again.ran == ["work"]
 
 
 async def test_killed_several_times_under_load_nothing_stays_deaf(world, echo, cli):
-    stop = anyio.Event()
-    good, failures = [], []
-
-    async def load(number):
-        while not stop.is_set():
-            text = f"{number}-{len(good)}-{len(failures)}"
-            try:
-                result = await cli.call(str(ECHO), "work", {"text": text}, timeout=PATIENCE)
-            except CLEAR as error:
-                failures.append(error)
-            else:
-                assert data_of(result) == {"worked": text}
-                good.append(text)
-
-    async with anyio.create_task_group() as group:
-        for number in range(32):
-            group.start_soon(load, number)
+    both = [echo.parts, cli.parts]
+    before = [metric(one, "agentweave_bus_reconnects_total") for one in both]
+    async with load(cli, at_once=32) as busy:
         for _ in range(4):
-            before = len(good)
-            await until(lambda before=before: len(good) > before + 50, "calls that work")
+            await busy.more(50)
             await world.stack.nats.kill()
             await world.stack.nats.start()
-        before = len(good)
-        await until(lambda: len(good) > before + 200, "calls that work after the last time")
-        stop.set()
-    assert {type(one) for one in failures} <= {ConnectionLostError}
-    assert metric(echo.parts, "agentweave_bus_reconnects_total") == 4
-    assert metric(cli.parts, "agentweave_bus_reconnects_total") == 4
-    assert len(echo.ran) <= len(good) + len(failures)  # nothing ran twice
+        await busy.more(200)
+    assert {type(one) for one in busy.failures} <= {ConnectionLostError}
+    assert [
+        metric(one, "agentweave_bus_reconnects_total") - old for one, old in zip(both, before, strict=True)
+    ] == [4, 4]
+    assert len(echo.ran) <= len(busy.good) + len(busy.failures)  # nothing ran twice
+
+
+async def test_a_broker_that_pauses_costs_the_calls_meanwhile_and_nothing_else(world, echo, cli):
+    """Shorter than pings take to notice: calls end at their deadlines, and what comes late does not run."""
+    connections = [await one.parts.keeper.session(1) for one in (echo, cli)]
+    os.kill(world.stack.nats.pid, signal.SIGSTOP)
+    for _ in range(3):
+        began = time.monotonic()
+        with pytest.raises(CallTimeoutError, match=r"no answer from .*; the work may have been done"):
+            await cli.call(str(ECHO), "work", {"text": "into silence"}, timeout=0.1)
+        assert time.monotonic() - began < 1
+    before = len(world.refusals("echo", step_name="time"))
+    os.kill(world.stack.nats.pid, signal.SIGCONT)
+    assert await cli.ask(ECHO, "work", {"text": "later"}) == {"worked": "later"}
+    assert echo.ran == ["work"]
+    late = world.refusals("echo", step_name="time")[before:]
+    assert len(late) == 3
+    assert all("expired" in one["reason"] for one in late)
+    assert [await one.parts.keeper.session(1) for one in (echo, cli)] == connections
 
 
 async def test_a_broker_that_falls_silent_is_left_and_found_again(world, echo, cli):
@@ -143,9 +145,6 @@ async def test_a_broker_that_falls_silent_is_left_and_found_again(world, echo, c
         replaced(connection, "_CLOSE_SECONDS", 0.3),
     ):
         # A rotation makes new connections, with the short ping interval.
-        from tests.integration.probes import CLI
-        from tests.integration.test_rotation import rotated
-
         await rotated(echo.parts, world, ECHO)
         await rotated(cli.parts, world, CLI)
         for _ in range(2):
@@ -177,21 +176,13 @@ async def test_a_worker_process_survives_the_broker(world, cli):
             await world.stack.nats.kill()
             await world.stack.nats.start()
             # The client may be back before the worker: its calls find nobody for a moment.
-            await until_answered(cli)
+            await answered(cli, safe=True)
         worker.process.terminate()
         assert await worker.wait() == 0
 
 
-async def until_answered(cli):
-    with anyio.fail_after(PATIENCE):
-        while True:
-            try:
-                return await cli.ask(ECHO, "say", {"text": "there?"}, safe=True)
-            except CLEAR:
-                await anyio.sleep(0.05)
-
-
 async def test_what_was_claimed_before_a_broker_restart_is_claimed_after_it(world, echo, cli, mallory):
+    before = len(world.refusals("echo", step_name="replay"))
     heard = await mallory.listen("aw.call.>")
     await cli.ask(ECHO, "work", {"text": "once"})
     frame = heard.get_nowait()
@@ -202,6 +193,6 @@ async def test_what_was_claimed_before_a_broker_restart_is_claimed_after_it(worl
     again = await world.agent(ECHO)
     other = await world.raw()
     await other.send(frame.subject, frame.data, frame.reply)
-    refusal = await world.refusal("echo", step_name="replay")
+    refusal = await world.refusal("echo", after=before, step_name="replay")
     assert refusal["reason"] == "this id is claimed already"
     assert again.ran == []

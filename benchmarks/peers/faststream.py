@@ -1,0 +1,45 @@
+"""FastStream on plain NATS: no TLS, no identity, no policy. What a popular framework costs beside its bus."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from faststream import FastStream
+from faststream.nats import NatsBroker
+
+from benchmarks.peers import Call
+from benchmarks.places import PAYLOAD, Place
+
+__all__ = ["client", "serve"]
+
+_SUBJECT: Final = "faststream.echo"
+_CALL_S: Final = 30.0
+
+
+async def serve(place: Place, ready: Callable[[], None]) -> None:
+    """Answer every request with its own text, with FastStream's settings as they come."""
+    broker = NatsBroker(place.address, log_level=logging.WARNING)
+
+    @broker.subscriber(_SUBJECT)
+    async def echo(text: str) -> str:
+        return text
+
+    app = FastStream(broker)
+    app.after_startup(ready)
+    await app.run(log_level=logging.WARNING)
+
+
+@asynccontextmanager
+async def client(place: Place) -> AsyncIterator[Call]:
+    """Connect; each call is one request of the framework, its answer decoded."""
+    async with NatsBroker(place.address, log_level=logging.WARNING) as broker:
+
+        async def call() -> None:
+            reply = await broker.request(PAYLOAD, _SUBJECT, timeout=_CALL_S)
+            if await reply.decode() != PAYLOAD:
+                raise RuntimeError("faststream: another answer than was sent")
+
+        yield call

@@ -45,7 +45,7 @@ from agentweave_bus.identity import (
     IdentityProvider,
     IdentitySnapshot,
     IdentitySource,
-    RevocationList,
+    RevocationWatch,
     RotationHooks,
     SPIFFEIdentityProvider,
     StaticMTLSProvider,
@@ -102,6 +102,7 @@ async def connected(
     ``connect_deadline_s`` bounds the wait for an identity, and then that for the broker, in seconds.
 
     Raises:
+        ConfigurationError: the file of revocations is missing or wrong.
         IdentityError: there is no identity, or not the configured one.
         PolicyError: the policy can't be loaded.
         AuditError: the audit log can't be written.
@@ -109,23 +110,43 @@ async def connected(
 
     """
     metrics = Metrics.create()
+    revocations = await anyio.to_thread.run_sync(_revocations, config, metrics)
     async with AsyncExitStack() as stack:
         source = _identity(config, identity_provider, metrics, surroundings)
+        chains = ChainVerifier(source, revocations=revocations.list)
         await source.start(connect_deadline_s)
         stack.push_async_callback(source.aclose)
         metrics.certificate_expiry.set(source.svid.expiry.timestamp())
         authorizer = await _authorizer(
-            config, source, authz_provider, stack, metrics, surroundings=surroundings
+            config,
+            source,
+            authz_provider,
+            stack,
+            metrics,
+            surroundings=surroundings,
+            chains=chains,
+            revocations=revocations,
         )
+        revocations.on_change(authorizer.forget_standing)
         # It reads the names in a directory and the end of a file.
         audit = await anyio.to_thread.run_sync(_audit, config, source.spiffe_id, stack, surroundings)
         stack.push_async_callback(audit.aclose)
         tracing = _tracing(config, source.spiffe_id)
         stack.push_async_callback(_send_last_spans, tracing)
-        parts = _wire(config, source, authorizer, audit, metrics, tracing=tracing, surroundings=surroundings)
+        parts = _wire(
+            config,
+            source,
+            authorizer,
+            audit,
+            metrics,
+            tracing=tracing,
+            surroundings=surroundings,
+            chains=chains,
+        )
         serve(parts)
         group = await stack.enter_async_context(owned_tasks())
         group.start_soon(source.run)
+        group.start_soon(revocations.run)
         group.start_soon(authorizer.run)
         stack.callback(group.cancel_scope.cancel)
         await stack.enter_async_context(parts.keeper.open(deadline_s=connect_deadline_s))
@@ -153,6 +174,12 @@ def _identity(
     )
 
 
+def _revocations(config: AgentConfig, metrics: Metrics) -> RevocationWatch:
+    return RevocationWatch(
+        config.identity.revocations, on_alarm=lambda _sentence: metrics.revocation_load_errors.inc()
+    )
+
+
 def configured_provider(config: AgentConfig) -> IdentityProvider:
     """Return the identity provider that ``config`` names, not started."""
     identity = config.identity
@@ -172,6 +199,8 @@ async def _authorizer(
     metrics: Metrics,
     *,
     surroundings: Surroundings,
+    chains: ChainVerifier,
+    revocations: RevocationWatch,
 ) -> Authorizer:
     """Choose the engine; whatever it is, the grants beside the policy are followed, too."""
     settings = config.authorization
@@ -180,11 +209,12 @@ async def _authorizer(
     if provider is not None:
         engine = provider
     elif settings.provider == "opa":
-        server = _opa_servers(config, source, metrics, surroundings)
+        server = _opa_servers(config, source, chains, metrics, surroundings)
         engine = surroundings.around_engine(server)
         refresh = server.refresh
         stack.push_async_callback(server.aclose)
         stack.callback(source.subscribe(lambda _snapshot: server.drop_connections()))
+        revocations.on_change(server.drop_connections)
     else:
         embedded = EmbeddedEngine(now_ns=surroundings.time_ns)
         engine = surroundings.around_engine(embedded)
@@ -231,7 +261,11 @@ def _log_federated(context: AuthzContext, decision: AuthzDecision) -> None:
 
 
 def _opa_servers(
-    config: AgentConfig, source: IdentitySource, metrics: Metrics, surroundings: Surroundings
+    config: AgentConfig,
+    source: IdentitySource,
+    chains: ChainVerifier,
+    metrics: Metrics,
+    surroundings: Surroundings,
 ) -> OpaServerEngine:
     settings = config.authorization
     expected = settings.opa_spiffe_id
@@ -246,7 +280,9 @@ def _opa_servers(
         ),
         tls=None
         if expected is None
-        else lambda: client_context(source, SpiffeID(expected), minimum_version=_minimum_tls(config)),
+        else lambda: client_context(
+            source, SpiffeID(expected), verifier=chains, minimum_version=_minimum_tls(config)
+        ),
         on_request=metrics.opa_requests.inc,
         on_error=lambda _endpoint: metrics.opa_errors.inc(),
         on_breaker=lambda endpoint, state: metrics.breaker_changed(endpoint, BreakerState(state.value)),
@@ -279,9 +315,9 @@ def _wire(
     *,
     tracing: Tracing,
     surroundings: Surroundings,
+    chains: ChainVerifier,
 ) -> Connected:
     me = source.spiffe_id
-    chains = ChainVerifier(source, revocations=RevocationList())
     verifier = EnvelopeVerifier(chains)
     sealer = Sealer(lambda: source.svid)
     address = BusAddress(

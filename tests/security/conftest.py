@@ -109,11 +109,17 @@ Cast = tuple[World, Probe, Caller, Raw, "asyncio.Queue[Msg]"]
 
 
 @pytest.fixture(scope="module")
-async def cast(session_world: World) -> AsyncIterator[Cast]:
+async def callee(session_world: World) -> Probe:
+    """Who is attacked. A module that needs another callee, or another configuration, has its own."""
+    return await session_world.agent(ECHO)
+
+
+@pytest.fixture(scope="module")
+async def cast(session_world: World, callee: Probe) -> AsyncIterator[Cast]:
     """Callee, caller and adversary, who overhears every call, for all attacks of a module."""
     world = session_world
-    echo, cli, mallory = await world.agent(ECHO), await world.client(CLI), await world.raw()
-    yield world, echo, cli, mallory, await mallory.listen(call_subject(ECHO, "work"))
+    cli, mallory = await world.client(CLI), await world.raw()
+    yield world, callee, cli, mallory, await mallory.listen(call_subject(ECHO, "work"))
     await world.clear()
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pstats
-import sys
 import tempfile
 from pathlib import Path
 
@@ -25,8 +23,6 @@ def _options() -> argparse.Namespace:
     profile.add_argument("row")
     profile.add_argument("--tasks", type=int, default=64)
     profile.add_argument("--seconds", type=float, default=5.0)
-    profile.add_argument("--sort", default="tottime")
-    profile.add_argument("--top", type=int, default=25)
     return parser.parse_args()
 
 
@@ -44,9 +40,8 @@ async def _profile(options: argparse.Namespace) -> None:
             profiles=Path(folder), in_flight=(options.tasks,),
         )
         for part in ("worker", "client"):
-            print(f"\n=== {part}, {options.tasks} in flight, by {options.sort}\n")
-            stats = pstats.Stats(str(Path(folder) / f"{options.row}-{part}.prof"), stream=sys.stdout)
-            stats.strip_dirs().sort_stats(options.sort).print_stats(options.top)
+            print(f"\n=== {part}, {options.tasks} in flight\n")
+            print((Path(folder) / f"{options.row}-{part}.txt").read_text())
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 A worker serves until SIGTERM. A client reads one load a line from standard input, runs it, and answers
 with one line; it ends at the end of its input. Both say ``ready`` on the descriptor that they are given.
+
+Nothing of this project is imported here: what a peer's process holds in memory is its own.
 """
 
 from __future__ import annotations
@@ -11,14 +13,23 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from pathlib import Path
+from typing import Final
 
-from agentweave_bus.runtime import READY_FD
-from agentweave_bus.worker import run_on_fastest_loop
+import uvloop
+
 from benchmarks.load import Load, closed_loop
 from benchmarks.peers import peer_of
 from benchmarks.places import Place
+from benchmarks.sampler import install_sampler
 
-__all__ = ["main"]
+__all__ = ["PROFILE", "READY_FD", "main"]
+
+READY_FD: Final = "AGENTWEAVE_READY_FD"
+"""As the workers of this project know it."""
+
+PROFILE: Final = "BENCHMARK_PROFILE"
+"""The file to which a child writes where its time went; sampled from SIGUSR2 on."""
 
 
 def _ready() -> None:
@@ -46,9 +57,12 @@ async def _client(place: Place) -> None:
 
 
 def main() -> None:
-    """Play the part that the command line names."""
+    """Play the part that the command line names, on uvloop, whichever peer it is."""
     part, place = sys.argv[1], Place.from_json(sys.argv[2])
-    run_on_fastest_loop(_client(place) if part == "client" else peer_of(place).serve(place, _ready))
+    if PROFILE in os.environ:
+        install_sampler(Path(os.environ[PROFILE]))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_client(place) if part == "client" else peer_of(place).serve(place, _ready))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from agentweave_bus.embedded.lifeline import dies_with_this_process
-from agentweave_bus.runtime import READY_FD
+from benchmarks.child import READY_FD
 from benchmarks.load import Load, Sample
 from benchmarks.places import Place
 
@@ -27,7 +27,7 @@ _SLACK_S: Final = 60.0
 
 @asynccontextmanager
 async def child_process(
-    command: Sequence[str], log: Path, environment: Mapping[str, str]
+    command: Sequence[str], log: Path, environment: Mapping[str, str], *, is_client: bool = False
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run ``command`` from the time it writes ``ready`` on its descriptor until the end of the block.
 
@@ -50,7 +50,7 @@ async def child_process(
             await _await_ready(pipe, log)
             yield process
         finally:
-            await _end(process)
+            await _end(process, is_client=is_client)
 
 
 async def _await_ready(pipe: object, log: Path) -> None:
@@ -68,11 +68,12 @@ async def _await_ready(pipe: object, log: Path) -> None:
         raise RuntimeError(f"a child ended instead of becoming ready ({log}):\n{tail}")
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process, *, is_client: bool) -> None:
     if process.stdin is not None:
-        process.stdin.close()
+        process.stdin.close()  # ends a client
     with contextlib.suppress(ProcessLookupError):
-        process.terminate()
+        if not is_client:
+            process.terminate()
     try:
         async with asyncio.timeout(STOP_S):
             await process.wait()
@@ -81,17 +82,16 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-def _command(part: str, place: Place, profile: Path | None) -> list[str]:
-    profiler = [] if profile is None else ["-m", "cProfile", "-o", str(profile)]
-    return [sys.executable, *profiler, "-m", "benchmarks.child", part, place.to_json()]
+def _command(part: str, place: Place) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.child", part, place.to_json()]
 
 
 @asynccontextmanager
 async def worker_process(
-    place: Place, log: Path, environment: Mapping[str, str], profile: Path | None = None
+    place: Place, log: Path, environment: Mapping[str, str]
 ) -> AsyncIterator[int]:
     """Run the worker of ``place``; yield its process id."""
-    async with child_process(_command("worker", place, profile), log, environment) as process:
+    async with child_process(_command("worker", place), log, environment) as process:
         yield process.pid
 
 
@@ -124,8 +124,8 @@ class ClientProcess:
 
 @asynccontextmanager
 async def client_process(
-    place: Place, log: Path, environment: Mapping[str, str], profile: Path | None = None
+    place: Place, log: Path, environment: Mapping[str, str]
 ) -> AsyncIterator[ClientProcess]:
     """Run the client of ``place`` until the end of the block."""
-    async with child_process(_command("client", place, profile), log, environment) as process:
+    async with child_process(_command("client", place), log, environment, is_client=True) as process:
         yield ClientProcess(process, log)

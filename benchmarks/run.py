@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -31,16 +33,25 @@ async def compare(
         async with World(Path(folder), rows, profiles).contenders() as contenders:
             for contender in contenders:
                 await _turn(contender, max(in_flight), _FIRST_WARM_S, _FIRST_WARM_S)
+                if profiles is not None:
+                    for pid in (contender.processes["worker"], contender.client.pid):
+                        os.kill(pid, signal.SIGUSR2)
             for number in range(rounds):
                 for contender in contenders if number % 2 == 0 else contenders[::-1]:
-                    sys.stderr.write(f"\rround {number + 1} of {rounds}: {contender.row.name:<12}")
-                    sys.stderr.flush()
+                    _say(f"round {number + 1} of {rounds}: {contender.row.name}")
                     found[contender.row.name].append(
                         {tasks: await _turn(contender, tasks, seconds / 4, seconds) for tasks in in_flight}
                     )
-            sys.stderr.write("\r" + " " * 40 + "\r")
+            _say("")
     return dict(found)
 
 
 async def _turn(contender: Contender, tasks: int, warm_s: float, seconds: float) -> Sample:
     return await contender.client.run(Load(tasks, warm_s, seconds), contender.processes)
+
+
+def _say(what: str) -> None:
+    """Show how far it is, where somebody watches."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{what:<40}\r")
+        sys.stderr.flush()

@@ -6,7 +6,6 @@ same program. Workers and clients are started once and wait, idle, while another
 
 from __future__ import annotations
 
-import shutil
 import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +17,9 @@ import yaml
 
 from agentweave_bus.embedded.nats_server import NatsServer
 from agentweave_bus.embedded.stack import EmbeddedStack, StackSettings, embedded_stack
+from agentweave_bus.identity import IdentitySource, SPIFFEIdentityProvider
 from agentweave_bus.spiffe_id import SpiffeID
+from benchmarks.child import PROFILE
 from benchmarks.opa_server import opa_server
 from benchmarks.places import PAYLOAD_BYTES, Place
 from benchmarks.processes import ClientProcess, client_process, worker_process
@@ -28,6 +29,7 @@ __all__ = ["Contender", "World", "write_grants"]
 
 DOMAIN: Final = "bench.test"
 CLIENT: Final = SpiffeID.of(DOMAIN, "client", "bench")
+_SVID_S: Final = 10.0
 _RAW: Final = {part: SpiffeID.of(DOMAIN, "raw", part) for part in ("worker", "client")}
 
 
@@ -87,12 +89,16 @@ class World:
 
     async def _contender(self, row: Row, stack: EmbeddedStack, resources: AsyncExitStack) -> Contender:
         place, processes = await self._place(row, stack, resources)
-        environments = _environments(row, stack)
+        environment = _environments(row, stack)
         worker = await resources.enter_async_context(
-            worker_process(place, self._log(row, "worker"), environments[0], self._profile(row, "worker"))
+            worker_process(
+                place, self._log(row, "worker"), environment[0] | self._profiled(row, "worker")
+            )
         )
         client = await resources.enter_async_context(
-            client_process(place, self._log(row, "client"), environments[1], self._profile(row, "client"))
+            client_process(
+                place, self._log(row, "client"), environment[1] | self._profiled(row, "client")
+            )
         )
         return Contender(row, client, {"worker": worker, **processes})
 
@@ -108,7 +114,7 @@ class World:
             return Place(row.name, row.peer, server.url), _running(broker=server.pid)
         broker = _running(broker=stack.nats.pid)
         if row.peer == "raw":
-            return Place(row.name, row.peer, stack.bus_url), broker
+            return Place(row.name, row.peer, stack.bus_url, await self._svid_files(stack)), broker
         authorization: dict[str, object] = {"bundle": str(self._grants)}
         if row.opa:
             url, pid = await resources.enter_async_context(opa_server(stack.api.directory, self._grants))
@@ -136,28 +142,37 @@ class World:
             files[f"{part}_config"] = str(path)
         return {**files, "target": str(me), "capability": row.capability}
 
+    async def _svid_files(self, stack: EmbeddedStack) -> dict[str, str]:
+        """Write the SVIDs of the raw row's processes, which know no Workload API."""
+        files = {}
+        for part, me in _RAW.items():
+            source = IdentitySource(SPIFFEIdentityProvider(stack.api.endpoint(me), me), expected_id=me)
+            await source.start(_SVID_S)
+            snapshot = source.current
+            await source.aclose()
+            for name, content in (
+                (f"{part}_certificate", snapshot.svid.chain_pem()),
+                (f"{part}_key", snapshot.svid.key_pem()),
+                ("authorities", b"".join(one.to_pem() for one in snapshot.bundles.values())),
+            ):
+                path = self._folder / f"{name}.pem"
+                path.touch(mode=0o600)
+                path.write_bytes(content)
+                files[name] = str(path)
+        return files
+
     def _log(self, row: Row, part: str) -> Path:
         return self._folder / f"{row.name}-{part}.log"
 
-    def _profile(self, row: Row, part: str) -> Path | None:
-        return None if self._profiles is None else self._profiles / f"{row.name}-{part}.prof"
+    def _profiled(self, row: Row, part: str) -> dict[str, str]:
+        return {} if self._profiles is None else {PROFILE: str(self._profiles / f"{row.name}-{part}.txt")}
 
 
-def _environments(row: Row, stack: EmbeddedStack) -> tuple[Mapping[str, str], Mapping[str, str]]:
+def _environments(row: Row, stack: EmbeddedStack) -> tuple[dict[str, str], dict[str, str]]:
     """Return what worker and client are told in their environment."""
-    if row.peer == "bus":
-        return stack.environment(agent_of(row)), stack.environment(CLIENT)
-    if row.peer == "raw":
-        return _raw_environment(stack, "worker"), _raw_environment(stack, "client")
-    return {}, {}
-
-
-def _raw_environment(stack: EmbeddedStack, part: str) -> Mapping[str, str]:
-    return {
-        "BENCH_ID": str(_RAW[part]),
-        "BENCH_ENDPOINT": stack.api.endpoint(_RAW[part]),
-        "BENCH_SERVER_ID": str(stack.broker_id),
-    }
+    if row.peer != "bus":
+        return {}, {}
+    return dict(stack.environment(agent_of(row))), dict(stack.environment(CLIENT))
 
 
 def _running(**pids: int | None) -> dict[str, int]:
@@ -167,8 +182,3 @@ def _running(**pids: int | None) -> dict[str, int]:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
-
-
-def remove(folder: Path) -> None:
-    """Remove what a world has left, some of it large."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -13,8 +13,6 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from agentweave_bus.identity import IdentitySource, SPIFFEIdentityProvider, client_context
-from agentweave_bus.spiffe_id import SpiffeID
 from benchmarks.peers import Call
 from benchmarks.places import PAYLOAD, Place
 
@@ -32,7 +30,7 @@ async def serve(place: Place, ready: Callable[[], None]) -> None:
     async def answer(message: Msg) -> None:
         await message.respond(message.data)
 
-    async with _connected(place) as connection:
+    async with _connected(place, "worker") as connection:
         await connection.subscribe(_SUBJECT, cb=answer)
         await connection.flush()
         ready()
@@ -43,7 +41,7 @@ async def serve(place: Place, ready: Callable[[], None]) -> None:
 async def client(place: Place) -> AsyncIterator[Call]:
     """Connect; each call is one request of the library."""
     payload = PAYLOAD.encode()
-    async with _connected(place) as connection:
+    async with _connected(place, "client") as connection:
 
         async def call() -> None:
             reply = await connection.request(_SUBJECT, payload, timeout=_CALL_S)
@@ -54,21 +52,16 @@ async def client(place: Place) -> AsyncIterator[Call]:
 
 
 @asynccontextmanager
-async def _connected(place: Place) -> AsyncIterator[Client]:
-    """Connect with an SVID, as this project's own processes do, and with their TLS settings."""
-    me = SpiffeID(os.environ["BENCH_ID"])
-    source = IdentitySource(SPIFFEIdentityProvider(os.environ["BENCH_ENDPOINT"], me), expected_id=me)
-    await source.start(10.0)
+async def _connected(place: Place, part: str) -> AsyncIterator[Client]:
+    """Connect with an SVID from files. The broker shows an ID, no host name: its chain is checked."""
+    context = ssl.create_default_context(cafile=place.options["authorities"])
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.load_cert_chain(place.options[f"{part}_certificate"], place.options[f"{part}_key"])
+    connection = await nats.connect(
+        place.address, tls=context, tls_hostname="127.0.0.1", tls_handshake_first=True
+    )
     try:
-        connection = await nats.connect(
-            place.address,
-            tls=client_context(source, SpiffeID(os.environ["BENCH_SERVER_ID"])),
-            tls_hostname="127.0.0.1",
-            tls_handshake_first=True,
-        )
-        try:
-            yield connection
-        finally:
-            await connection.close()
+        yield connection
     finally:
-        await source.aclose()
+        await connection.close()

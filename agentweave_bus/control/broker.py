@@ -34,6 +34,11 @@ _MAX_STORE_BYTES: Final = 16 * 1024**3
 _MAX_SUBSCRIPTIONS: Final = 1024
 """For each connection: one a capability, and a few inboxes."""
 
+_PING_INTERVAL: Final = "15s"
+_PINGS_UNANSWERED: Final = 2
+"""A client that says nothing, and answers none of so many pings, is dropped after a minute at most. Until
+then a replica that hangs, or that a partition cut off, gets its share of the calls."""
+
 _EVERYTHING: Final = {"publish": {"allow": [">"]}, "subscribe": {"allow": [">"]}}
 
 _CONTROL_API: Final = ("$JS.API.INFO", "$JS.API.STREAM.>", "$JS.API.CONSUMER.>")
@@ -62,6 +67,8 @@ def broker_configuration(name: str, files: BrokerFiles, users: Iterable[Mapping[
             "max_control_line": 8192,
             "max_subscriptions": _MAX_SUBSCRIPTIONS,
             "write_deadline": "5s",
+            "ping_interval": _PING_INTERVAL,
+            "ping_max": _PINGS_UNANSWERED,
             "tls": {
                 "cert_file": str(files.certificate),
                 "key_file": str(files.key),

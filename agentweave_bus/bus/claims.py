@@ -33,6 +33,9 @@ _SUBJECT_FULL: Final = "maximum messages per subject exceeded"
 """JetStream's err_codes for a claim that is held, and how the second one says that it is for that reason:
 it is the same for a stream that is full as a whole."""
 
+_NOT_UNDERSTOOD: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading an answer can raise that is no JSON, too deep, or of another shape than JetStream's."""
+
 _TIMEOUT_S: Final = 5.0
 
 NEW_STREAM_S: Final = 2.0
@@ -133,7 +136,7 @@ class Claims:
             answer = await session.ask(self._info_subject, b"", timeout_s=_TIMEOUT_S)
             created = json.loads(answer.data)["created"]
             self._created_ms = int(datetime.fromisoformat(_microseconds(created)).timestamp() * 1000)
-        except (BusError, TimeoutError, ValueError, KeyError, TypeError):
+        except (BusError, TimeoutError, *_NOT_UNDERSTOOD):
             self._created_ms = None
 
 
@@ -141,7 +144,7 @@ def _outcome(data: bytes) -> tuple[ClaimOutcome, int]:
     """Read an acknowledgement: what it says, and the sequence number of what was stored."""
     try:
         answer: Any = json.loads(data)
-    except ValueError:
+    except _NOT_UNDERSTOOD:
         return ClaimOutcome.UNAVAILABLE, 0  # also an empty answer: no stream listens there
     if not isinstance(answer, dict):
         return ClaimOutcome.UNAVAILABLE, 0

@@ -11,6 +11,7 @@ What a handler does, and what a result looks like, is not known here.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -18,7 +19,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import anyio
-from anyio.abc import TaskGroup
 from nats.aio.msg import Msg
 
 from agentweave_bus.authz import AuditLog
@@ -26,7 +26,6 @@ from agentweave_bus.bus.admission import Admission, AdmissionRefusedError, Admit
 from agentweave_bus.bus.connection import Session
 from agentweave_bus.bus.records import outcome_facts
 from agentweave_bus.bus.subjects import call_subject, reply_subject
-from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.envelope import (
     Draft,
     Kind,
@@ -80,7 +79,8 @@ class Responder:
         self._metrics = metrics
         self._clock_ms = clock_ms
         self._places = anyio.Semaphore(taken_in, fast_acquire=True)
-        self._group: TaskGroup | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self._handling: set[asyncio.Task[None]] = set()
         self._opened = anyio.Event()
 
     async def on_session(self, session: Session) -> None:
@@ -95,14 +95,24 @@ class Responder:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Own the tasks that handle calls, for the length of the block."""
-        async with owned_tasks() as group:
-            self._group = group
-            self._opened.set()
-            try:
-                yield
-            finally:
-                self._group = None
-                group.cancel_scope.cancel()
+        # asyncio's own group: one task for each call is what a call costs most in, and it is the cheaper one.
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                self._opened.set()
+                try:
+                    yield
+                finally:
+                    self._group = None
+                    for task in self._handling:
+                        task.cancel()
+        except BaseExceptionGroup as failures:
+            if len(failures.exceptions) != 1:
+                raise
+            failure = failures.exceptions[0]
+        else:
+            return
+        raise failure  # what the block raised, not a group of it
 
     async def _take_in(self, session: Session, message: Msg) -> None:
         if not self._opened.is_set():  # asked first: waiting yields, and would part what came in one turn
@@ -112,7 +122,9 @@ class Responder:
             self._places.release()
             return
         session.take_hold()  # here, so that a session that retires now can't close before the task begins
-        self._group.start_soon(self._handle, session, message)
+        task = self._group.create_task(self._handle(session, message))
+        self._handling.add(task)
+        task.add_done_callback(self._handling.discard)
 
     async def _handle(self, session: Session, message: Msg) -> None:
         try:

@@ -1,0 +1,160 @@
+"""Attack: bodies that are large, deep or made of many parts, and small ones that announce such.
+
+What a stranger sends is refused by its size and shape; what a caller sends by the bounds of payloads.
+Neither may cost much: the slowest of them is refused within a second or so of the processor, and memory
+grows by a small multiple of the largest frame.
+"""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+
+import msgpack
+import pytest
+
+from agentweave_bus.bus.admission import Step
+from agentweave_bus.bus.subjects import call_subject
+from agentweave_bus.envelope import DEFAULT_LIMITS
+from agentweave_bus.envelope.codec import pack
+from tests.integration.probes import CLI, ECHO
+from tests.security.catalogue import Adversary, refused_by
+from tests.security.forging import HONEST, forged_call, forged_head, reply_of, sealed_by, with_part
+
+pytestmark = pytest.mark.anyio
+
+BOUNDS = DEFAULT_LIMITS
+SECONDS = 3.0
+"""For one attack, on a busy machine; each takes a fraction of it on an idle one."""
+MEMORY = 128 * 1_048_576
+"""Bytes in all that may be held at once while one frame of at most 1 MiB is refused."""
+ROOM = BOUNDS.max_payload_bytes
+FOUR_BILLION = b"\xff\xff\xff\xff"
+
+
+@pytest.fixture(autouse=True)
+def bounded():
+    """Whatever a test here sends costs little time and memory."""
+    tracemalloc.start()
+    began = time.monotonic()
+    try:
+        yield
+        assert time.monotonic() - began < SECONDS
+        assert tracemalloc.get_traced_memory()[1] < MEMORY
+    finally:
+        tracemalloc.stop()
+
+
+def frame_of(what, make, *, by=Adversary.BROKER, step=Step.FRAME):
+    return pytest.param(make, id=what, marks=refused_by(step, what, by=by))
+
+
+def part(name, change):
+    return lambda frame: with_part(frame, name, change)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        frame_of("a payload beyond its bound", part("payload", lambda _: bytes(ROOM + 1))),
+        frame_of("a head beyond its bound", part("head", lambda _: bytes(BOUNDS.max_head_bytes + 1))),
+        frame_of("nine certificates", part("chain", lambda chain: chain * 9)),
+        frame_of("certificates beyond their bound", part("chain", lambda _: [bytes(20_000), bytes(20_000)])),
+        frame_of("no certificate", part("chain", lambda _: [])),
+        frame_of("nine links", part("via", lambda _: [[b"head", [b"s", 1, 0, []], [b"c"]]] * 9)),
+        frame_of("a proof of many hashes", part("proof", lambda one: [*one[:3], [bytes(32)] * 9])),
+        frame_of("a frame of many parts", lambda _: msgpack.packb([0] * 700_000)),
+        frame_of("a frame nested a hundred thousand deep", lambda _: b"\x91" * 100_000 + b"\xc0"),
+        frame_of("a frame nested a thousand deep", lambda _: b"\x91" * 1_000 + b"\xc0"),
+        frame_of("maps nested in a frame", lambda _: b"\x81\xa1a" * 300_000 + b"\xc0"),
+        frame_of("a list that announces four billion parts", lambda _: b"\xdd" + FOUR_BILLION),
+        frame_of("a map that announces four billion parts", lambda _: b"\xdf" + FOUR_BILLION),
+        frame_of("a text that announces four gigabytes", lambda _: b"\xdb" + FOUR_BILLION + b"x"),
+        frame_of("bytes that announce four gigabytes", lambda _: b"\x96\x01\xc6" + FOUR_BILLION + b"x"),
+        frame_of("an extension that announces four gigabytes", lambda _: b"\xc9" + FOUR_BILLION + b"\x01x"),
+        frame_of(
+            "a certificate beyond its bound", part("chain", lambda _: [bytes(20_000)]), step=Step.CHAIN
+        ),
+        frame_of("eight certificates of garbage", part("chain", lambda _: [bytes(4_000)] * 8), step=Step.CHAIN),
+        frame_of("a frame of the largest size and one byte", lambda _: bytes(BOUNDS.max_frame_bytes + 1), step=Step.SIZE),
+        frame_of("as much as the broker carries", lambda _: bytes(1_048_576), step=Step.SIZE),
+    ],
+)  # fmt: skip
+async def test_a_frame(attack, make):
+    await attack.send(make(attack.message.data))
+    await attack.refused()
+
+
+def head_of(what, raw):
+    return pytest.param(raw, id=what, marks=refused_by(Step.HEAD, what, by=Adversary.CALLER))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        head_of("a head with an unknown key of thirty kilobytes", {"x" * 30_000: 1}),
+        head_of("a head with a value of thirty kilobytes", {"ctx": "x" * 30_000}),
+        head_of("a head with many keys", {f"k{number}": 1 for number in range(2_000)}),
+        head_of("a head with a scope of many entries", {"scope": [f"{ECHO}#c{number}" for number in range(400)]}),
+        head_of("a head with a principal of many words", {"prn": {"iss": "i", "sub": "s"} | {f"k{n}": "v" for n in range(60)}}),
+        head_of("a head with a capability's name of kilobytes", {"cap": "a" * 20_000}),
+        head_of("a head with an identity of kilobytes", {"aud": "spiffe://demo.test/" + "a/" * 10_000 + "a"}),
+        head_of("a head with a number beyond all clocks", {"iat": 2**63, "exp": 2**63 + 1}),
+        head_of("a head that lives for a year", {"exp": 2**53 - 1}),
+    ],
+)  # fmt: skip
+async def test_a_head(attack, raw):
+    svid, payload = attack.world.issue(CLI), pack(HONEST)
+    head = pack(forged_head(svid, payload, raw=raw))
+    assert len(head) <= BOUNDS.max_head_bytes
+    await attack.send(sealed_by(svid, head, payload).frame)
+    await attack.refused()
+
+
+@refused_by(Step.HEAD, "a head nested hundreds deep", by=Adversary.CALLER)
+async def test_a_nested_head(attack):
+    svid, payload = attack.world.issue(CLI), pack(HONEST)
+    whole = pack(forged_head(svid, payload, raw={"trace": ""}))
+    for nest in (b"\x91" * 400 + b"\xc0", b"\x91" * 10_000 + b"\xc0", b"\x81\xa1a" * 9_000 + b"\xc0"):
+        await attack.send(sealed_by(svid, whole[:-1] + nest, payload).frame)
+    await attack.refused_all(3)
+
+
+def payload_of(what, make):
+    return pytest.param(make, id=what, marks=refused_by(Step.PAYLOAD, what, by=Adversary.CALLER))
+
+
+def arguments(inside):
+    """``inside`` as the argument ``text``, in bytes of msgpack."""
+    return b"\x81\xa4text" + inside
+
+
+MANY = 100_001
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        payload_of("a payload nested 33 deep", lambda: arguments(b"\x91" * 32 + b"\xc0")),
+        payload_of("a payload nested five hundred deep", lambda: arguments(b"\x91" * 500 + b"\xc0")),
+        payload_of("a payload nested half a million deep", lambda: arguments(b"\x91" * 500_000 + b"\xc0")),
+        payload_of("maps nested a hundred thousand deep", lambda: arguments(b"\x81\xa0" * 100_000 + b"\xc0")),
+        payload_of("a payload of too many numbers", lambda: pack({"text": [0] * MANY})),
+        payload_of("a payload of as many nulls as fit", lambda: pack({"text": [None] * (ROOM - 20)})),
+        payload_of("a payload of as many maps as fit", lambda: pack({"text": [{}] * (ROOM - 20)})),
+        payload_of("a payload of as many lists as fit", lambda: pack({"text": [[]] * (ROOM - 20)})),
+        payload_of("lists of seven lists of a hundred thousand", lambda: pack({"text": [[0] * 100_000] * 7})),
+        payload_of("as many unknown arguments as fit", lambda: pack({f"{n:x}": 0 for n in range(99_000)})),
+        payload_of("an unknown argument as long as fits", lambda: pack({"t" * (ROOM - 20): 0})),
+        payload_of("a list as long as may be in a text's place", lambda: pack({"text": [0] * 99_000})),
+        payload_of("a payload that announces four billion parts", lambda: arguments(b"\xdd" + FOUR_BILLION)),
+        payload_of("a payload that announces four gigabytes", lambda: arguments(b"\xdb" + FOUR_BILLION)),
+        payload_of("no arguments but a number", lambda: pack(1)),
+        payload_of("nothing", lambda: b""),
+    ],
+)
+async def test_a_payload(attack, make):
+    svid = attack.world.issue(CLI)
+    forged = forged_call(svid, payload=make())
+    await attack.send(forged.frame, subject=call_subject(ECHO, "work"), reply=reply_of(forged))
+    await attack.refused()

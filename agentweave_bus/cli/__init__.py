@@ -28,7 +28,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "call": ("agentweave_bus.cli.call", "ask an agent for a capability and print its result"),
     "ping": ("agentweave_bus.cli.ping", "ask an agent for its health and say how long it took"),
     "why": ("agentweave_bus.cli.why", "tell what became of a call, and what would allow it"),
-    "authz": ("agentweave_bus.cli.authz", "try policies: check one question, or test a table of them"),
+    "authz": (
+        "agentweave_bus.cli.authz",
+        "try policies (one question, or a table of them), and revoke",
+    ),
     "audit": ("agentweave_bus.cli.audit", "verify audit logs, or show what they say"),
     "identity": ("agentweave_bus.cli.identity", "show or fetch an SVID and its trust bundles"),
     "config": ("agentweave_bus.cli.config", "check a configuration and print what is in effect"),

@@ -1,4 +1,4 @@
-"""``agentweave authz``: try a policy here, without asking or changing anything that runs."""
+"""``agentweave authz``: try a policy here, without asking or changing anything that runs; and revoke."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from agentweave_bus.authz import Authorizer, AuthzContext, AuthzDecision, Grants
 from agentweave_bus.authz.policy_input import write_input
 from agentweave_bus.authz.policy_source import find_opa
 from agentweave_bus.authz.wasm import EmbeddedEngine
+from agentweave_bus.cli import revoke
 from agentweave_bus.cli.arguments import parse_json, parse_principal, parse_via
 from agentweave_bus.cli.authz_cases import Case, read_cases
 from agentweave_bus.cli.exit_codes import ExitCode
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _describe_check(_command(commands, "check", "ask the policy one question", _CHECK_EPILOG))
     _describe_test(_command(commands, "test", "ask it a table of questions with known answers", _TEST_EPILOG))
+    revoke.add_arguments(_command(commands, "revoke", "trust somebody no more, from now on", revoke.EPILOG))
 
 
 def _command(commands: Any, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:

@@ -138,6 +138,7 @@ async def local_stack(
         grants=policy_source(config),
         port=config.bus.port,
         unrestricted=unrestricted,
+        revocations=revocations_file(config),
     )
     with _locked(settings.state_dir) as lock:
         _keep_out_of_git(settings.state_dir)
@@ -166,6 +167,11 @@ def policy_source(config: StackConfig) -> Path | None:
     """Return the grants file or policy directory of a stack, if it has one."""
     source = config.grants or config.policies
     return None if source is None else source.absolute()
+
+
+def revocations_file(config: StackConfig) -> Path | None:
+    """Return the file of revocations of a stack, if it has one."""
+    return None if config.revocations is None else config.revocations.absolute()
 
 
 def _check_agent(config: StackConfig, agent: PlannedAgent) -> None:
@@ -226,6 +232,8 @@ def _variables(config: StackConfig, agent: PlannedAgent, *, alone: bool) -> dict
     source = policy_source(config)
     if settings.authorization.bundle is None and source is not None:
         variables["AGENTWEAVE_AUTHORIZATION__BUNDLE"] = _yaml(str(source))
+    if settings.identity.revocations is None and (file := revocations_file(config)) is not None:
+        variables["AGENTWEAVE_IDENTITY__REVOCATIONS"] = _yaml(str(file))
     if settings.authorization.audit.destination == f".agentweave/audit/{settings.agent.name}.jsonl":
         audit = config.state_dir.absolute() / "audit" / f"{settings.agent.name}.jsonl"
         variables["AGENTWEAVE_AUTHORIZATION__AUDIT__DESTINATION"] = _yaml(str(audit))
@@ -271,14 +279,17 @@ def _client_files(
             path.unlink(missing_ok=True)
 
 
-def _client_yaml(config: StackConfig, stack: EmbeddedStack, identity: SpiffeID, name: str) -> str:
+def _client_yaml(config: StackConfig, stack: EmbeddedStack, identity_id: SpiffeID, name: str) -> str:
     audit = config.state_dir.absolute() / "audit" / f"client-{name}.jsonl"
     authorization: dict[str, Any] = {"audit": {"destination": str(audit)}}
     if (source := policy_source(config)) is not None:
         authorization["bundle"] = str(source)
+    identity = {"spiffe_endpoint": stack.api.endpoint(identity_id)}
+    if (file := revocations_file(config)) is not None:
+        identity["revocations"] = str(file)
     document = {
         "agent": {"name": name, "trust_domain": config.trust_domain, "path": f"client/{name}"},
-        "identity": {"spiffe_endpoint": stack.api.endpoint(identity)},
+        "identity": identity,
         "authorization": authorization,
         "bus": {"servers": [stack.bus_url], "server_spiffe_id": str(stack.broker_id)},
         "observability": {

@@ -4,7 +4,7 @@ It starts, in this order: the development authority and its Workload API (a sock
 nats-server with mutual TLS and users generated from the grants, and the control role, which makes the
 streams. It is up when a call could be claimed. While it runs it renews the broker's certificate and
 brings the broker's users in line with the grants whenever their file changes; a removed grant takes
-effect at the broker at once.
+effect at the broker at once. Who is revoked loses the user there, and so every connection.
 
 Workers can't tell it from SPIRE and a production broker: they use the Workload API, mutual TLS and the
 policy like everywhere. Only the authority is for development, since its key lies on this disk.
@@ -36,6 +36,7 @@ from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.control.broker import BrokerFiles, broker_configuration, broker_id, broker_users
 from agentweave_bus.control.reconcile import reconcile_streams
 from agentweave_bus.embedded.nats_server import NatsServer
+from agentweave_bus.embedded.revoked import Revoked
 from agentweave_bus.embedded.workload_api import WorkloadApiServer
 from agentweave_bus.envelope import control_role
 from agentweave_bus.exceptions import AgentWeaveError, BusError, ConfigurationError
@@ -68,6 +69,8 @@ class StackSettings:
 
     ``foreign`` are agents of other trust domains that use this broker: each gets a user and claims, and its
     SVID from its own domain, whose bundle is among ``federated``.
+
+    ``revocations`` is a file of identities and certificates that are trusted no more.
     """
 
     trust_domain: str
@@ -79,6 +82,7 @@ class StackSettings:
     federated: tuple[X509Bundle, ...] = ()
     unrestricted: tuple[SpiffeID, ...] = ()
     foreign: tuple[SpiffeID, ...] = ()
+    revocations: Path | None = None
 
     @property
     def users(self) -> tuple[SpiffeID, ...]:
@@ -149,7 +153,8 @@ async def embedded_stack(settings: StackSettings, *, settle: bool = True) -> Asy
 
 @asynccontextmanager
 async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[EmbeddedStack]:
-    grants = _Grants(settings.grants)
+    revoked = await anyio.to_thread.run_sync(Revoked, settings.revocations)
+    access = _Access(settings, _Grants(settings.grants), revoked)
     authority = await anyio.to_thread.run_sync(
         Authority.load_or_create, settings.state_dir / "authority", settings.trust_domain
     )
@@ -159,6 +164,7 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
         foreign = [bundle.trust_domain for bundle in settings.federated]
         for identity in (control, broker, *settings.identities, *settings.unrestricted):
             await api.serve(identity)
+        revoked.begin(api)
         async with (
             _source(api, broker, foreign) as broker_source,
             _source(api, control, foreign) as control_source,
@@ -166,7 +172,7 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
             files = _broker_files(settings.state_dir)
             await anyio.to_thread.run_sync(_write_identity, files, broker_source)
             nats = NatsServer(
-                _configuration(settings, files, grants.current, control),
+                access.configuration(files),
                 settings.state_dir / "broker",
                 port=settings.port or None,
             )
@@ -175,7 +181,7 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
                 await _make_streams(stack, control_source)
                 async with owned_tasks() as group:
                     group.start_soon(broker_source.run)
-                    group.start_soon(_keep_in_line, stack, files, grants, broker_source, control)
+                    group.start_soon(_keep_in_line, stack, files, access, broker_source)
                     yield stack
                     group.cancel_scope.cancel()
 
@@ -210,9 +216,9 @@ async def _make_streams(stack: EmbeddedStack, source: IdentitySource) -> None:
 
 
 async def _keep_in_line(
-    stack: EmbeddedStack, files: BrokerFiles, grants: _Grants, source: IdentitySource, control: SpiffeID
+    stack: EmbeddedStack, files: BrokerFiles, access: _Access, source: IdentitySource
 ) -> None:
-    """Reload the broker when its certificate was renewed or the grants changed."""
+    """Reload the broker when its certificate was renewed, the grants changed or somebody was revoked."""
     renewed = anyio.Event()
     unsubscribe = source.subscribe(lambda _snapshot: renewed.set())
     in_line = True
@@ -224,18 +230,24 @@ async def _keep_in_line(
                 renewed = anyio.Event()
                 await anyio.to_thread.run_sync(_write_identity, files, source)
                 in_line = False
-            if await anyio.to_thread.run_sync(grants.changed):
+            if await anyio.to_thread.run_sync(access.grants.changed):
+                in_line = False
+            if await anyio.to_thread.run_sync(access.revoked.changed):
+                access.revoked.note_owners(stack.api)
                 in_line = False
             if not in_line and stack.nats.running:
-                in_line = await _reload(stack, files, grants, control)
+                in_line = await _reload(stack, files, access)
+            # Once their connections are gone they may come back, with new certificates.
+            if in_line and access.revoked.let_in_again(stack.api):
+                in_line = await _reload(stack, files, access)
     finally:
         unsubscribe()
 
 
-async def _reload(stack: EmbeddedStack, files: BrokerFiles, grants: _Grants, control: SpiffeID) -> bool:
+async def _reload(stack: EmbeddedStack, files: BrokerFiles, access: _Access) -> bool:
     """Have the broker take its files anew; return whether it is done with. A broker that is down is not."""
     try:
-        await stack.nats.reload(_configuration(stack.settings, files, grants.current, control))
+        await stack.nats.reload(access.configuration(files))
     except BusError as error:
         _log.warning("the broker will be told again: %s", error)
         return False
@@ -280,12 +292,24 @@ class _Grants:
         return None if path is None or found is None else (path, found.st_mtime_ns, found.st_size)
 
 
-def _configuration(settings: StackSettings, files: BrokerFiles, grants: Grants, control: SpiffeID) -> str:
-    return broker_configuration(
-        "agentweave",
-        files,
-        broker_users(grants, settings.users, control=[control], unrestricted=settings.unrestricted),
-    )
+@dataclass(frozen=True, slots=True)
+class _Access:
+    """Who has a user at the broker, and what each may do there."""
+
+    settings: StackSettings
+    grants: _Grants
+    revoked: Revoked
+
+    def configuration(self, files: BrokerFiles) -> str:
+        settings = self.settings
+        control = control_role(settings.trust_domain)
+        users = broker_users(
+            self.grants.current, settings.users, control=[control], unrestricted=settings.unrestricted
+        )
+        shut_out = self.revoked.shut_out
+        return broker_configuration(
+            "agentweave", files, (user for user in users if user["user"] not in shut_out)
+        )
 
 
 def _broker_files(state_dir: Path) -> BrokerFiles:

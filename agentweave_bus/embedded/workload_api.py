@@ -12,7 +12,7 @@ import hashlib
 import os
 import time
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -49,6 +49,7 @@ class _Served:
     path: Path
     lifetime: timedelta
     svid: X509Svid
+    not_before: datetime | None = None
     server: Any = None
     timer: asyncio.TimerHandle | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -79,6 +80,7 @@ class WorkloadApiServer:
         self._lifetime = lifetime
         self._federated = {bundle.trust_domain: bundle for bundle in federated}
         self._served: dict[SpiffeID, _Served] = {}
+        self._issued: dict[bytes, tuple[SpiffeID, datetime]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -122,7 +124,7 @@ class WorkloadApiServer:
             return self.endpoint(spiffe_id)
         lasting = lifetime if lifetime is not None else self._lifetime
         path = self._socket_path(spiffe_id)
-        svid = self._authority.issue(spiffe_id, lifetime=lasting)
+        svid = self._issue(spiffe_id, lasting)
         self._prepare(path)
         served = _Served(spiffe_id, path, lasting, svid)
         self._served[spiffe_id] = served
@@ -146,15 +148,24 @@ class WorkloadApiServer:
                 await served.server.stop(_STOP_GRACE_SECONDS)
         served.path.unlink(missing_ok=True)
 
-    def rotate(self, spiffe_id: SpiffeID | None = None) -> None:
+    def rotate(self, spiffe_id: SpiffeID | None = None, *, not_before: datetime | None = None) -> None:
         """Issue a new SVID now, for one identity or for all, and send it to every stream.
+
+        Validity begins a little in the past, but from now on never before ``not_before``, where that is
+        given: what was issued earlier may be revoked.
 
         Raises:
             IdentityError: ``spiffe_id`` is not served.
 
         """
         for served in [self._find(spiffe_id)] if spiffe_id is not None else list(self._served.values()):
+            served.not_before = not_before or served.not_before
             self._renew(served)
+
+    def owner_of(self, x5t: bytes) -> SpiffeID | None:
+        """Return to whom a certificate was issued here that may still be valid; None if it was to nobody."""
+        issued = self._issued.get(x5t)
+        return None if issued is None else issued[0]
 
     def announce(self) -> None:
         """Send every stream what is current: the authority's bundle has changed."""
@@ -220,9 +231,23 @@ class WorkloadApiServer:
     def _renew(self, served: _Served) -> None:
         if served.timer is not None:
             served.timer.cancel()
-        served.svid = self._authority.issue(served.spiffe_id, lifetime=served.lifetime)
+        served.svid = self._issue(served.spiffe_id, served.lifetime, served.not_before)
         served.announce()
         self._schedule(served)
+
+    def _issue(
+        self, spiffe_id: SpiffeID, lifetime: timedelta, not_before: datetime | None = None
+    ) -> X509Svid:
+        """Issue an SVID that lives for ``lifetime`` from now; remember whose it is until it has expired."""
+        now = datetime.now(UTC)
+        svid = self._authority.issue(spiffe_id, lifetime=lifetime)
+        if not_before is not None and svid.not_before < not_before <= now:
+            svid = self._authority.issue(
+                spiffe_id, not_before=not_before, lifetime=now - not_before + lifetime
+            )
+        self._issued = {x5t: one for x5t, one in self._issued.items() if one[1] > now}
+        self._issued[svid.x5t] = (spiffe_id, svid.expiry)
+        return svid
 
     def svid_response(self, served: _Served) -> Any:
         """Build the message that a stream of SVIDs gets (Workload API section 5.2.1)."""

@@ -94,3 +94,9 @@ def reply_of(sealed: Sealed, iss: SpiffeID = CLI) -> str:
     """The reply subject that the broker must name for a call."""
     assert sealed.head.reply is not None
     return reply_subject(iss, sealed.head.reply, sealed.head.id)
+
+
+def link_of(svid: X509Svid | Papers, iss: SpiffeID, aud: SpiffeID, cap: str = "relay", **more: Any) -> Link:
+    """What stays of a call by ``iss`` to ``aud`` when it is carried on."""
+    values = {"sub": call_subject(aud, cap), **more}
+    return forged_call(svid, iss=iss, aud=aud, cap=cap, **values).link

@@ -151,9 +151,10 @@ class Client:
         options = CallOptions(timeout, parent, principal, scope, safe)
         began = time.perf_counter()
         status = RequestStatus.ERROR
+        in_flight = self.metrics.in_flight(Direction.OUTBOUND)
+        in_flight.inc()
         try:
-            with self.metrics.calls_in_flight.labels(Direction.OUTBOUND).track_inprogress():
-                result = await self._traced(target, capability, payload, options, trace)
+            result = await self._traced(target, capability, payload, options, trace)
             status = RequestStatus.ERROR if result.status == "failed" else RequestStatus.SUCCESS
         except AuthorizationError:
             status = RequestStatus.DENIED
@@ -162,6 +163,7 @@ class Client:
             status = RequestStatus.REFUSED
             raise
         finally:
+            in_flight.dec()
             seconds = time.perf_counter() - began
             self.metrics.request_ended(Direction.OUTBOUND, capability, status, seconds)
         return result

@@ -127,15 +127,17 @@ class Responder:
         task.add_done_callback(self._handling.discard)
 
     async def _handle(self, session: Session, message: Msg) -> None:
+        in_flight = self._metrics.in_flight(Direction.INBOUND)
+        in_flight.inc()
         try:
-            with self._metrics.calls_in_flight.labels(Direction.INBOUND).track_inprogress():
-                await self._answer(session, message)
+            await self._answer(session, message)
         except AgentWeaveError as error:
             # The answer could not be sent: the caller's deadline tells it, ours is to say so here.
             _log.warning("a call could not be answered: %s", error)
         except Exception:  # noqa: BLE001 - the last boundary: one message must not stop the others
             _log.exception("a call ended in an error of the bus itself")
         finally:
+            in_flight.dec()
             session.release_hold()
             self._places.release()
 

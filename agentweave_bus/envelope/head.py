@@ -11,7 +11,6 @@ stand is the first rule in :mod:`.delegation`.
 from __future__ import annotations
 
 import re
-from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["head_from_map", "map_from_draft", "pack_head", "parse_head"]
 
 _LARGEST_INT: Final = 2**53 - 1  # what every JSON reader holds exactly
+_MOST_REMEMBERED: Final = 1024
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[57][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _SUBJECT: Final = re.compile(r"[!-)+-=?-~]{1,1024}")  # printable ASCII without the wildcards '*' and '>'
@@ -72,7 +72,7 @@ def head_from_map(value: Any, limits: Limits = DEFAULT_LIMITS) -> Head:
         raise MalformedEnvelopeError("the head is no map")
     fields: dict[str, Any] = {}
     for key, item in value.items():
-        check = _CHECKS.get(key) if type(key) is str else None
+        check = _CHECKS.get(key)
         if check is None:
             raise MalformedEnvelopeError(f"the head has an unknown key: {str(key)[:40]!r}")
         fields[key] = check(key, item, limits)
@@ -85,10 +85,7 @@ def head_from_map(value: Any, limits: Limits = DEFAULT_LIMITS) -> Head:
     return head
 
 
-_DRAFT_FIELDS: Final = tuple(
-    name for name in Head.__slots__ if name in Draft.__slots__ and name not in {"kind", "id"}
-)
-_draft_values: Final = attrgetter(*_DRAFT_FIELDS)
+_DRAFT_FIELDS: Final = Draft._fields[2:]  # after kind and id; in the order of Head
 _PLAIN: Final = frozenset({str, int, bytes})
 
 
@@ -97,7 +94,7 @@ def map_from_draft(
 ) -> dict[str, Any]:
     """Build the map of a head, in a fixed order of keys, without those that are not set."""
     value: dict[str, Any] = {"kind": draft.kind.value, "id": draft.id, "iss": str.__str__(iss), "x5t": x5t}
-    for name, item in zip(_DRAFT_FIELDS, _draft_values(draft), strict=True):
+    for name, item in zip(_DRAFT_FIELDS, draft[2:], strict=True):
         if item is not None:
             value[name] = item if type(item) in _PLAIN else _plain(item)
     value["pd"] = pd
@@ -138,6 +135,23 @@ def _matching(pattern: re.Pattern[str], wanted: str) -> Callable[[str, Any, Limi
         return value
 
     return check
+
+
+def _known(pattern: re.Pattern[str], wanted: str) -> Callable[[str, Any, Limits], str]:
+    """Check as :func:`_matching` does, remembering what passed: for texts of which few occur."""
+    check = _matching(pattern, wanted)
+    passed: set[str] = set()
+
+    def remembered(key: str, value: Any, limits: Limits) -> str:
+        if type(value) is str and value in passed:
+            return value
+        text = check(key, value, limits)
+        if len(passed) >= _MOST_REMEMBERED:
+            passed.clear()
+        passed.add(text)
+        return text
+
+    return remembered
 
 
 def _kind(key: str, value: Any, _limits: Limits) -> Kind:
@@ -228,18 +242,18 @@ _CHECKS: Final[dict[str, Callable[[str, Any, Limits], Any]]] = {
     "iss": _spiffe_id,
     "x5t": _hash,
     "aud": _spiffe_id,
-    "cap": _matching(EVENT_NAME, "a capability or event name"),
+    "cap": _known(EVENT_NAME, "a capability or event name"),
     "sub": _matching(_SUBJECT, "a subject of 1 to 1024 printable characters without wildcards"),
     "iat": _count,
     "exp": _count,
     "nbf": _count,
     "pd": _hash,
-    "ct": _matching(_CONTENT_TYPE, "a content type in lower case"),
+    "ct": _known(_CONTENT_TYPE, "a content type in lower case"),
     "re": _hash,
     "par": _hash,
     "scope": _scope,
     "prn": _principal,
-    "reply": _matching(_INSTANCE, "an instance token of 22 letters and digits"),
+    "reply": _known(_INSTANCE, "an instance token of 22 letters and digits"),
     "att": _count,
     "seq": _count,
     "prev": _hash,

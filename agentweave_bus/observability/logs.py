@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import IO, Any, Final
 
 from agentweave_bus.config import LoggingConfig
@@ -63,10 +63,11 @@ def log_context(
 
     ``trace`` is a W3C traceparent, ``caller`` a SPIFFE ID that has been verified.
     """
-    bound = _current.get()
-    if (parent := TraceParent.parse(trace)) is not None:
-        bound = replace(bound, trace_id=parent.trace_id)
-    bound = replace(bound, task_id=task or bound.task_id, caller=caller or bound.caller)
+    outer = _current.get()
+    parent = TraceParent.parse(trace)
+    bound = LogContext(
+        outer.trace_id if parent is None else parent.trace_id, task or outer.task_id, caller or outer.caller
+    )
     token = _current.set(bound)
     try:
         yield bound

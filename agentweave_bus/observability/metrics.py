@@ -215,6 +215,8 @@ class Metrics:
     bus_reconnects: Counter
     audit_write_failures: Counter
     _capabilities: set[tuple[str, str]] = field(default_factory=set, repr=False)
+    _series: dict[tuple[str, ...], Any] = field(default_factory=dict, repr=False)
+    """Series by what finds them, so that a call looks up its labels once and not each time."""
     _endpoint_states: dict[str, BreakerState] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -240,16 +242,21 @@ class Metrics:
     ) -> None:
         """Count a request that took ``seconds``."""
         name = self._known(direction, capability)
-        self.requests.labels(direction, name, status).inc()
-        self.request_duration.labels(direction, name).observe(seconds)
+        self._one("requests", direction, name, status).inc()
+        self._one("request_duration", direction, name).observe(seconds)
+
+    def in_flight(self, direction: Direction) -> Gauge:
+        """Return the series that counts requests which have not ended."""
+        series: Gauge = self._one("calls_in_flight", direction)
+        return series
 
     def handler_ended(self, capability: str, seconds: float) -> None:
         """Count the ``seconds`` that a handler ran."""
-        self.task_duration.labels(self._known(Direction.INBOUND, capability)).observe(seconds)
+        self._one("task_duration", self._known(Direction.INBOUND, capability)).observe(seconds)
 
     def decided(self, direction: Direction, *, allowed: bool, standing: bool = False) -> None:
         """Count a decision; ``standing`` when it reused an earlier answer."""
-        (self.authz_allowed if allowed else self.authz_denied).labels(direction).inc()
+        self._one("authz_allowed" if allowed else "authz_denied", direction).inc()
         if standing:
             self.authz_standing_reused.inc()
 
@@ -273,6 +280,14 @@ class Metrics:
     def reply_dropped(self, reason: DropReason) -> None:
         """Count a reply that was thrown away."""
         self.replies_dropped.labels(reason).inc()
+
+    def _one(self, metric: str, *labels: str) -> Any:
+        """Return a series of ``metric``. Labels come from closed sets, so these are few."""
+        key = (metric, *labels)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = getattr(self, metric).labels(*labels)
+        return series
 
     def _known(self, direction: str, capability: str) -> str:
         return capability if (direction, capability) in self._capabilities else OTHER

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from urllib.parse import urlsplit
 
 from agentweave_bus.config import TracingConfig
@@ -96,7 +96,7 @@ class Tracing:
         """
         received = TraceParent.parse(parent) or TraceParent.parse(_current.get())
         if self._backend is None:
-            return _passed_on(received)
+            return _NO_SPAN if received is None else _passed_on(received)
         return self._backend.span(name, kind, received, attributes or {})
 
     def shutdown(self) -> None:
@@ -131,10 +131,14 @@ def _bound(traceparent: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _passed_on(received: TraceParent | None) -> Iterator[Span]:
-    traceparent = None if received is None else str(received)
+def _passed_on(received: TraceParent) -> Iterator[Span]:
+    traceparent = str(received)
     with _bound(traceparent):
         yield _PassedOn(traceparent)
+
+
+# Nothing was received and nothing is current, so there is nothing to bind: this is what most calls open.
+_NO_SPAN: Final[AbstractContextManager[Span]] = nullcontext(_PassedOn(None))
 
 
 class _Backend:

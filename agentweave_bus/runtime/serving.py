@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -34,7 +33,7 @@ from agentweave_bus.bus.responder import Responder
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.client import Parent
 from agentweave_bus.config import LoggingConfig
-from agentweave_bus.envelope import Head, VerifiedLink, requester
+from agentweave_bus.envelope import Head, Requester, VerifiedLink, requester
 from agentweave_bus.exceptions import SvidUnavailableError
 from agentweave_bus.identity import IdentitySnapshot, IdentitySource, X509Svid
 from agentweave_bus.observability.exposition import Exposition
@@ -229,7 +228,21 @@ class _Served:
             await self._started.wait()
         head = admitted.request.head
         asks = requester(admitted.request, admitted.via)
-        context = RequestContext(
+        began = time.perf_counter()
+        assert isinstance(admitted.capability, BoundCapability)
+        assert isinstance(admitted.payload, ValidatedCall)
+        with self._span(head) as span, log_context(task=head.id, caller=str(asks.iss)):
+            # What the handler calls belongs below this span, not beside it.
+            with bind_context(self._context(admitted, asks, span.traceparent)):
+                result = await admitted.capability.invoke(admitted.payload)
+            if result.status == "failed":
+                span.set_error("failed")
+        self._metrics.handler_ended(head.cap, time.perf_counter() - began)
+        return result.to_json()
+
+    def _context(self, admitted: Admitted, asks: Requester, trace: str | None) -> RequestContext:
+        head = admitted.request.head
+        return RequestContext(
             caller_spiffe_id=str(asks.iss),
             request_time=datetime.fromtimestamp(head.iat / 1000, UTC),
             task_id=head.id,
@@ -239,21 +252,10 @@ class _Served:
             via=asks.via,
             principal=asks.principal,
             links=admitted.links,
-            trace=head.trace,
+            trace=trace,
             time_ns=self._surroundings.time_ns,
             monotonic_ns=self._surroundings.monotonic_ns,
         )
-        began = time.perf_counter()
-        assert isinstance(admitted.capability, BoundCapability)
-        assert isinstance(admitted.payload, ValidatedCall)
-        with self._span(head) as span, log_context(task=head.id, caller=str(asks.iss)):
-            # What the handler calls belongs below this span, not beside it.
-            with bind_context(replace(context, trace=span.traceparent)):
-                result = await admitted.capability.invoke(admitted.payload)
-            if result.status == "failed":
-                span.set_error("failed")
-        self._metrics.handler_ended(head.cap, time.perf_counter() - began)
-        return result.to_json()
 
     def _span(self, head: Head) -> AbstractContextManager[Span]:
         """Open the server's span of a request; its capability is one of this agent's, so few names occur."""

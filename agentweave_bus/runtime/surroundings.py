@@ -23,6 +23,9 @@ def _as_it_is(engine: PolicyEngine) -> PolicyEngine:
     return engine
 
 
+def _nothing(_parts: object) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """Where time, connections and orders to stop come from.
@@ -30,7 +33,7 @@ class Surroundings:
     ``time_ns`` is the time since the epoch and ``monotonic_ns`` that of a clock which is never set, both in
     nanoseconds; what sleeps or waits uses the event loop's own. ``new_client`` makes the client library's
     connection. ``around_engine`` may put something in front of the policy engine. ``stop_signals`` replaces
-    SIGINT and SIGTERM.
+    SIGINT and SIGTERM. ``on_wired`` is shown the ``Connected`` that was put together, before it connects.
     """
 
     time_ns: Callable[[], int] = time.time_ns
@@ -38,6 +41,7 @@ class Surroundings:
     new_client: Callable[[], Client] = Client
     around_engine: Callable[[PolicyEngine], PolicyEngine] = _as_it_is
     stop_signals: Callable[[], AbstractContextManager[Callable[[], Awaitable[None]]]] | None = None
+    on_wired: Callable[[object], None] = _nothing
 
     def clock_ms(self) -> int:
         """Return the time, in milliseconds since the epoch."""

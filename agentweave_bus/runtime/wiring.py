@@ -143,6 +143,7 @@ async def connected(
             surroundings=surroundings,
             chains=chains,
         )
+        surroundings.on_wired(parts)
         serve(parts)
         group = await stack.enter_async_context(owned_tasks())
         group.start_soon(source.run)

@@ -27,7 +27,9 @@ async def opa_server(folder: Path, grants: Path) -> AsyncIterator[tuple[str, int
     bundle.write_bytes(await asyncio.to_thread(build_bundle, grants))
     command = [str(program), "run", "--server", "--addr", f"unix://{socket}", "--bundle", str(bundle)]
     command += ["--log-level", "error", "--skip-version-check"]
-    process = await asyncio.create_subprocess_exec(*dies_with_this_process(command))
+    process = await asyncio.create_subprocess_exec(
+        *dies_with_this_process(command), stderr=asyncio.subprocess.DEVNULL
+    )
     try:
         async with asyncio.timeout(_START_S):
             while not await _answers(socket):

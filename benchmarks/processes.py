@@ -31,7 +31,7 @@ async def child_process(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run ``command`` from the time it writes ``ready`` on its descriptor until the end of the block.
 
-    What it writes on standard error goes to ``log``, whose end is quoted when it does not become ready.
+    A client's standard output is the caller's to read; all else that is written goes to ``log``, whose end is quoted when it does not become ready.
     """
     read_fd, write_fd = os.pipe()
     with log.open("wb") as errors, os.fdopen(read_fd, "rb", buffering=0) as pipe:
@@ -39,7 +39,7 @@ async def child_process(
             process = await asyncio.create_subprocess_exec(
                 *dies_with_this_process(command),
                 stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE if is_client else errors,
                 stderr=errors,
                 env={**os.environ, **environment, READY_FD: str(write_fd)},
                 pass_fds=(write_fd,),

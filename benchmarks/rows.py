@@ -13,6 +13,7 @@ class Row:
     """One thing measured. ``peer`` names a module of :mod:`benchmarks.peers`.
 
     Rows of this project name the ``capability`` that is called, and whether ``opa`` decides as a server.
+    A ``quiet`` one has its log switched off.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Row:
     peer: str
     capability: str = ""
     opa: bool = False
+    quiet: bool = False
 
 
 ROWS: Final = (
@@ -29,6 +31,7 @@ ROWS: Final = (
     Row("claimed", "not safe, claimed", "bus", "claimed"),
     Row("opa", "safe, OPA as a server", "bus", "limited", opa=True),
     Row("faststream", "FastStream on plain NATS", "faststream"),
+    Row("faststream-quiet", "FastStream, its log off", "faststream", quiet=True),
     Row("a2a", "a2a-sdk over plain HTTP", "a2a"),
 )
 

@@ -30,6 +30,7 @@ __all__ = ["Contender", "World", "write_grants"]
 DOMAIN: Final = "bench.test"
 CLIENT: Final = SpiffeID.of(DOMAIN, "client", "bench")
 _SVID_S: Final = 10.0
+_OPA_TIMEOUT_MS: Final = 5000
 _RAW: Final = {part: SpiffeID.of(DOMAIN, "raw", part) for part in ("worker", "client")}
 
 
@@ -109,16 +110,18 @@ class World:
         if row.peer == "a2a":
             return Place(row.name, row.peer, f"http://127.0.0.1:{_free_port()}"), {}
         if row.peer == "faststream":
-            server = NatsServer("", self._folder / "plain")
+            server = NatsServer("", self._folder / row.name)
             await resources.enter_async_context(server)
-            return Place(row.name, row.peer, server.url), _running(broker=server.pid)
+            options = {"quiet": "yes" if row.quiet else ""}
+            return Place(row.name, row.peer, server.url, options), _running(broker=server.pid)
         broker = _running(broker=stack.nats.pid)
         if row.peer == "raw":
             return Place(row.name, row.peer, stack.bus_url, await self._svid_files(stack)), broker
         authorization: dict[str, object] = {"bundle": str(self._grants)}
         if row.opa:
             url, pid = await resources.enter_async_context(opa_server(stack.api.directory, self._grants))
-            authorization = {"provider": "opa", "opa_endpoint": url}
+            # With 256 in flight a decision waits longer for its turn than the 50 ms that it may take by default.
+            authorization = {"provider": "opa", "opa_endpoint": url, "timeout_ms": _OPA_TIMEOUT_MS}
             broker["opa"] = pid
         return Place(row.name, row.peer, stack.bus_url, self._configured(row, authorization)), broker
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
 import uvicorn
-from a2a.client import ClientConfig, create_client
+from a2a.client import Client, ClientConfig, create_client
 from a2a.helpers import new_text_message, new_text_part
 from a2a.server.agent_execution import AgentExecutor, RequestContext
 from a2a.server.events import EventQueue
@@ -29,6 +30,7 @@ from benchmarks.places import PAYLOAD, Place
 __all__ = ["client", "serve"]
 
 _CALL_S: Final = 60.0
+_CLIENTS: Final = 16
 
 
 class _Echo(AgentExecutor):
@@ -76,16 +78,25 @@ async def serve(place: Place, ready: Callable[[], None]) -> None:
 
 @asynccontextmanager
 async def client(place: Place) -> AsyncIterator[Call]:
-    """Connect with as many kept connections as there may be calls in flight."""
+    """Connect with several of the SDK's clients, which take turns.
+
+    The HTTP library below searches its whole pool for every request, so that one client becomes slow when
+    much is in flight.
+    """
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    limits = httpx.Limits(max_connections=1000, max_keepalive_connections=1000)
-    async with httpx.AsyncClient(limits=limits, timeout=_CALL_S) as http:
-        agent = await create_client(place.address, ClientConfig(streaming=False, httpx_client=http))
+    async with AsyncExitStack() as stack:
+        agents = itertools.cycle([await _agent(place, stack) for _ in range(_CLIENTS)])
 
         async def call() -> None:
             said = Message(message_id=uuid.uuid4().hex, role=Role.ROLE_USER, parts=[new_text_part(PAYLOAD)])
-            answers = [one async for one in agent.send_message(SendMessageRequest(message=said))]
+            answers = [one async for one in next(agents).send_message(SendMessageRequest(message=said))]
             if answers[0].message.parts[0].text != PAYLOAD:
                 raise RuntimeError("a2a: another answer than was sent")
 
         yield call
+
+
+async def _agent(place: Place, stack: AsyncExitStack) -> Client:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    http = await stack.enter_async_context(httpx.AsyncClient(limits=limits, timeout=_CALL_S))
+    return await create_client(place.address, ClientConfig(streaming=False, httpx_client=http))

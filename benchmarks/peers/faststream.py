@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from faststream import FastStream
 from faststream.nats import NatsBroker
@@ -20,22 +19,25 @@ _CALL_S: Final = 30.0
 
 
 async def serve(place: Place, ready: Callable[[], None]) -> None:
-    """Answer every request with its own text, with FastStream's settings as they come."""
-    broker = NatsBroker(place.address, log_level=logging.WARNING)
+    """Answer every request with its own text, with FastStream's settings as they come.
+
+    That includes the lines that it logs of every message, unless the row leaves them out.
+    """
+    broker = NatsBroker(place.address, **_options(place))
 
     @broker.subscriber(_SUBJECT)
     async def echo(text: str) -> str:
         return text
 
-    app = FastStream(broker)
+    app = FastStream(broker, **_options(place))
     app.after_startup(ready)
-    await app.run(log_level=logging.WARNING)
+    await app.run()
 
 
 @asynccontextmanager
 async def client(place: Place) -> AsyncIterator[Call]:
     """Connect; each call is one request of the framework, its answer decoded."""
-    async with NatsBroker(place.address, log_level=logging.WARNING) as broker:
+    async with NatsBroker(place.address, **_options(place)) as broker:
 
         async def call() -> None:
             reply = await broker.request(PAYLOAD, _SUBJECT, timeout=_CALL_S)
@@ -43,3 +45,7 @@ async def client(place: Place) -> AsyncIterator[Call]:
                 raise RuntimeError("faststream: another answer than was sent")
 
         yield call
+
+
+def _options(place: Place) -> dict[str, Any]:
+    return {"logger": None} if place.options["quiet"] else {}

@@ -31,6 +31,20 @@ async def test_delivered_on_another_capabilitys_subject(attack):
     await attack.refused(reason="arrived on")
 
 
+@refused_by(
+    Step.BINDING,
+    "a call that its sender addressed to another agent, on this one's subject",
+    by=Adversary.CALLER,
+)
+async def test_addressed_to_another_agent(attack):
+    """The broker's rights go by the subject; what is signed for another must not run here."""
+    svid = attack.world.issue(CLI)
+    for aud, sub in ((FRONT, call_subject(ECHO, "work")), (ECHO, call_subject(FRONT, "work"))):
+        forged = forged_call(svid, aud=aud, sub=sub)
+        await attack.send(forged.frame, reply=reply_of(forged))
+    await attack.refused_all(2)
+
+
 @refused_by(Step.BINDING, "a signed capability that is not the subject's", by=Adversary.CALLER)
 async def test_a_capability_that_is_not_the_subjects(attack):
     """The sender signed it so; the broker's rights go by the subject, the handler by the capability."""
@@ -87,7 +101,9 @@ async def test_another_reply_subject_than_the_signed_one(attack):
         "",
     ):
         await attack.send(forged.frame, reply=reply)
-    await attack.refused_all(4, reason="the reply subject is not the one that was signed")
+    unanswerable = forged_call(attack.world.issue(CLI), raw={"reply": None})
+    await attack.send(unanswerable.frame, reply=reply_of(forged))
+    await attack.refused_all(5, reason="the reply subject is not the one that was signed")
 
 
 @refused_by(Step.BINDING, "a payload of another content type", by=Adversary.CALLER)

@@ -88,24 +88,29 @@ def _parse(text: str, name: str) -> tuple[yaml.Node | None, Any]:
 
 
 def _refuse_repeated(root: yaml.Node, name: str) -> None:
-    for place, key in _repeated(root, ()):
+    for place, key in _repeated(root, (), set()):
         dotted = _dotted((*place, str(key.value)))
         raise ConfigurationError(
             f"{name}:{key.start_mark.line + 1}: {dotted} stands twice.", key=dotted, hint="Join the two."
         )
 
 
-def _repeated(node: yaml.Node, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+def _repeated(
+    node: yaml.Node, place: tuple[str | int, ...], visited: set[int]
+) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    if id(node) in visited:  # an alias; a few of them could stand for more nodes than there is time for
+        return
+    visited.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _repeated(item, (*place, index))
+            yield from _repeated(item, (*place, index), visited)
     elif isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
             if key.value in seen:
                 yield place, key
             seen.add(str(key.value))
-            yield from _repeated(value, (*place, str(key.value)))
+            yield from _repeated(value, (*place, str(key.value)), visited)
 
 
 def _explained(

@@ -1,12 +1,13 @@
 """Following a policy directory: when a file in it changes, everything is read again, or nothing is.
 
-A change is seen by names, sizes, times and inodes of the files; contents are read only then. What
-can't be loaded leaves the engine and the grants as they were, and is not tried again until something
-changes again.
+A change is seen by names, sizes, times and inodes of the files. Contents are read only then, and only
+when nothing has changed for a moment: half of a file can allow more than the whole. What can't be loaded
+leaves the engine and the grants as they were, and is not tried again until something changes again.
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import anyio.to_thread
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["PolicyWatch"]
+
+QUIET_SECONDS: Final = 0.05
+"""How long the files must have stayed the same before they are read."""
+
+_LOOKS: Final = 20
+"""How often that is waited for; files that still change then are left for the next time."""
 
 _SUFFIXES: Final = frozenset({".rego", ".yaml", ".yml", ".json", ".wasm", ".lock"})
 
@@ -68,7 +75,10 @@ class PolicyWatch:
             if self._failure is not None:
                 raise self._failure
             return False
-        self._seen = found
+        settled = found if force else self._settled(found)
+        if settled is None:
+            return False
+        self._seen = settled
         try:
             self._grants = self._read()
         except AgentWeaveError as problem:
@@ -83,6 +93,15 @@ class PolicyWatch:
         if self._load is not None:
             self._load(self._source)
         return grants
+
+    def _settled(self, found: _Fingerprint) -> _Fingerprint | None:
+        """Wait until the files stop changing; None if they don't."""
+        for _ in range(_LOOKS):
+            time.sleep(QUIET_SECONDS)
+            before, found = found, self._fingerprint()
+            if found == before:
+                return found
+        return None
 
     def _fingerprint(self) -> _Fingerprint:
         files = sorted(self._source.rglob("*")) if self._source.is_dir() else [self._source]

@@ -173,8 +173,8 @@ class Arguments:
         return None
 
     def _unknown(self, key: str) -> str:
-        comparable = self._parameters if len(key) <= _MAX_HINT_CHARACTERS else ()
-        near = difflib.get_close_matches(key, comparable, n=1)
+        short = len(key) <= _MAX_HINT_CHARACTERS
+        near = difflib.get_close_matches(key, self._parameters, n=1) if short else ()
         hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(self._parameters) or 'none'}"
         return f"{key!r:.80} is no argument ({hint})"
 

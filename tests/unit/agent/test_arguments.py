@@ -197,7 +197,8 @@ def test_names_of_a_stranger_are_compared_with_ones_own_only_as_far_as_told(
     monkeypatch.setattr("difflib.get_close_matches", compare)
     with pytest.raises(PayloadError, match="and 99998 more"):
         arguments(create_order).validate({"x" * 65: 1} | {f"item{i}": 1 for i in range(100_000)})
-    assert compared == [("x" * 65, 0), *((f"item{i}", 4) for i in range(4))]
+    # The long one is not even looked at: indexing it alone takes time that grows with its length.
+    assert compared == [(f"item{i}", 4) for i in range(4)]
 
 
 def test_values_are_not_quoted_in_errors() -> None:

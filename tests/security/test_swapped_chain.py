@@ -127,7 +127,7 @@ async def test_certificates_that_sign_one_another(attack):
     loop = [issuer(name, key=key) for _ in range(4)]
     papers = leaf(loop[0], [CLI])
     chain = (papers.cert_chain[0], *(one for signer in loop for one in signer.sent))
-    began = time.monotonic()
+    began = time.process_time()
     await send(attack, Papers(chain, papers.private_key), chain)
     await attack.refused()
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2

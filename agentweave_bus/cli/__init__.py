@@ -34,6 +34,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "audit": ("agentweave_bus.cli.audit", "verify audit logs, or show what they say"),
     "identity": ("agentweave_bus.cli.identity", "show or fetch an SVID and its trust bundles"),
+    "doctor": ("agentweave_bus.cli.doctor", "find what is wrong here, and say what to do about it"),
     "config": ("agentweave_bus.cli.config", "check a configuration and print what is in effect"),
 }
 """Name of a command: its module, and what it does."""

@@ -17,7 +17,7 @@ from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.exceptions import ConfigurationError, UnreachableError
 from agentweave_bus.identity.workload_api import socket_path_of
 
-__all__ = ["STATE_DIR", "add_identity_arguments", "find_client_config"]
+__all__ = ["STATE_DIR", "add_identity_arguments", "find_client_config", "is_held"]
 
 STATE_DIR: Final = Path(".agentweave")
 _PROBE_SECONDS: Final = 1.0
@@ -61,7 +61,7 @@ def find_client_config(options: argparse.Namespace) -> AgentConfig:
 def _require_stack(path: Path, config: AgentConfig) -> None:
     """Refuse the file that a killed `agentweave up` left behind; waiting for it would be in vain."""
     lock = path.absolute().parent.parent / "lock"
-    if path.absolute().parent.name != "clients" or not lock.exists() or _is_held(lock):
+    if path.absolute().parent.name != "clients" or not lock.exists() or is_held(lock):
         return
     if not _answers(config.identity.spiffe_endpoint):
         raise UnreachableError(
@@ -80,7 +80,7 @@ def _answers(endpoint: str) -> bool:
     return True
 
 
-def _is_held(lock: Path) -> bool:
+def is_held(lock: Path) -> bool:
     """Say whether a running stack holds the lock of its state directory."""
     try:
         with lock.open("rb") as file:

@@ -18,7 +18,7 @@ from agentweave_bus.config import load_config, load_stack
 from agentweave_bus.config.document import read_document
 from agentweave_bus.embedded.assembly import plan_agents
 
-__all__ = ["add_arguments", "run_check"]
+__all__ = ["add_arguments", "is_stack", "run_check"]
 
 _EPILOG: Final = """\
 Example:
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_check(options: argparse.Namespace) -> int:
     """Check the file; print what is in effect and what should be known."""
     path = Path(options.file)
-    effective, warnings = (_stack if _is_stack(path) else _agent)(path, options.env)
+    effective, warnings = (_stack if is_stack(path) else _agent)(path, options.env)
     for warning in warnings:
         message(f"agentweave: warning: {warning}")
     text = yaml.safe_dump(effective, sort_keys=False, allow_unicode=True).rstrip()
@@ -61,7 +61,8 @@ def run_check(options: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _is_stack(path: Path) -> bool:
+def is_stack(path: Path) -> bool:
+    """Say whether a file is a stack's. Raises ConfigurationError: it can't be read."""
     tree = read_document(path).value
     return "agent" not in tree and not {"agents", "grants", "policies", "clients"}.isdisjoint(tree)
 

@@ -25,7 +25,7 @@ from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.worker import find_agent
 
-__all__ = ["stack_warnings"]
+__all__ = ["capabilities_of", "stack_warnings"]
 
 _IMPORT_SECONDS: Final = 30.0
 
@@ -42,7 +42,7 @@ def stack_warnings(
     capabilities: dict[str, list[str]] = {}
     for agent in agents:
         try:
-            capabilities[str(agent.spiffe_id)] = _capabilities(agent, environment)
+            capabilities[str(agent.spiffe_id)] = capabilities_of(agent, environment)
         except ConfigurationError as error:
             yield f"{agent.config.agent.name}: {error}"
     source = policy_source(config)
@@ -58,7 +58,7 @@ def stack_warnings(
 # --- classes ---------------------------------------------------------------------------------------------
 
 
-def _capabilities(agent: PlannedAgent, environment: str | None) -> list[str]:
+def capabilities_of(agent: PlannedAgent, environment: str | None) -> list[str]:
     """Return the names of an agent's capabilities. Raises ConfigurationError: it can't be made."""
     command = [sys.executable, "-m", __name__, str(agent.entry.config.absolute())]
     command += [agent.entry.class_ or "", environment or ""]

@@ -293,8 +293,10 @@ class Client:
     async def _transported(
         self, request: Request, facts: AuthzContext, decision: AuthzDecision
     ) -> TaskResult:
-        def record(sealed: Sealed) -> None:
-            self.audit.append({"event": "call", **sealed_facts(sealed), **decision_facts(facts, decision)})
+        async def record(sealed: Sealed) -> None:
+            await self.audit.record(
+                {"event": "call", **sealed_facts(sealed), **decision_facts(facts, decision)}
+            )
 
         try:
             answer = await self.transport.call(request.recorded_by(record))

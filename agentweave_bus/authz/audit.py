@@ -1,7 +1,8 @@
 """The audit log: append-only JSON Lines in which every record carries the hash of the line before.
 
-One *chain* per process instance. ``append`` returns when the operating system has the line; a thread
-of the log's own then makes it safe on disk (``fsync``), and :meth:`AuditLog.witness` tells how far that
+One *chain* per process instance. ``append`` returns when the operating system has the line, ``record``
+does so with one write for all that is recorded in the same turn of the event loop; a thread of the log's
+own then makes it safe on disk (``fsync``), and :meth:`AuditLog.witness` tells how far that
 has come, so that peers can note it in their own logs and nobody can cut or replace this one unseen.
 
 Files lie beside each other: for ``/var/log/shop/order.log`` they are called
@@ -13,6 +14,7 @@ begins a new chain, whose first record names where each earlier one in the direc
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -62,6 +64,25 @@ class LogWitness(NamedTuple):
     hash: bytes
 
 
+class _Queued(NamedTuple):
+    """A line that is in the chain and not written yet, and who is told what became of it."""
+
+    line: bytes
+    waiter: asyncio.Future[None] | None
+    on_failure: Callable[[AuditError], None] | None
+
+    def settle(self, error: AuditError | None) -> None:
+        if self.waiter is not None:
+            if self.waiter.done():  # cancelled: nobody waits any more
+                return
+            if error is None:
+                self.waiter.set_result(None)
+            else:
+                self.waiter.set_exception(AuditError(str(error)))
+        elif error is not None and self.on_failure is not None:
+            self.on_failure(error)
+
+
 class AuditLog:
     """Writes one chain. Opened by its constructor, closed by :meth:`aclose`. Any thread may append.
 
@@ -99,6 +120,11 @@ class AuditLog:
         self._clock_ms = clock_ms
         self._lock = threading.RLock()
         self._seq, self._hash = -1, FIRST_PREV
+        self._written = self._seq, self._hash
+        self._queued: list[_Queued] = []
+        self._queued_bytes = 0
+        self._settled: list[tuple[list[_Queued], AuditError | None]] = []
+        self._settling_on: asyncio.AbstractEventLoop | None = None
         self._fd, self._size, self._number = -1, 0, 0
         self._retired: list[int] = []
         self._refusal = ""
@@ -134,15 +160,33 @@ class AuditLog:
             AuditError: it can't be written. Nothing may happen that was to be recorded by it.
 
         """
-        if not RESERVED_KEYS.isdisjoint(record):
-            raise AuditError(f"{', '.join(sorted(RESERVED_KEYS))} are written by the log itself")
-        if self._redaction and isinstance(record.get("input"), dict):
-            record = {**record, "input": self._redaction.apply(record["input"])}
-        body = encode_record(record)
+        body = self._body(record)
         with self._lock:
+            self._write_queued()
             if self._size >= self._max_file_bytes:
                 self._rotate()
             return self._append(body)
+
+    async def record(self, record: Mapping[str, Any]) -> AuditEntry:
+        """Do what :meth:`append` does, in one write with all that is recorded in this turn of the loop.
+
+        Raises:
+            AuditError: it can't be written. Nothing may happen that was to be recorded by it.
+
+        """
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = self._queue(record, waiter, None)
+        await waiter
+        return entry
+
+    def record_soon(self, record: Mapping[str, Any], on_failure: Callable[[AuditError], None]) -> None:
+        """Record what has happened already, in the same write; ``on_failure`` hears if that fails.
+
+        Raises:
+            AuditError: it can't even be queued.
+
+        """
+        self._queue(record, None, on_failure)
 
     def keep_frame(self, digest: bytes, frame: bytes) -> None:
         """Keep a whole frame under the digest of its head, within the bounds configured.
@@ -181,6 +225,7 @@ class AuditLog:
             self._dirty.set()
             self._syncer.join(CLOSE_TIMEOUT_S)
             with self._lock:
+                self._write_queued()
                 broken, self._refusal = self._refusal, self._refusal or "it is closed"
                 os.close(self._fd)
             self._frames.close()
@@ -217,18 +262,85 @@ class AuditLog:
 
     # --- records ---------------------------------------------------------------------------------------
 
+    def _body(self, record: Mapping[str, Any]) -> bytes:
+        if not RESERVED_KEYS.isdisjoint(record):
+            raise AuditError(f"{', '.join(sorted(RESERVED_KEYS))} are written by the log itself")
+        if self._redaction and isinstance(record.get("input"), dict):
+            record = {**record, "input": self._redaction.apply(record["input"])}
+        return encode_record(record)
+
     def _append(self, body: bytes) -> AuditEntry:
+        entry, line = self._next(body)
+        self._write(line)
+        self._advance(entry)
+        self._written = self._seq, self._hash
+        return entry
+
+    def _next(self, body: bytes) -> tuple[AuditEntry, bytes]:
+        """Return the chain's next record and its line, with the line break."""
         if self._refusal:
             raise AuditError(f"the audit log can't be written: {self._refusal}")
         seq = self._seq + 1
         audit_id = f"{self.chain}-{seq}"
         front = f'{{"audit_id":"{audit_id}","ts":{self._clock_ms()},"seq":{seq},"prev":"{self._hash.hex()}"'
         line = front.encode() + (b"}" if body == b"{}" else b"," + body[1:])
-        self._write(line + b"\n")
-        self._seq, self._hash = seq, line_hash(line)
-        if not self._dirty.is_set():
-            self._dirty.set()
-        return AuditEntry(audit_id, seq, self._hash)
+        return AuditEntry(audit_id, seq, line_hash(line)), line + b"\n"
+
+    def _advance(self, entry: AuditEntry) -> None:
+        self._seq, self._hash = entry.seq, entry.hash
+
+    # --- one write for a turn of the loop ----------------------------------------------------------------
+
+    def _queue(
+        self,
+        record: Mapping[str, Any],
+        waiter: asyncio.Future[None] | None,
+        on_failure: Callable[[AuditError], None] | None,
+    ) -> AuditEntry:
+        body = self._body(record)
+        with self._lock:
+            if self._size + self._queued_bytes >= self._max_file_bytes:
+                self._write_queued()
+                self._rotate()
+            entry, line = self._next(body)
+            self._advance(entry)
+            self._queued.append(_Queued(line, waiter, on_failure))
+            self._queued_bytes += len(line)
+            self._settle_soon()
+        return entry
+
+    def _settle_soon(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._settling_on is not loop:
+            self._settling_on = loop
+            loop.call_soon(self._settle)
+
+    def _settle(self) -> None:
+        """Write what is queued, and tell all who wait."""
+        with self._lock:
+            self._settling_on = None
+            self._write_queued()
+            settled, self._settled = self._settled, []
+        for queued, error in settled:
+            for one in queued:
+                one.settle(error)
+
+    def _write_queued(self) -> None:
+        """Write what is queued. Who waits is told by :meth:`_settle`, on the loop that they wait on.
+
+        When it fails, none of it was recorded, and the chain goes on from what was written last.
+        """
+        queued, self._queued = self._queued, []
+        if not queued:
+            return
+        self._queued_bytes, error = 0, None
+        try:
+            self._write(b"".join([one.line for one in queued]))
+            self._written = self._seq, self._hash
+        except AuditError as problem:
+            error = problem
+            self._seq, self._hash = self._written
+        self._settled.append((queued, error))
 
     def _write(self, line: bytes) -> None:
         try:
@@ -239,6 +351,8 @@ class AuditLog:
             self._take_back(written)
             raise AuditError("the audit log can't be written: the disk is full")
         self._size += written
+        if not self._dirty.is_set():
+            self._dirty.set()
 
     def _take_back(self, written: int) -> None:
         """Remove half a line. If even that fails, nothing more may follow it."""
@@ -261,7 +375,7 @@ class AuditLog:
         with self._lock:
             retired, self._retired = self._retired, []
             directory_changed, self._directory_changed = self._directory_changed, False
-            current, reached = self._fd, LogWitness(self.chain, self._seq, self._hash)
+            current, reached = self._fd, LogWitness(self.chain, *self._written)
         try:
             for fd in retired:
                 os.fsync(fd)

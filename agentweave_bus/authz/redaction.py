@@ -13,6 +13,9 @@ REDACTED: Final = "[redacted]"
 """What stands in place of a value. No digest of it: a card number could be guessed from that."""
 
 
+_SCALARS: Final = frozenset({str, int, float, bool, type(None)})
+
+
 class Redaction:
     """Replaces values in a policy's input.
 
@@ -39,11 +42,12 @@ class Redaction:
         return dict(cleaned)
 
     def _without_names(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in _SCALARS:  # most of what there is
+            return value
         if isinstance(value, dict):
-            return {
-                key: REDACTED if key in self._names else self._without_names(item)
-                for key, item in value.items()
-            }
+            names, inner = self._names, self._without_names
+            return {key: REDACTED if key in names else inner(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self._without_names(item) for item in value]
         return value

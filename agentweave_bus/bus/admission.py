@@ -23,8 +23,8 @@ The first failure ends it with :class:`AdmissionRefusedError`, which says what m
 and including step 5 nobody is told: there is no verified requester. A replay is never answered.
 
 What is not decided here: who may do what (the authorizer), and what a capability takes (its owner,
-through the :class:`Capability` protocol). State is bounded: a replay filter, a table of claim rates, and
-a count for each caller that has calls in flight.
+through the :class:`Capability` protocol). State is bounded: a replay filter, a table of claim rates,
+what peers said last of their logs, and a count for each caller that has calls in flight.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from typing import Any, Final, Protocol
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision
 from agentweave_bus.bus.claims import NEW_STREAM_S, ClaimOutcome, Claims, PendingClaim
 from agentweave_bus.bus.occupancy import Occupancy
-from agentweave_bus.bus.records import decision_facts, envelope_facts
+from agentweave_bus.bus.records import WitnessNotes, decision_facts, envelope_facts
 from agentweave_bus.bus.subjects import call_subject, reply_subject
 from agentweave_bus.envelope import (
     EnvelopeVerifier,
@@ -224,6 +224,7 @@ class Admission:
         self._clock_ms = clock_ms
         self._replays = ReplayFilter()
         self._rates = _ClaimRates()
+        self._notes = WitnessNotes()
 
     async def admit(self, frame: bytes, arrival: Arrival) -> Admitted:
         """Take a frame through steps 1 to 12.
@@ -272,7 +273,7 @@ class Admission:
         payload = await self._validate(request, capability, facts)  # 10
         facts = replace(facts, payload=payload.policy_payload)
         decision = await self._claim_and_authorize(request, capability, facts, now_ms)  # 9 and 11
-        decision = self._record_admission(request, facts, decision, keep=not capability.safe)  # 12
+        decision = await self._record_admission(request, facts, decision, keep=not capability.safe)  # 12
         return Admitted(request, capability, payload, via, extend_via(request), decision)
 
     def _open(self, frame: bytes, now_ms: int) -> OpenedEnvelope:
@@ -445,16 +446,21 @@ class Admission:
             scope=head.scope,
         )
 
-    def _record_admission(
+    async def _record_admission(
         self, request: OpenedEnvelope, facts: AuthzContext, decision: AuthzDecision, *, keep: bool
     ) -> AuthzDecision:
         """Step 12: written before anything runs; when that fails, nothing runs."""
-        record = {"event": "admission", **envelope_facts(request), **decision_facts(facts, decision)}
+        record = {
+            "event": "admission",
+            **envelope_facts(request, self._notes),
+            **decision_facts(facts, decision),
+        }
         try:
             if keep:
                 self._audit.keep_frame(request.digest, request.frame)
-            entry = self._audit.append(record)
+            entry = await self._audit.record(record)
         except AuditError as error:
+            self._notes.forget(request.head)
             self._metrics.audit_write_failures.inc()
             raise AdmissionRefusedError(
                 Step.AUDIT, str(error), told="not able to record the call", request=request
@@ -472,7 +478,7 @@ class Admission:
             "reason": refusal.reason,
         }
         if refusal.request is not None:
-            record |= envelope_facts(refusal.request)
+            record |= envelope_facts(refusal.request, self._notes)
         if refusal.facts is not None and refusal.decision is not None:
             record |= decision_facts(refusal.facts, refusal.decision)
         try:

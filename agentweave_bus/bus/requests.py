@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -103,10 +103,10 @@ class Request:
     principal: Mapping[str, str] | None = None
     safe: bool = False
     trace: str | None = None
-    on_sealed: Callable[[Sealed], None] | None = None
-    """Called with each sealed attempt before it is sent; what it raises ends the call."""
+    on_sealed: Callable[[Sealed], Awaitable[None]] | None = None
+    """Awaited with each sealed attempt before it is sent; what it raises ends the call."""
 
-    def recorded_by(self, on_sealed: Callable[[Sealed], None]) -> Request:
+    def recorded_by(self, on_sealed: Callable[[Sealed], Awaitable[None]]) -> Request:
         """Return the same request whose sealed attempts are shown to ``on_sealed``."""
         return replace(self, on_sealed=on_sealed)
 
@@ -339,7 +339,7 @@ class Requests:
                 reason="too large for the broker",
             )
         if request.on_sealed is not None:
-            request.on_sealed(sealed)
+            await request.on_sealed(sealed)
         call.attempts[sealed.digest] = False
         call.subjects.add(reply)
         self._calls[reply] = call

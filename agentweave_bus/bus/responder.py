@@ -209,8 +209,12 @@ class Responder:
         """Count and audit an outcome. The work is done: a record that fails is an alarm, not an undoing."""
         ended = RequestStatus.ERROR if status == "failed" else RequestStatus.SUCCESS
         self._metrics.request_ended(Direction.INBOUND, admitted.capability.name, ended, seconds)
+        outcome = outcome_facts(admitted.request.digest, status, seconds, sealed.digest)
         try:
-            self._audit.append(outcome_facts(admitted.request.digest, status, seconds, sealed.digest))
-        except AuditError:
-            self._metrics.audit_write_failures.inc()
-            _log.exception("an outcome could not be recorded")
+            self._audit.record_soon(outcome, self._outcome_lost)
+        except AuditError as error:
+            self._outcome_lost(error)
+
+    def _outcome_lost(self, error: AuditError) -> None:
+        self._metrics.audit_write_failures.inc()
+        _log.error("an outcome could not be recorded: %s", error)

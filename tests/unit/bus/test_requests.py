@@ -117,7 +117,7 @@ async def test_a_clock_that_is_set_neither_prolongs_nor_ends_a_call(hours):
     setup = Setup(silent=True)
     began = time.monotonic()
 
-    def jump(_sealed):
+    async def jump(_sealed):
         setup.now_ms = NOW_MS + hours * 3_600_000
 
     with pytest.raises(CallTimeoutError):

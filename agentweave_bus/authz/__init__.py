@@ -9,7 +9,9 @@ what :func:`verify_audit` can check later. The policy engines are ``wasm.Embedde
 from __future__ import annotations
 
 from agentweave_bus.authz.audit import AuditEntry, AuditLog, LogWitness
-from agentweave_bus.authz.audit_report import AuditReport, EvidenceCheck, SignedNote, verify_audit
+from agentweave_bus.authz.audit_findings import AuditReport
+from agentweave_bus.authz.audit_frames import FrameCheck
+from agentweave_bus.authz.audit_report import EvidenceCheck, SignedNote, verify_audit
 from agentweave_bus.authz.authorizer import DEFAULT_POLICY_PATH, Authorizer
 from agentweave_bus.authz.decision import AuthzContext, AuthzDecision
 from agentweave_bus.authz.enforcer import OPAEnforcer, PolicyEnforcer
@@ -29,6 +31,7 @@ __all__ = [
     "AuthzContext",
     "AuthzDecision",
     "EvidenceCheck",
+    "FrameCheck",
     "Grant",
     "Grants",
     "LogWitness",

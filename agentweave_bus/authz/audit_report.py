@@ -12,18 +12,23 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from agentweave_bus.authz.audit_findings import AuditReport, ChainSummary, Finding
 from agentweave_bus.authz.audit_format import FIRST_PREV, line_hash
+from agentweave_bus.authz.audit_frames import check_frames
 from agentweave_bus.exceptions import AgentWeaveError, AuditError, BundleUnavailableError, FederationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["AuditReport", "ChainSummary", "EvidenceCheck", "Finding", "SignedNote", "verify_audit"]
+    from agentweave_bus.authz.audit_frames import FrameCheck
+
+__all__ = ["EvidenceCheck", "SignedNote", "verify_audit"]
 
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 MAX_SEQ: Final = 2**40
@@ -54,96 +59,36 @@ and the milliseconds since the epoch at which they were noted. It raises ``Feder
 where the bytes prove nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something wrong, or worth knowing.
-
-    Attributes:
-        kind: ``changed``, ``gap``, ``reordered``, ``cut``, ``missing``, ``malformed`` or ``evidence``.
-        file: the file's name.
-        line: from 1; 0 for the file as a whole.
-        sentence: for people.
-
-    """
-
-    kind: str
-    file: str
-    line: int
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChainSummary:
-    """One chain as it was found.
-
-    Attributes:
-        chain: its id.
-        instance: who wrote it, by its own word.
-        records: how many were read.
-        first_seq: of the first record read.
-        last_seq: of the last.
-        ended: the last one is a closing record.
-        named_to: up to where a later chain of the same log vouches for it; -1 for nowhere.
-        witnessed_to: up to where a peer's log does; -1 for nowhere.
-
-    """
-
-    chain: str
-    instance: str
-    records: int
-    first_seq: int
-    last_seq: int
-    ended: bool
-    named_to: int
-    witnessed_to: int
-
-
-@dataclass(frozen=True, slots=True)
-class AuditReport:
-    """What a check found. ``ok`` means no problem; read ``cannot_show`` before relying on it."""
-
-    problems: tuple[Finding, ...]
-    notes: tuple[Finding, ...]
-    cannot_show: tuple[str, ...]
-    chains: tuple[ChainSummary, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing wrong was found."""
-        return not self.problems
-
-    @property
-    def records(self) -> int:
-        """How many records were read."""
-        return sum(chain.records for chain in self.chains)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
-        return {"ok": self.ok, "records": self.records, **asdict(self)}
-
-
-def verify_audit(paths: Iterable[str | Path], *, evidence_check: EvidenceCheck | None = None) -> AuditReport:
-    """Check the logs in ``paths``: files, or directories whose ``*.jsonl`` are meant.
+def verify_audit(
+    paths: Iterable[str | Path],
+    *,
+    evidence_check: EvidenceCheck | None = None,
+    frame_check: FrameCheck | None = None,
+) -> AuditReport:
+    """Check the logs in ``paths``: files, or directories whose ``*.jsonl`` (and ``*.frames``) are meant.
 
     Give the logs of peers, too: what they noted about each other is what shows a cut or a replacement.
-    ``evidence_check`` verifies the signatures under those notes (the envelope part knows how).
+    ``evidence_check`` verifies the signatures under those notes, ``frame_check`` kept frames (the envelope
+    part knows how).
 
     Raises:
         AuditError: a file can't be read, or a directory holds no log: that is no clean bill.
 
     """
     checker = _Checker(evidence_check)
+    given = [Path(path) for path in paths]
     try:
-        for path in _in_order(paths):
+        for path in _in_order(given):
             checker.read(path)
+        checker.read_frames([one for path in given for one in sorted(path.glob("*.frames"))], frame_check)
     except OSError as problem:
         raise AuditError(f"{problem.filename} can't be read: {problem.strerror}") from problem
     return checker.report()
 
 
-def _in_order(paths: Iterable[str | Path]) -> list[Path]:
+def _in_order(paths: Iterable[Path]) -> list[Path]:
     """Return the files, each chain's in the order of their first records, whatever they are called."""
-    files = {file.resolve(): file for path in paths for file in _files_of(Path(path))}
+    files = {file.resolve(): file for path in paths for file in _files_of(path)}
     return sorted(files.values(), key=_first_record)
 
 
@@ -240,6 +185,7 @@ class _Checker:
         self._chains: dict[str, _Chain] = {}
         self._claims: dict[tuple[str, int, bytes, bool, str], _Claim] = {}
         self._unchecked = 0
+        self._of_frames: list[str] = []
 
     # --- one file --------------------------------------------------------------------------------------
 
@@ -306,6 +252,18 @@ class _Checker:
             self._problem("cut", place, "the file's only record is torn")
         else:
             chain.torn = (place, length)
+
+    def read_frames(self, segments: list[Path], check: FrameCheck | None) -> None:
+        if not segments:
+            return
+        self._of_frames.append("a kept frame that is gone may have been removed, or its time was up")
+        if check is None:
+            self._of_frames.append("kept frames were not checked: no trust bundle was given")
+            return
+        faults, unchecked = check_frames(segments, check)
+        self._problems += faults
+        if unchecked:
+            self._of_frames.append(f"{unchecked} kept frames were not checked: a trust bundle was not given")
 
     # --- what records say --------------------------------------------------------------------------------
 
@@ -426,9 +384,13 @@ class _Checker:
                     f"chain {name}: {since}only a later chain of the same log vouches for it; "
                     "whoever can write the directory could have replaced both"
                 )
-        absent = {claim.chain for claim in self._claims.values() if claim.chain not in self._chains}
-        if absent:
-            yield f"the logs of {len(absent)} other chains that are mentioned here were not given"
+        absent = {
+            claim.chain: claim.signer for claim in self._claims.values() if claim.chain not in self._chains
+        }
+        for signer, count in Counter(absent.values()).items():
+            whose = f"{count} chains of {signer}" if signer else f"{count} other chains"
+            yield f"{whose} that are mentioned here were not given: kept elsewhere, removed or replaced"
+        yield from self._of_frames
         if self._evidence_check is None:
             yield (
                 "signatures under what peers noted were not checked: a peer's log could be lying, "

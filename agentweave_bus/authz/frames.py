@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agentweave_bus.exceptions import AuditError
 
@@ -22,13 +22,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["FrameStore"]
+__all__ = ["FrameStore", "KeptFrame", "frames_in"]
 
 DEFAULT_MAX_BYTES: Final = 256 * 1024 * 1024
 DEFAULT_RETENTION_S: Final = 30 * 24 * 3600.0
 
 _SEGMENTS: Final = 16
 _HEADER: Final = struct.Struct(">32sQI")
+
+
+class KeptFrame(NamedTuple):
+    """One entry of a segment; ``end`` is where in the file it ends (bytes)."""
+
+    digest: bytes
+    kept_ms: int
+    frame: bytes
+    end: int
 
 
 class FrameStore:
@@ -87,7 +96,7 @@ class FrameStore:
     def find(self, digest: bytes) -> bytes | None:
         """Return the frame kept under ``digest``, newest first, or None. Reads the files."""
         for path in reversed(self._segments()):
-            found = [frame for kept, frame in _frames_in(path) if kept == digest]
+            found = [kept.frame for kept in frames_in(path) if kept.digest == digest]
             if found:
                 return found[-1]
         return None
@@ -157,14 +166,16 @@ def _remove_unlocked(path: Path) -> bool:
         os.close(fd)
 
 
-def _frames_in(path: Path) -> Iterator[tuple[bytes, bytes]]:
+def frames_in(path: Path) -> Iterator[KeptFrame]:
+    """Read a segment up to its end, or to where no whole frame follows; nothing if it is gone."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return
     with file:
         while len(header := file.read(_HEADER.size)) == _HEADER.size:
-            digest, _, length = _HEADER.unpack(header)
+            digest, kept_ms, length = _HEADER.unpack(header)
             frame = file.read(length)
-            if len(frame) == length:
-                yield digest, frame
+            if len(frame) < length:
+                return
+            yield KeptFrame(digest, kept_ms, frame, file.tell())

@@ -12,7 +12,8 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_pem_x509_certificate
 
-from agentweave_bus.authz import AuditReport, EvidenceCheck, verify_audit
+from agentweave_bus.authz import AuditReport, verify_audit
+from agentweave_bus.bus.kept_frames import frame_check
 from agentweave_bus.bus.records import evidence_check
 from agentweave_bus.cli.audit_records import audit_paths, describe, log_files, parsed, records_of
 from agentweave_bus.cli.client_config import STATE_DIR
@@ -81,7 +82,12 @@ def _command(commands: Any, name: str, summary: str, epilog: str) -> argparse.Ar
 
 def run_verify(options: argparse.Namespace) -> int:
     """Check the logs and print the report."""
-    report = verify_audit(audit_paths(options.paths), evidence_check=_evidence_check(options.bundle))
+    verifier = _verifier(options.bundle)
+    report = verify_audit(
+        audit_paths(options.paths),
+        evidence_check=None if verifier is None else evidence_check(verifier),
+        frame_check=None if verifier is None else frame_check(verifier),
+    )
     print_result(report.to_json(), _report_text(report), json_wanted=options.json)
     return ExitCode.DONE if report.ok else ExitCode.FAILED
 
@@ -111,12 +117,10 @@ class _Bundles:
             ) from None
 
 
-def _evidence_check(given: list[str]) -> EvidenceCheck | None:
-    """Return what verifies the signed heads under peers' notes; None where there is no bundle."""
+def _verifier(given: list[str]) -> EnvelopeVerifier | None:
+    """Return what verifies kept frames and the heads under peers' notes; None where there is no bundle."""
     bundles = dict(_bundle(one) for one in given) or _own_bundle()
-    if not bundles:
-        return None
-    return evidence_check(EnvelopeVerifier(ChainVerifier(_Bundles(bundles))))
+    return EnvelopeVerifier(ChainVerifier(_Bundles(bundles))) if bundles else None
 
 
 def _bundle(text: str) -> tuple[str, X509Bundle]:

@@ -172,7 +172,12 @@ async def test_what_only_the_evaluator_refuses_is_no_empty_input(attack, text, m
         ({"hexadecimal": 255}, "sprintf"),
         ({"upto": 10**9}, "fuel"),
     ],
-    ids=["two values for one key", "a loop of loops", "a built-in that is not offered", "a range without end"],
+    ids=[
+        "two values for one key",
+        "a loop of loops",
+        "a built-in that is not offered",
+        "a range without end",
+    ],
 )
 async def test_what_breaks_the_evaluator(attack, detail, reason):
     sandboxes = attack.echo.parts.authorizer._engine._sandboxes

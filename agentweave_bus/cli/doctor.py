@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from agentweave_bus.authz import DEFAULT_POLICY_PATH
 from agentweave_bus.authz.policy_data import grants_file
+from agentweave_bus.bus.connection import Session
 from agentweave_bus.cli.checks import broker, identity, machine, policy
 from agentweave_bus.cli.checks.finding import (
     Check,
@@ -56,6 +57,7 @@ CHECKS: Final = {
 }
 """Name of a check, in the order in which they run, and what it looks at."""
 
+_CLOCK_SECONDS: Final = 2.0
 _EPILOG: Final = """\
 Example:
   agentweave doctor
@@ -138,6 +140,7 @@ class Doctor:
         self._svid: X509Svid | None = None
         self._source: IdentitySource | None = None
         self._capabilities: dict[str, list[str]] = {}
+        self._clock_found = skipped("there is no connection to measure by")
 
     @classmethod
     @asynccontextmanager
@@ -205,7 +208,8 @@ class Doctor:
         return [finding for log in logs for finding in machine.audit_findings(log)]
 
     async def _ports(self) -> Iterable[Finding]:
-        return await anyio.to_thread.run_sync(lambda: list(self._port_findings()), abandon_on_cancel=True)
+        found = await anyio.to_thread.run_sync(lambda: list(self._port_findings()), abandon_on_cancel=True)
+        return found or [ok("no fixed port is wanted")]
 
     def _port_findings(self) -> Iterable[Finding]:
         stack, running = self._patient.stack, self._patient.running
@@ -339,18 +343,25 @@ class Doctor:
         try:
             async with broker.connected_session(config, self._source, server) as session:
                 finding = machine.broker_version_finding(broker.server_version(session))
+                await self._measure_clock(session)
         except AgentWeaveError as error:
-            return broker.connect_failure(server, error)
+            return broker.connect_failure(server, error, greeting=await broker.greeting(server))
         return ok(f"{server}: {finding.found}") if finding.status is Status.OK else finding
 
-    async def _clock(self) -> Iterable[Finding]:
-        config = self._patient.caller
-        if self._source is None or config is None:
-            return [skipped("there is no connection to measure by")]
+    async def _measure_clock(self, session: Session) -> None:
+        """Compare the clocks while there is a connection; the check of the clock judges the result."""
+        assert self._source is not None
         try:
-            async with broker.connected_session(config, self._source, config.bus.servers[0]) as session:
-                me = self._source.spiffe_id
-                ahead, off = await broker.broker_time(session, me, timeout_s=self._seconds / 2)
-        except AgentWeaveError as error:
-            return [skipped(f"the broker's time is not to be had: {error}")]
-        return [broker.clock_finding(ahead, off)]
+            ahead, off = await broker.broker_time(
+                session, self._source.spiffe_id, timeout_s=min(_CLOCK_SECONDS, self._seconds / 2)
+            )
+        except (AgentWeaveError, TimeoutError) as error:
+            reason = (
+                str(error) or "no answer; is JetStream on, and is there a claim stream for this identity?"
+            )
+            self._clock_found = skipped(f"the broker's time is not to be had: {reason}")
+        else:
+            self._clock_found = broker.clock_finding(ahead, off)
+
+    async def _clock(self) -> Iterable[Finding]:
+        return [self._clock_found]

@@ -12,10 +12,12 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Final
+from urllib.parse import urlsplit
 
+import anyio
 import nats.errors
 
 from agentweave_bus.bus.connection import BusAddress, Keeper, Session
@@ -28,9 +30,17 @@ from agentweave_bus.exceptions import BusError
 from agentweave_bus.identity import ChainVerifier, IdentitySource, PeerRefusedError
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["broker_time", "clock_finding", "connect_failure", "connected_session", "server_version"]
+__all__ = [
+    "broker_time",
+    "clock_finding",
+    "connect_failure",
+    "connected_session",
+    "greeting",
+    "server_version",
+]
 
 _UNSURE_S: Final = 1.0
+_GREETING_SECONDS: Final = 0.3
 _NOT_AUTHORIZED: Final = ("authorization", "authentication")
 
 
@@ -51,8 +61,23 @@ async def connected_session(
         yield await keeper.session(config.bus.connect_timeout)
 
 
-def connect_failure(server: str, error: BaseException) -> Finding:
-    """Say why a connection was not made, by what lies under the error."""
+async def greeting(server: str) -> bytes:
+    """Return what a server says before anybody has said anything to it; a good broker is silent."""
+    parts = urlsplit(server)
+    with (
+        anyio.move_on_after(_GREETING_SECONDS),
+        suppress(OSError, anyio.EndOfStream, anyio.BrokenResourceError),
+    ):
+        async with await anyio.connect_tcp(parts.hostname or "", parts.port or 0) as stream:
+            return await stream.receive(64)
+    return b""
+
+
+def connect_failure(server: str, error: BaseException, *, greeting: bytes = b"") -> Finding:
+    """Say why a connection was not made, by what lies under the error and how the server greets."""
+    if greeting:
+        who = "a nats-server" if greeting.startswith(b"INFO ") else "something else"
+        return failed(f"{server} is {who} that speaks before TLS", _HANDSHAKE_ENDED, ExitCode.UNREACHABLE)
     causes = list(_causes(error))
     for kind, found, advice, code in _FAILURES:
         cause = next((one for one in causes if isinstance(one, kind)), None)

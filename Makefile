@@ -3,14 +3,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH_VENV := .venv-bench
 # Where `make tools` puts real opa and nats-server, and where tests and `agentweave up` look for them.
 export AGENTWEAVE_TOOLS ?= $(HOME)/.cache/agentweave/tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint tools tools-spire clean
+.PHONY: help demo test test-slow bench bench-memory lint tools tools-spire clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## start the example stack, carry an order through it, show what is refused
 	@$(BIN)/python -m workers.ecommerce.demo
@@ -20,6 +21,12 @@ test: $(VENV)/.installed ## run the tests, without the slow ones
 
 test-slow: $(VENV)/.installed ## run the slow tests
 	@$(BIN)/python -m pytest -q -m slow; code=$$?; [ $$code -eq 5 ] || exit $$code # 5: there are none
+
+bench: $(BENCH_VENV)/.installed ## compare with raw nats-py, FastStream and a2a-sdk (8 minutes; WRITE=--write updates the docs)
+	@$(BENCH_VENV)/bin/python -m benchmarks run $(WRITE)
+
+bench-memory: $(BENCH_VENV)/.installed ## a worker's memory over a million calls (10 minutes)
+	@$(BENCH_VENV)/bin/python -m benchmarks memory $(WRITE)
 
 lint: $(VENV)/.installed ## check style, types and the layers
 	@$(BIN)/ruff check .
@@ -34,9 +41,13 @@ tools-spire: ## build the pinned SPIRE server and agent, for the tests that want
 	@.ci/tools-spire "$(AGENTWEAVE_TOOLS)"
 
 clean: ## remove the virtual environment and caches; the state of stacks (.agentweave) stays
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.installed: pyproject.toml constraints.txt .ci/venv
+$(VENV)/.installed: pyproject.toml constraints.txt constraints-bench.txt .ci/venv
 	@.ci/venv "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+$(BENCH_VENV)/.installed: pyproject.toml constraints.txt constraints-bench.txt .ci/venv
+	@.ci/venv "$(PYTHON)" "$(BENCH_VENV)" embedded,bench
 	@touch $@

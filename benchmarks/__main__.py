@@ -1,53 +1,153 @@
-"""The command line: ``python -m benchmarks``."""
+"""Measure this project beside its peers, or one part of it: ``python -m benchmarks``."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Final
 
 from agentweave_bus.worker import run_on_fastest_loop
-from benchmarks.report import text_report
-from benchmarks.results import Rounds
+from benchmarks import documents
+from benchmarks.machine import describe
+from benchmarks.memory import MemorySample, memory_report, sample_memory
+from benchmarks.plot import draw
+from benchmarks.report import (
+    figures_table,
+    machine_line,
+    ratios_tables,
+    stages_table,
+    targets_table,
+)
+from benchmarks.results import Rounds, StageFigure, rounds_of
 from benchmarks.rows import ROWS, chosen
 from benchmarks.run import compare
+from benchmarks.stages import measure_stages
+
+_DEFAULT: Final = "run"
 
 
-def _options() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = parser.add_subparsers(dest="command")
-    parser.add_argument("--rows", default=",".join(row.name for row in ROWS), help="which, by commas")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
-    profile = commands.add_parser("profile", help="profile worker and client of a row")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="the comparison (what is done when no command is named)")
+    run.add_argument("--rows", default=",".join(row.name for row in ROWS), help="which, by commas")
+    run.add_argument("--rounds", type=int, default=5)
+    run.add_argument("--seconds", type=float, default=1.8, help="of each measurement")
+    run.add_argument("--no-stages", action="store_true", help="leave the stages out")
+    run.set_defaults(act=_run)
+
+    stages = commands.add_parser("stages", help="what each stage of a call costs")
+    stages.set_defaults(act=_stages)
+
+    memory = commands.add_parser("memory", help="a worker's memory over many calls")
+    memory.add_argument("--row", default="safe")
+    memory.add_argument("--calls", type=int, default=1_000_000)
+    memory.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
+    memory.set_defaults(act=_memory)
+
+    profile = commands.add_parser("profile", help="where worker and client of a row spend their time")
     profile.add_argument("row")
     profile.add_argument("--tasks", type=int, default=64)
     profile.add_argument("--seconds", type=float, default=5.0)
-    return parser.parse_args()
+    profile.set_defaults(act=_profile)
+
+    show = commands.add_parser("show", help="print (and write) the results that are in build/ again")
+    show.set_defaults(act=_show)
+
+    for command in (run, stages, memory, show):
+        command.add_argument("--write", action="store_true", help="update docs/benchmarks.md")
+    return parser
 
 
-async def _compare(options: argparse.Namespace) -> None:
-    found: dict[str, Rounds] = await compare(
-        chosen(options.rows), rounds=options.rounds, seconds=options.seconds
-    )
-    print(text_report(found))
+async def _run(options: argparse.Namespace) -> None:
+    machine = describe()
+    found = await compare(chosen(options.rows), rounds=options.rounds, seconds=options.seconds)
+    settings = f"{options.rounds} rounds, {options.seconds:g} s for each measurement"
+    rows = {name: [{n: asdict(one) for n, one in each.items()} for each in r] for name, r in found.items()}
+    documents.save("comparison", {"machine": {**machine, "measured": settings}, "rows": rows})
+    if not options.no_stages:
+        documents.save("stages", [asdict(one) for one in await measure_stages()])
+    _print_comparison(options.write)
+    if not options.no_stages:
+        _print_stages(options.write)
+
+
+async def _stages(options: argparse.Namespace) -> None:
+    documents.save("stages", [asdict(one) for one in await measure_stages()])
+    _print_stages(options.write)
+
+
+async def _memory(options: argparse.Namespace) -> None:
+    (row,) = chosen(options.row)
+    samples = await sample_memory(row, options.calls, options.every)
+    documents.save("memory", {"machine": describe(), "samples": [asdict(one) for one in samples]})
+    _print_memory(options.write)
+
+
+async def _show(options: argparse.Namespace) -> None:
+    kept = documents.load()
+    for part, show in (
+        ("comparison", _print_comparison),
+        ("stages", _print_stages),
+        ("memory", _print_memory),
+    ):
+        if part in kept:
+            show(options.write)
 
 
 async def _profile(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         await compare(
-            chosen(options.row), rounds=1, seconds=options.seconds,
-            profiles=Path(folder), in_flight=(options.tasks,),
+            chosen(options.row),
+            rounds=1,
+            seconds=options.seconds,
+            profiles=Path(folder),
+            in_flight=(options.tasks,),
         )
         for part in ("worker", "client"):
             print(f"\n=== {part}, {options.tasks} in flight\n")
             print((Path(folder) / f"{options.row}-{part}.txt").read_text())
 
 
+def _print_comparison(write: bool) -> None:
+    kept = documents.load()["comparison"]
+    found: dict[str, Rounds] = rounds_of(kept["rows"])
+    parts = [machine_line(kept["machine"]), figures_table(found), *ratios_tables(found), targets_table(found)]
+    text = "\n\n".join(part for part in parts if part)
+    _put("comparison", text, write)
+    if write:
+        draw(found, documents.PICTURE)
+
+
+def _print_stages(write: bool) -> None:
+    _put("stages", stages_table([StageFigure.from_json(one) for one in documents.load()["stages"]]), write)
+
+
+def _print_memory(write: bool) -> None:
+    kept = documents.load()["memory"]
+    text = memory_report([MemorySample(**one) for one in kept["samples"]])
+    _put("memory", f"{machine_line(kept['machine'])}\n\n{text}", write)
+
+
+def _put(part: str, text: str, write: bool) -> None:
+    print(f"{text}\n")
+    if write:
+        documents.write_part(part, text)
+
+
 def main() -> None:
     """Do what the command line asks for."""
-    options = _options()
-    run_on_fastest_loop(_profile(options) if options.command == "profile" else _compare(options))
+    arguments = sys.argv[1:]
+    if not arguments or (arguments[0].startswith("--") and arguments[0] != "--help"):
+        arguments = [_DEFAULT, *arguments]
+    options = _parser().parse_args(arguments)
+    act: Callable[[argparse.Namespace], Coroutine[Any, Any, None]] = options.act
+    run_on_fastest_loop(act(options))
 
 
 if __name__ == "__main__":

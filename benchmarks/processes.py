@@ -31,7 +31,8 @@ async def child_process(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run ``command`` from the time it writes ``ready`` on its descriptor until the end of the block.
 
-    A client's standard output is the caller's to read; all else that is written goes to ``log``, whose end is quoted when it does not become ready.
+    A client's standard output is the caller's to read. All else that is written goes to ``log``, whose end
+    is quoted when it does not become ready.
     """
     read_fd, write_fd = os.pipe()
     with log.open("wb") as errors, os.fdopen(read_fd, "rb", buffering=0) as pipe:
@@ -64,8 +65,12 @@ async def _await_ready(pipe: object, log: Path) -> None:
     finally:
         transport.close()
     if not line.startswith(b"ready"):
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        tail = await asyncio.to_thread(_tail, log)
         raise RuntimeError(f"a child ended instead of becoming ready ({log}):\n{tail}")
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
 
 
 async def _end(process: asyncio.subprocess.Process, *, is_client: bool) -> None:
@@ -87,9 +92,7 @@ def _command(part: str, place: Place) -> list[str]:
 
 
 @asynccontextmanager
-async def worker_process(
-    place: Place, log: Path, environment: Mapping[str, str]
-) -> AsyncIterator[int]:
+async def worker_process(place: Place, log: Path, environment: Mapping[str, str]) -> AsyncIterator[int]:
     """Run the worker of ``place``; yield its process id."""
     async with child_process(_command("worker", place), log, environment) as process:
         yield process.pid
@@ -117,7 +120,7 @@ class ClientProcess:
         async with asyncio.timeout(load.warm_s + load.seconds + _SLACK_S):
             line = await stdout.readline()
         if not line:
-            tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+            tail = await asyncio.to_thread(_tail, self._log)
             raise RuntimeError(f"a client ended while it was measured ({self._log}):\n{tail}")
         return Sample(**json.loads(line))
 

@@ -1,18 +1,22 @@
-"""What a run prints."""
+"""What a run found, as tables: in Markdown, with columns that are straight in a terminal, too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from benchmarks.load import Sample
-from benchmarks.results import Figure, Rounds, RowFigures, figures_of, ratio
+from benchmarks.results import Figure, Rounds, RowFigures, StageFigure, figures_of, ratio
 from benchmarks.rows import ROWS
+from benchmarks.targets import judge
 
-__all__ = ["table", "text_report"]
+__all__ = ["figures_table", "machine_line", "ratios_tables", "stages_table", "table", "targets_table"]
+
+_TITLES = {row.name: row.title for row in ROWS}
+_BASES = ("raw", "faststream", "a2a")
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown whose columns are also straight in a terminal."""
+    """Return a table: the first column is text, the others are figures."""
     widths = [max(len(cell) for cell in column) for column in zip(head, *lines, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -24,44 +28,73 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(head), rule, *(line(one) for one in lines)])
 
 
-def _spread(figure: Figure, form: str = ",.0f") -> str:
-    return f"{figure.median:{form}} ({figure.low:{form}}-{figure.high:{form}})"
+def machine_line(machine: Mapping[str, str]) -> str:
+    """Return the machine and the versions as one paragraph."""
+    return "; ".join(f"{name}: {value}" for name, value in machine.items()) + "."
 
 
-_TITLES = {row.name: row.title for row in ROWS}
-
-
-def text_report(found: Mapping[str, Rounds]) -> str:
-    """Return the tables of a run: the figures of each row, then its ratios to the others."""
-    figures = {name: figures_of(rounds) for name, rounds in found.items()}
-    head = ["median (least-greatest)", "p50 µs", "p99 µs", "64 in flight /s", "256 in flight /s",
-            "worker CPU µs", "client CPU µs", "broker CPU µs", "worker MB"]
-    lines = [[_TITLES[name], *_cells(one)] for name, one in figures.items()]
-    parts = [table(head, lines)]
-    for base in ("raw", "faststream", "a2a"):
-        if base in found:
-            parts.append(table([f"ratio to {_TITLES[base]}", "p50", "p99", "64 in flight", "256 in flight"],
-                               list(_ratios(found, base))))
-    return "\n\n".join(parts)
+def figures_table(found: Mapping[str, Rounds]) -> str:
+    """Return the figures of each row: the median of the rounds, and the least and the greatest."""
+    head = [
+        "median (least to greatest round)",
+        "p50 µs",
+        "p99 µs",
+        "64 in flight, /s",
+        "256 in flight, /s",
+        "worker CPU µs",
+        "client CPU µs",
+        "broker CPU µs",
+        "worker MB",
+    ]
+    return table(head, [[_TITLES[name], *_cells(figures_of(rounds))] for name, rounds in found.items()])
 
 
 def _cells(one: RowFigures) -> Iterator[str]:
     for figure in (one.p50, one.p99, one.at_64, one.at_256, one.worker_cpu, one.client_cpu):
         yield _spread(figure)
     yield "" if one.broker_cpu is None else _spread(one.broker_cpu)
-    yield f"{one.memory.median:.0f}"
+    yield _spread(one.memory)
 
 
-_MEASURES: Sequence[Callable[[Mapping[int, Sample]], float]] = (
-    lambda one: one[1].p50_us,
-    lambda one: one[1].p99_us,
-    lambda one: one[64].per_second,
-    lambda one: one[256].per_second,
-)
+def _spread(figure: Figure, form: str = ",.0f") -> str:
+    return f"{figure.median:{form}} ({figure.low:{form}} to {figure.high:{form}})"
 
 
-def _ratios(found: Mapping[str, Rounds], base: str) -> Iterator[list[str]]:
-    for name, rounds in found.items():
-        if name != base:
-            yield [_TITLES[name],
-                   *(_spread(ratio(rounds, found[base], value), ".2f") for value in _MEASURES)]
+_MEASURES: Mapping[str, Callable[[Mapping[int, Sample]], float]] = {
+    "p50": lambda one: one[1].p50_us,
+    "p99": lambda one: one[1].p99_us,
+    "64 in flight": lambda one: one[64].per_second,
+    "256 in flight": lambda one: one[256].per_second,
+    "worker CPU": lambda one: one[64].cpu_us["worker"],
+    "worker memory": lambda one: float(one[64].resident["worker"]),
+}
+
+
+def ratios_tables(found: Mapping[str, Rounds]) -> Iterator[str]:
+    """Return a table for each row that others are compared with: the median of the rounds' own ratios."""
+    for base in _BASES:
+        if base in found and len(found) > 1:
+            lines = [
+                [_TITLES[name], *(_spread(ratio(rounds, found[base], m), ".2f") for m in _MEASURES.values())]
+                for name, rounds in found.items()
+                if name != base
+            ]
+            yield table([f"times {_TITLES[base]}", *_MEASURES], lines)
+
+
+def targets_table(found: Mapping[str, Rounds]) -> str:
+    """Return the targets and whether they are met; empty without the rows for any."""
+    lines = [
+        [verdict.wanted, _spread(verdict.found, ".2f"), "met" if verdict.met else "NOT met"]
+        for verdict in judge(found)
+    ]
+    return table(["target", "found", ""], lines) if lines else ""
+
+
+def stages_table(stages: Sequence[StageFigure]) -> str:
+    """Return what each stage of a call costs, in microseconds; empty cells where batching changes nothing."""
+    lines = [
+        [one.name, _spread(one.alone, ".1f"), "" if one.of_16 is None else _spread(one.of_16, ".1f")]
+        for one in stages
+    ]
+    return table(["stage, µs a call", "alone", "16 at a time"], lines)

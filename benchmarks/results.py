@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from benchmarks.load import Sample
 
-__all__ = ["IN_FLIGHT", "Figure", "Rounds", "RowFigures", "figures_of", "ratio"]
+__all__ = ["IN_FLIGHT", "Figure", "Rounds", "RowFigures", "StageFigure", "figures_of", "ratio", "rounds_of"]
 
 IN_FLIGHT: Final = (1, 64, 256)
 
@@ -48,6 +48,23 @@ class RowFigures:
     memory: Figure
 
 
+@dataclass(frozen=True, slots=True)
+class StageFigure:
+    """What one stage costs, in microseconds a call: by itself, and as one of 16 in one turn of the loop."""
+
+    name: str
+    alone: Figure
+    of_16: Figure | None = None
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> StageFigure:
+        """Read what ``dataclasses.asdict`` made."""
+        together = value["of_16"]
+        return StageFigure(
+            value["name"], Figure(**value["alone"]), None if together is None else Figure(**together)
+        )
+
+
 def figures_of(rounds: Rounds) -> RowFigures:
     """Work out a row's figures."""
 
@@ -78,9 +95,9 @@ def ratio(mine: Rounds, other: Rounds, value: Callable[[Mapping[int, Sample]], f
     return Figure.of([value(one) / value(two) for one, two in zip(mine, other, strict=True)])
 
 
-def load_rounds(document: Mapping[str, Any]) -> dict[str, Rounds]:
-    """Read the samples of each row from the JSON of a run."""
+def rounds_of(rows: Mapping[str, Any]) -> dict[str, Rounds]:
+    """Read the samples of each row as JSON has them."""
     return {
         row: [{int(tasks): Sample(**sample) for tasks, sample in one.items()} for one in rounds]
-        for row, rounds in document["rows"].items()
+        for row, rounds in rows.items()
     }

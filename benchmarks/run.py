@@ -21,7 +21,11 @@ _FIRST_WARM_S: Final = 1.0
 
 
 async def compare(
-    rows: Sequence[Row], *, rounds: int, seconds: float, profiles: Path | None = None,
+    rows: Sequence[Row],
+    *,
+    rounds: int,
+    seconds: float,
+    profiles: Path | None = None,
     in_flight: Sequence[int] = IN_FLIGHT,
 ) -> dict[str, Rounds]:
     """Measure ``rows``; ``seconds`` is how long each is measured for each number of calls in flight.

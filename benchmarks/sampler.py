@@ -1,7 +1,8 @@
 """A sampling profiler for child processes: where processor time goes, without slowing every call down.
 
-The kernel counts the process's own time (``ITIMER_PROF``) and interrupts it at
-every tick in which it used some (up to a thousand a second); what runs just then is noted. Sampling begins at SIGUSR2, so that starting up is left out.
+The kernel counts the process's own time (``ITIMER_PROF``) and interrupts it at every tick in which it used
+some (up to a thousand a second); what runs just then is noted. Sampling begins at SIGUSR2, so that starting
+up is left out.
 """
 
 from __future__ import annotations

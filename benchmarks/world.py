@@ -92,14 +92,10 @@ class World:
         place, processes = await self._place(row, stack, resources)
         environment = _environments(row, stack)
         worker = await resources.enter_async_context(
-            worker_process(
-                place, self._log(row, "worker"), environment[0] | self._profiled(row, "worker")
-            )
+            worker_process(place, self._log(row, "worker"), environment[0] | self._profiled(row, "worker"))
         )
         client = await resources.enter_async_context(
-            client_process(
-                place, self._log(row, "client"), environment[1] | self._profiled(row, "client")
-            )
+            client_process(place, self._log(row, "client"), environment[1] | self._profiled(row, "client"))
         )
         return Contender(row, client, {"worker": worker, **processes})
 
@@ -120,7 +116,7 @@ class World:
         authorization: dict[str, object] = {"bundle": str(self._grants)}
         if row.opa:
             url, pid = await resources.enter_async_context(opa_server(stack.api.directory, self._grants))
-            # With 256 in flight a decision waits longer for its turn than the 50 ms that it may take by default.
+            # With 256 in flight a decision waits for its turn for longer than the default, 50 ms.
             authorization = {"provider": "opa", "opa_endpoint": url, "timeout_ms": _OPA_TIMEOUT_MS}
             broker["opa"] = pid
         return Place(row.name, row.peer, stack.bus_url, self._configured(row, authorization)), broker

@@ -21,7 +21,15 @@ from a2a.server.events import EventQueue
 from a2a.server.request_handlers import DefaultRequestHandler
 from a2a.server.routes import create_agent_card_routes, create_jsonrpc_routes
 from a2a.server.tasks import InMemoryTaskStore
-from a2a.types import AgentCapabilities, AgentCard, AgentInterface, AgentSkill, Message, Role, SendMessageRequest
+from a2a.types import (
+    AgentCapabilities,
+    AgentCard,
+    AgentInterface,
+    AgentSkill,
+    Message,
+    Role,
+    SendMessageRequest,
+)
 from starlette.applications import Starlette
 
 from benchmarks.peers import Call
@@ -70,7 +78,7 @@ async def serve(place: Place, ready: Callable[[], None]) -> None:
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, setattr, server, "should_exit", True)
     serving = asyncio.ensure_future(server.serve())
-    while not server.started:  # it has no event for it
+    while not server.started:  # noqa: ASYNC110 - it has no event for it
         await asyncio.sleep(0.05)
     ready()
     await serving

@@ -59,7 +59,7 @@ async def sample_memory(row: Row, calls: int, every_s: float) -> list[MemorySamp
                     MemorySample(done, found.resident["worker"] / 1e6, found.resident["client"] / 1e6)
                 )
                 if sys.stderr.isatty():
-                    sys.stderr.write(f"\\r{done:,} calls, worker {samples[-1].worker_mb:.1f} MB ")
+                    sys.stderr.write(f"\r{done:,} calls, worker {samples[-1].worker_mb:.1f} MB ")
     return samples
 
 
@@ -89,7 +89,7 @@ def memory_report(samples: Sequence[MemorySample]) -> str:
     bound = "under" if growth.last_mb < MEMORY_MB else "NOT under"
     return (
         table(["calls", "worker MB", "client MB"], lines)
-        + f"\\n\\nThe worker's memory is {verdict}: {growth.first_mb:.1f} MB in the first tenth of the time,"
+        + f"\n\nThe worker's memory is {verdict}: {growth.first_mb:.1f} MB in the first tenth of the time,"
         f" {growth.last_mb:.1f} MB in the last, {growth.mb_in_100k:+.2f} MB in 100,000 calls over the second"
         f" half. It is {bound} {MEMORY_MB:g} MB."
     )

@@ -9,7 +9,7 @@ from typing import Any, Final
 from benchmarks.results import Figure, Rounds, RowFigures, figures_of
 from benchmarks.rows import ROWS
 
-__all__ = ["draw"]
+__all__ = ["bars", "draw"]
 
 _OURS: Final = "#2563a8"
 _OTHERS: Final = "#9aa3ad"
@@ -32,36 +32,36 @@ def draw(found: Mapping[str, Rounds], path: Path) -> None:
     with plt.rc_context({"font.size": 9, "svg.hashsalt": "agentweave", "svg.fonttype": "none"}):
         picture, axes = plt.subplots(2, 2, figsize=(11, 7.6), sharey=True, layout="constrained")
         first, second, third, fourth = axes.flat
-        _bars(first, [one.p50 for one in figures], colours)
+        _single(first, [one.p50 for one in figures], colours)
         _title(first, "Sequential latency, p50", "µs, less is better")
         _pairs(second, figures, colours)
         _title(second, "Throughput: 64 in flight, 256 in flight (pale)", "calls a second, more is better")
-        _bars(third, [one.worker_cpu for one in figures], colours)
+        _single(third, [one.worker_cpu for one in figures], colours)
         _title(third, "The worker's processor time, 64 in flight", "µs a call, less is better")
-        _bars(fourth, [one.memory for one in figures], colours)
+        _single(fourth, [one.memory for one in figures], colours)
         _title(fourth, "The worker's resident memory", "MB, less is better")
         first.set_yticks(range(len(rows)), [row.title for row in rows])
         first.invert_yaxis()
         picture.suptitle(
-            "1 KiB there and back; median of the rounds, whiskers from the least to the greatest round.\\n"
+            "1 KiB there and back; median of the rounds, whiskers from the least to the greatest round.\n"
             "Blue: this project. Grey: raw nats-py, and peers without TLS, signatures or policy."
         )
         picture.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
         plt.close(picture)
 
 
-def _bars(axes: Any, figures: Sequence[Figure], colours: Sequence[str]) -> None:
-    _row(axes, range(len(figures)), figures, colours, height=0.65)
+def _single(axes: Any, figures: Sequence[Figure], colours: Sequence[str]) -> None:
+    bars(axes, range(len(figures)), figures, colours, height=0.65)
 
 
 def _pairs(axes: Any, figures: Sequence[RowFigures], colours: Sequence[str]) -> None:
     places = range(len(figures))
-    _row(axes, [place - 0.2 for place in places], [one.at_64 for one in figures], colours, height=0.38)
+    bars(axes, [place - 0.2 for place in places], [one.at_64 for one in figures], colours, height=0.38)
     pale = [one.at_256 for one in figures]
-    _row(axes, [place + 0.2 for place in places], pale, colours, height=0.38, alpha=0.5)
+    bars(axes, [place + 0.2 for place in places], pale, colours, height=0.38, alpha=0.5)
 
 
-def _row(
+def bars(
     axes: Any,
     places: Sequence[float],
     figures: Sequence[Figure],
@@ -70,6 +70,7 @@ def _row(
     height: float,
     alpha: float = 1.0,
 ) -> None:
+    """Draw a bar for each median at its place, its spread as whiskers, and the number beside it."""
     medians = [one.median for one in figures]
     below = [one.median - one.low for one in figures]
     above = [one.high - one.median for one in figures]
@@ -84,7 +85,7 @@ def _row(
 def _title(axes: Any, title: str, unit: str) -> None:
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel(unit)
+    axes.margins(x=0.17)
     axes.set_xlim(left=0)
-    axes.margins(x=0.12)
     axes.xaxis.set_major_formatter(lambda value, _place: f"{value:,.0f}")
     axes.spines[["top", "right"]].set_visible(False)

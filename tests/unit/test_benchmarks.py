@@ -1,0 +1,242 @@
+"""What benchmarks make of their measurements: medians, ratios, verdicts, tables, the picture, the document."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from dataclasses import asdict
+
+import pytest
+
+from benchmarks import documents
+from benchmarks.gauges import cpu_seconds, resident_bytes
+from benchmarks.load import Load, Sample, closed_loop, percentile
+from benchmarks.memory import MemorySample, growth_of, memory_report
+from benchmarks.plot import bars
+from benchmarks.report import figures_table, ratios_tables, stages_table, table, targets_table
+from benchmarks.results import Figure, StageFigure, figures_of, ratio, rounds_of
+from benchmarks.rows import ROWS, chosen
+from benchmarks.run import compare
+from benchmarks.targets import at_64, judge, p50
+
+
+def sample(*, p50_us=100.0, per_second=1000.0, memory_mb=50.0):
+    return Sample(
+        calls=int(per_second * 2),
+        seconds=2.0,
+        p50_us=p50_us,
+        p99_us=3 * p50_us,
+        cpu_us={"worker": 10.0, "client": 20.0, "broker": 5.0},
+        resident={"worker": int(memory_mb * 1e6), "client": 1},
+    )
+
+
+def rounds(*medians, per_second=1000.0, memory_mb=50.0):
+    """Return a row with one round for each sequential median."""
+    return [
+        {
+            1: sample(p50_us=one, memory_mb=memory_mb),
+            64: sample(per_second=per_second, memory_mb=memory_mb),
+            256: sample(per_second=2 * per_second, memory_mb=memory_mb),
+        }
+        for one in medians
+    ]
+
+
+def test_a_percentile_is_a_value_that_occurred():
+    ordered = list(range(1, 101))
+    assert (percentile(ordered, 0.5), percentile(ordered, 0.99), percentile([7], 0.99)) == (50, 99, 7)
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 0.5)
+
+
+def test_figures_are_medians_with_the_least_and_the_greatest_round():
+    figures = figures_of(rounds(300, 100, 200))
+    assert figures.p50 == Figure(200, 100, 300)
+    assert figures.at_64.median == 1000
+    assert figures.at_256.median == 2000
+    assert figures.memory.median == 50
+
+
+def test_a_ratio_is_taken_within_each_round():
+    mine, raw = rounds(200, 400, 900), rounds(100, 200, 300)
+    # The quotient of the medians would be 2 as well; its spread would not.
+    assert ratio(mine, raw, p50) == Figure(2, 2, 3)
+    with pytest.raises(ValueError, match="shorter"):
+        ratio(mine, raw[:2], at_64)
+
+
+def test_targets_are_judged_by_the_median_and_on_the_right_side():
+    met = {"raw": rounds(100, 100), "safe": rounds(200, 200, per_second=350, memory_mb=109)}
+    missed = {"raw": rounds(100, 100), "safe": rounds(201, 201, per_second=349, memory_mb=110)}
+    assert [verdict.met for verdict in judge(met)] == [True, True, True]
+    assert [verdict.met for verdict in judge(missed)] == [False, False, False]
+    assert "NOT met" not in targets_table(met)
+    assert targets_table(missed).count("NOT met") == 3
+
+
+def test_targets_without_their_rows_are_left_out():
+    assert list(judge({"raw": rounds(100)})) == []
+    assert targets_table({"raw": rounds(100)}) == ""
+    every = {row.name: rounds(100) for row in ROWS}
+    assert len(list(judge(every))) == 9
+
+
+def test_a_table_is_straight_and_is_markdown():
+    lines = table(["name", "µs"], [["a", "1"], ["longer", "1,000"]]).splitlines()
+    assert lines == [
+        "| name   |    µs |",
+        "|--------|------:|",
+        "| a      |     1 |",
+        "| longer | 1,000 |",
+    ]
+
+
+def test_the_tables_name_each_row_and_its_ratios():
+    found = {"raw": rounds(100, 110), "safe": rounds(250, 260), "a2a": rounds(1000, 1100)}
+    figures = figures_table(found)
+    assert "safe, standing answer" in figures
+    assert "255 (250 to 260)" in figures
+    to_raw, to_a2a = ratios_tables(found)
+    assert to_raw.startswith("| times nats-py over mTLS")
+    assert "2.43 (2.36 to 2.50)" in to_raw
+    assert to_a2a.startswith("| times a2a-sdk over plain HTTP")
+
+
+def test_a_stage_without_batches_has_an_empty_cell():
+    shown = stages_table(
+        [
+            StageFigure("seal", Figure(80, 70, 90), Figure(30, 20, 40)),
+            StageFigure("validate", Figure(9, 8, 10)),
+        ]
+    )
+    assert "| seal             | 80.0 (70.0 to 90.0) | 30.0 (20.0 to 40.0) |" in shown
+    assert "| validate         |   9.0 (8.0 to 10.0) |                     |" in shown
+
+
+def test_results_survive_json():
+    found = {"raw": rounds(100, 110)}
+    text = json.dumps({"raw": [{n: asdict(one) for n, one in each.items()} for each in found["raw"]]})
+    assert rounds_of(json.loads(text)) == found
+    stage = StageFigure("seal", Figure(80, 70, 90), Figure(30, 20, 40))
+    assert StageFigure.from_json(json.loads(json.dumps(asdict(stage)))) == stage
+
+
+def memory_samples(mb_per_100k):
+    return [MemorySample(n * 10_000, 90 + mb_per_100k * n / 10, 80) for n in range(1, 101)]
+
+
+def test_memory_that_grows_is_called_so():
+    assert growth_of(memory_samples(0.1)).flat
+    grown = growth_of(memory_samples(2.0))
+    assert not grown.flat
+    assert grown.mb_in_100k == pytest.approx(2.0)
+    assert "memory is flat" in memory_report(memory_samples(0.1))
+    assert "memory is NOT flat" in memory_report(memory_samples(2.0))
+
+
+def test_what_fills_up_at_first_is_no_growth():
+    filling = [MemorySample(n * 10_000, 90 + min(n, 20), 80) for n in range(1, 101)]
+    assert growth_of(filling).flat
+
+
+class Axes:
+    """Notes what is drawn: matplotlib is in the benchmarks' environment only."""
+
+    def __init__(self):
+        self.calls = {}
+
+    def __getattr__(self, name):
+        return lambda *args, **named: self.calls.setdefault(name, []).append((args, named))
+
+
+def test_bars_show_the_median_and_whiskers_the_spread():
+    axes = Axes()
+    bars(axes, [0, 1], [Figure(10, 8, 15), Figure(20, 20, 20)], ["blue", "grey"], height=0.5)
+    assert axes.calls["barh"] == [
+        (([0, 1], [10, 20]), {"height": 0.5, "color": ["blue", "grey"], "alpha": 1.0})
+    ]
+    ((args, named),) = axes.calls["errorbar"]
+    assert args == ([10, 20], [0, 1])
+    assert named["xerr"] == [[2, 0], [5, 0]]
+    assert [named["xytext"] for _, named in axes.calls["annotate"]] == [(4, 0), (4, 0)]
+    assert [args[0] for args, _ in axes.calls["annotate"]] == ["10", "20"]
+
+
+def test_a_part_of_the_document_is_replaced_and_nothing_else():
+    before = "a\n<!-- begin x -->\nold\n<!-- end x -->\nb\n"
+    after = documents.replace_part(before, "x", "new")
+    assert after == "a\n<!-- begin x -->\n\nnew\n\n<!-- end x -->\nb\n"
+    assert documents.replace_part(after, "x", "new") == after
+    for broken in ("no marks", before + before, "<!-- end x --><!-- begin x -->"):
+        with pytest.raises(ValueError, match="no single pair"):
+            documents.replace_part(broken, "x", "new")
+
+
+def test_the_document_has_a_place_for_each_part_and_explains_each_row():
+    text = documents.DOCUMENT.read_text()
+    for part in ("comparison", "stages", "memory"):
+        documents.replace_part(text, part, "")
+    for row in ROWS:
+        assert f"\n| {row.title} | " in text, row.name
+    assert f"({documents.PICTURE.name})" in text
+
+
+def test_rows_are_chosen_by_name():
+    assert [row.name for row in chosen("safe,raw")] == ["raw", "safe"]
+    with pytest.raises(ValueError, match="no such row: fast;"):
+        chosen("raw,fast")
+
+
+@pytest.mark.anyio
+async def test_the_load_counts_what_was_answered_in_its_time():
+    in_flight, most, made = 0, 0, 0
+
+    async def call():
+        nonlocal in_flight, most, made
+        in_flight, made = in_flight + 1, made + 1
+        most = max(most, in_flight)
+        await asyncio.sleep(0.01)
+        in_flight -= 1
+
+    found = await closed_loop(call, Load(tasks=5, warm_s=0.05, seconds=0.1), {"me": os.getpid()})
+    assert most == 5
+    assert in_flight == 0, "it awaits what is in flight at the end"
+    assert 5 <= found.calls <= made - 10, "neither the warm-up counts nor what ended too late"
+    assert found.p99_us >= found.p50_us >= 10_000
+    assert found.per_second == pytest.approx(found.calls / 0.1, rel=0.5)
+    assert found.resident["me"] > 1_000_000
+    assert found.cpu_us["me"] > 0
+
+
+@pytest.mark.anyio
+async def test_a_call_that_fails_ends_the_measurement():
+    async def call():
+        raise RuntimeError("another answer than was sent")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await closed_loop(call, Load(2, 0.01, 0.01), {})
+    assert caught.group_contains(RuntimeError, match="another answer")
+
+
+def test_the_kernel_counts_this_process():
+    began, own = cpu_seconds(os.getpid()), time.process_time()
+    sum(range(2_000_000))
+    assert cpu_seconds(os.getpid()) - began == pytest.approx(time.process_time() - own, abs=0.05)
+    assert 10e6 < resident_bytes(os.getpid()) < 10e9
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_rows_are_measured_side_by_side():
+    found = await compare(chosen("raw,safe"), rounds=1, seconds=0.2)
+    figures = {name: figures_of(one) for name, one in found.items()}
+    assert set(figures) == {"raw", "safe"}
+    for one in figures.values():
+        assert one.at_64.median > 10
+        assert one.worker_cpu.median > 0
+    assert figures["safe"].memory.median > figures["raw"].memory.median, (
+        "raw's worker imports nothing of ours"
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import math
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, NotRequired, Self, TypeAlias, TypedDict, cast
@@ -71,6 +71,9 @@ class ResultStatus(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     DEGRADED = "degraded"
+
+
+_STATUSES: Final = {str(status): status for status in ResultStatus}
 
 
 class Artifact(TypedDict):
@@ -187,13 +190,13 @@ class TaskResult:
     error: str | None = None
 
     def __post_init__(self) -> None:
-        _one_of(self.status, tuple(ResultStatus), "status")
+        _one_of(self.status, _STATUSES, "status")
         messages = _instances(self.messages, (Message,), "messages")
         given = _items(self.artifacts, "artifacts")
         artifacts = [_artifact(item, f"artifacts[{i}]") for i, item in enumerate(given)]
         if self.error is not None:
             _expect(self.error, str, "error")
-        object.__setattr__(self, "status", ResultStatus(self.status))
+        object.__setattr__(self, "status", _STATUSES[self.status])
         object.__setattr__(self, "messages", messages)
         object.__setattr__(self, "artifacts", artifacts or _artifacts_of(messages))
 
@@ -390,6 +393,8 @@ def _keys(
     for key in required:
         if key not in value:
             raise PayloadError(f"{where}: {key!r} is missing")
+    if len(value) == len(required):
+        return cast("Mapping[str, Any]", value)
     allowed = (*required, *optional)
     for key in value:
         if key not in allowed:
@@ -402,7 +407,7 @@ def _expect(value: Any, kind: type, where: str) -> None:
         raise PayloadError(f"{where} must be a {kind.__name__}, not {type(value).__name__}")
 
 
-def _one_of(value: Any, allowed: Sequence[str], where: str) -> None:
+def _one_of(value: Any, allowed: Collection[str], where: str) -> None:
     if isinstance(value, str) and value in allowed:
         return
     near = difflib.get_close_matches(value, allowed, n=1) if isinstance(value, str) else []

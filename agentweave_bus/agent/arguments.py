@@ -42,6 +42,7 @@ __all__ = ["Arguments", "ValidatedCall"]
 _logger: Final = logging.getLogger("agentweave_bus.agent")
 _MAX_PROBLEMS: Final = 5  # told to the caller; a payload can break more rules than an error should list
 _MAX_HINT_CHARACTERS: Final = 64  # comparing names takes time that grows with the square of their length
+_to_json: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _ABSENT: Final = inspect.Parameter.empty
 _MUTABLE: Final = (list, dict, set)
 
@@ -110,6 +111,8 @@ class Arguments:
         self._parameters: Final = {parameter.name: parameter for parameter in parameters}
         self._extra: TypeAdapter[Any] | None = self._adapter(extra)
         self._model: Final = self._make_model(parameters)
+        self._names: Final = tuple(zip(self._model.model_fields, self._parameters, strict=True))
+        self._mutable: Final = {p.name: p.default for p in parameters if isinstance(p.default, _MUTABLE)}
         self._check_visible(parameters, extra)
         self._defaults: Final = dict(self._default_forms())
         self.schema: Final = self._make_schema()
@@ -125,11 +128,13 @@ class Arguments:
             raise PayloadError(
                 f"{self._name}: the payload must be an object with the arguments, not {_json_type(value)}"
             )
-        extra = {key: item for key, item in value.items() if key not in self._parameters}
         problems = _Problems()
-        if self._extra is None:
+        known, extra = value, {}
+        if not value.keys() <= self._parameters.keys():
+            extra = {key: item for key, item in value.items() if key not in self._parameters}
+            known = {key: item for key, item in value.items() if key in self._parameters}
+        if extra and self._extra is None:
             problems.add((self._unknown(key) for key in extra), len(extra))
-        known = {key: item for key, item in value.items() if key in self._parameters}
         model = self._checked(self._read_known, known, problems)
         extras = self._checked_extra(extra, problems)
         if problems or model is None:
@@ -140,17 +145,17 @@ class Arguments:
         return self._model.model_validate_json(text, strict=True)
 
     def _call(self, given: dict[str, Any], extras: dict[str, Any]) -> ValidatedCall:
-        policy = {**self._defaults, **{key: policy_form(item) for key, item in {**given, **extras}.items()}}
-        return ValidatedCall({**self._fresh_defaults(given), **given, **extras}, policy)
+        arguments = {**self._fresh_defaults(given), **given, **extras}
+        policy = {**self._defaults, **{key: policy_form(arguments[key]) for key in (*given, *extras)}}
+        return ValidatedCall(arguments, policy)
 
     def _fresh_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Copy mutable defaults, so that no request leaves something in them for the next."""
-        rest = (p for p in self._parameters.values() if p.name not in given)
-        return {p.name: copy.deepcopy(p.default) for p in rest if isinstance(p.default, _MUTABLE)}
+        return {name: copy.deepcopy(default) for name, default in self._mutable.items() if name not in given}
 
     def _given(self, model: BaseModel) -> dict[str, Any]:
-        names = zip(type(model).model_fields, self._parameters, strict=True)
-        return {name: getattr(model, key) for key, name in names if key in model.model_fields_set}
+        given = model.model_fields_set
+        return {name: getattr(model, key) for key, name in self._names if key in given}
 
     def _checked_extra(self, extra: dict[str, Any], problems: _Problems) -> dict[str, Any]:
         adapter = self._extra
@@ -160,7 +165,7 @@ class Arguments:
 
     def _checked(self, check: Callable[[str], Any], value: Any, problems: _Problems) -> Any:
         try:
-            return check(json.dumps(value, allow_nan=False, separators=(",", ":")))
+            return check(_to_json(value))
         except ValidationError as error:
             found = error.errors(include_url=False, include_context=False, include_input=False)
             problems.add((_problem(item) for item in found), len(found))

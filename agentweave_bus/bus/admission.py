@@ -32,7 +32,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
 
@@ -195,6 +195,8 @@ class Admitted:
     links: tuple[Link, ...]
     """What a nested call must carry to prove that it serves this request."""
     decision: AuthzDecision
+    audit_id: str
+    """Names the record of the admission."""
 
 
 class Admission:
@@ -269,12 +271,11 @@ class Admission:
         self, request: OpenedEnvelope, capability: Capability, via: tuple[VerifiedLink, ...], now_ms: int
     ) -> Admitted:
         """Take steps 9 (across replicas) to 12 for a caller that has a place."""
-        facts = self._facts(request, via)
-        payload = await self._validate(request, capability, facts)  # 10
-        facts = replace(facts, payload=payload.policy_payload)
+        payload = await self._validate(request, capability, via)  # 10
+        facts = self._facts(request, via, payload.policy_payload)
         decision = await self._claim_and_authorize(request, capability, facts, now_ms)  # 9 and 11
-        decision = await self._record_admission(request, facts, decision, keep=not capability.safe)  # 12
-        return Admitted(request, capability, payload, via, extend_via(request), decision)
+        audit_id = await self._record_admission(request, facts, decision, keep=not capability.safe)  # 12
+        return Admitted(request, capability, payload, via, extend_via(request), decision, audit_id)
 
     def _open(self, frame: bytes, now_ms: int) -> OpenedEnvelope:
         """Take steps 1 to 5. Nobody is answered: who sent this is not known yet."""
@@ -353,13 +354,14 @@ class Admission:
             raise AdmissionRefusedError(Step.REPLAY, "this envelope was admitted before", request=request)
 
     async def _validate(
-        self, request: OpenedEnvelope, capability: Capability, facts: AuthzContext
+        self, request: OpenedEnvelope, capability: Capability, via: tuple[VerifiedLink, ...]
     ) -> ValidatedPayload:
         """Step 10. What is wrong with a payload is told only to who may use the capability at all."""
         try:
             return capability.validate(decode_payload(request.payload))
         except PayloadError as error:
-            told = str(error) if await self._authorizer.allows_action_in_general(facts) else _DENIED
+            may = await self._authorizer.allows_action_in_general(self._facts(request, via))
+            told = str(error) if may else _DENIED
             raise AdmissionRefusedError(Step.PAYLOAD, str(error), told=told, request=request) from error
 
     async def _claim_and_authorize(
@@ -430,7 +432,9 @@ class Admission:
         facts = AuthzContext(caller=head.iss, callee=head.aud, action=head.cap, direction="inbound")
         return await self._authorizer.allows_action_in_general(facts)
 
-    def _facts(self, request: OpenedEnvelope, via: tuple[VerifiedLink, ...]) -> AuthzContext:
+    def _facts(
+        self, request: OpenedEnvelope, via: tuple[VerifiedLink, ...], payload: Any = None
+    ) -> AuthzContext:
         head = request.head
         asks = requester(request, via)
         return AuthzContext(
@@ -438,6 +442,7 @@ class Admission:
             callee=head.aud,
             action=head.cap,
             direction="inbound",
+            payload=payload,
             task_id=head.id,
             kind=head.kind.value,
             transport="bus",
@@ -448,8 +453,8 @@ class Admission:
 
     async def _record_admission(
         self, request: OpenedEnvelope, facts: AuthzContext, decision: AuthzDecision, *, keep: bool
-    ) -> AuthzDecision:
-        """Step 12: written before anything runs; when that fails, nothing runs."""
+    ) -> str:
+        """Step 12: written before anything runs; when that fails, nothing runs. Returns the record's id."""
         record = {
             "event": "admission",
             **envelope_facts(request, self._notes),
@@ -465,7 +470,7 @@ class Admission:
             raise AdmissionRefusedError(
                 Step.AUDIT, str(error), told="not able to record the call", request=request
             ) from error
-        return replace(decision, audit_id=entry.audit_id)
+        return entry.audit_id
 
     def _record_refusal(self, refusal: AdmissionRefusedError) -> None:
         """Count, log once and audit. A refusal stands also when its record can't be written."""

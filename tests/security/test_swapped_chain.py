@@ -12,6 +12,7 @@ import time
 
 import anyio
 import pytest
+from cryptography import x509
 
 from agentweave_bus.bus.admission import Step
 from agentweave_bus.identity import Authority
@@ -101,6 +102,27 @@ async def test_other_certificates_behind_a_remembered_leaf(attack, change):
     await cached(attack, papers)
     await send(attack, papers, change(list(papers.cert_chain)))
     await attack.refused()
+
+
+def recoded(certificate):
+    """The certificate with its signature's last bit declared unused, which readers overlook."""
+    signature = x509.load_der_x509_certificate(certificate).signature
+    place = len(certificate) - len(signature) - 1
+    assert certificate[place] == 0
+    return certificate[:place] + b"\1" + certificate[place + 1 :]
+
+
+@refused_by(Step.CHAIN, "a second encoding of a certificate that still verifies", by=Adversary.BROKER)
+async def test_a_second_encoding_of_a_certificate(attack):
+    """It is the one place of a certificate that its own signature does not cover."""
+    papers = chain_of(attack)
+    while any(one[-1] & 1 for one in papers.cert_chain):  # the bit that is left out must be none
+        papers = chain_of(attack)
+    await cached(attack, papers)
+    first, second = papers.cert_chain
+    for chain in ((first, recoded(second)), (recoded(first), second)):
+        await send(attack, papers, chain)
+    await attack.refused_all(2, reason="no whole bytes")
 
 
 @refused_by(Step.CHAIN, "an expired leaf or intermediate behind a remembered chain", by=Adversary.THIEF)

@@ -24,7 +24,7 @@ from tests.security.forging import HONEST, forged_call, forged_head, reply_of, s
 pytestmark = pytest.mark.anyio
 
 BOUNDS = DEFAULT_LIMITS
-SECONDS = 2.0
+SECONDS = 4.0
 """Of the processor, for one attack from its making to its refusal; all of them take a fraction of it."""
 MEMORY = 128 * 1_048_576
 """Bytes in all that may be held at once while one frame of at most 1 MiB is refused."""
@@ -38,7 +38,7 @@ def bounded_time(request):
     began = time.process_time()
     yield
     traced = "bounded_memory" in request.fixturenames
-    assert time.process_time() - began < (5 * SECONDS if traced else SECONDS)
+    assert time.process_time() - began < (3 * SECONDS if traced else SECONDS)
 
 
 @pytest.fixture

@@ -277,6 +277,7 @@ def _opa_servers(
             environment=config.environment,
             strategy=settings.failover_strategy,
             budget_ms=settings.timeout_ms,
+            accepted_revisions=settings.opa_revisions or None,
             breaker=BreakerSettings(breaker.failure_threshold, breaker.success_threshold, breaker.timeout),
         ),
         tls=None

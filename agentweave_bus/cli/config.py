@@ -16,7 +16,8 @@ from agentweave_bus.cli.output import message, print_result
 from agentweave_bus.cli.stack_check import stack_warnings
 from agentweave_bus.config import load_config, load_stack
 from agentweave_bus.config.document import read_document
-from agentweave_bus.embedded.assembly import plan_agents
+from agentweave_bus.embedded.assembly import plan_agents, revocations_file
+from agentweave_bus.identity import RevocationWatch
 
 __all__ = ["add_arguments", "is_stack", "run_check"]
 
@@ -69,12 +70,14 @@ def is_stack(path: Path) -> bool:
 
 def _agent(path: Path, environment: str | None) -> tuple[dict[str, Any], list[str]]:
     config = load_config(path, environment=environment)
+    RevocationWatch(config.identity.revocations)
     return _plain(config), [*config.warnings, *_grants_warnings(config.authorization.bundle)]
 
 
 def _stack(path: Path, environment: str | None) -> tuple[dict[str, Any], list[str]]:
     config = load_stack(path)
     agents = plan_agents(config, environment)
+    RevocationWatch(revocations_file(config))
     warnings = [f"{agent.config.agent.name}: {text}" for agent in agents for text in agent.config.warnings]
     return _plain(config), [*warnings, *stack_warnings(config, agents, environment)]
 

@@ -171,6 +171,7 @@ class AuthorizationConfig(ConfigModel):
     opa_endpoint: OpaEndpoint | None = None
     opa_endpoints: tuple[OpaEndpoint, ...] = ()
     opa_spiffe_id: SpiffeIdText | None = None
+    opa_revisions: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     failover_strategy: Literal["priority", "round_robin"] = "priority"
     policy_path: str = "agentweave/grants"
     bundle: FilePath | None = None

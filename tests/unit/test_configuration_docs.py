@@ -1,4 +1,4 @@
-"""``docs/configuration.md`` names every key that exists, none that does not, and its default."""
+"""``docs/configuration.md`` names every key that exists, none that does not, its type and its default."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from agentweave_bus.config import AgentConfig, ObservabilityConfig, StackConfig, load_config
 from agentweave_bus.config.problems import known_keys
+from agentweave_bus.exceptions import ConfigurationError
+from tests.unit.settings_in_words import type_words
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 AGENT_PART, STACK_PART = DOCUMENT.split("## An agent's keys")[1].split("## A stack's keys")
 TOP_LEVEL_SECTIONS = {"agent", "identity", "authorization", "transport", "bus", "observability"}
 
 
+def rows(part: str) -> list[tuple[str, str, str]]:
+    """Key, type and default of every key in a part of the page; each says something about its meaning."""
+    found: list[tuple[str, str, str]] = re.findall(
+        r"^\| `([^`]+)` \| (.*?) \| (.*?) \| .{4,} \|$", part, re.MULTILINE
+    )
+    assert len(found) == len({key for key, *_ in found}), "a key is documented twice"
+    return found
+
+
 def documented(part: str) -> dict[str, str]:
-    rows = re.findall(r"^\| `([^`]+)` \| (.*?) \| .+ \|$", part, re.MULTILINE)
-    assert len(rows) == len({key for key, _ in rows}), "a key is documented twice"
-    return dict(rows)
+    return {key: default for key, _, default in rows(part)}
 
 
 def model_keys(model: type[BaseModel], *, without: str = "") -> set[str]:
@@ -40,12 +49,47 @@ def test_every_key_of_a_stack_is_documented_and_every_documented_key_exists() ->
     assert StackConfig.model_fields["observability"].annotation is ObservabilityConfig
 
 
-def default_of(model: type[BaseModel], key: str) -> Any:
+def field_of(model: type[BaseModel], key: str) -> tuple[type[BaseModel], str]:
     section, _, name = key.rpartition(".")
     owner = known_keys(model)[section.removesuffix("[]")] if section else model
     assert owner is not None
-    field = next(field for own, field in owner.model_fields.items() if (field.alias or own) == name)
-    return field.get_default(call_default_factory=True)
+    return owner, next(own for own, field in owner.model_fields.items() if (field.alias or own) == name)
+
+
+def default_of(model: type[BaseModel], key: str) -> Any:
+    owner, name = field_of(model, key)
+    return owner.model_fields[name].get_default(call_default_factory=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "shown"),
+    [(AgentConfig, key, kind) for key, kind, _ in rows(AGENT_PART)]
+    + [(StackConfig, key, kind) for key, kind, _ in rows(STACK_PART)],
+)
+def test_the_documented_type_is_the_type(model: type[BaseModel], key: str, shown: str) -> None:
+    assert shown == type_words(*field_of(model, key))
+
+
+@pytest.mark.parametrize(
+    ("key", "default"),
+    [
+        (key, default)
+        for key, default in documented(AGENT_PART).items()
+        if "[]" not in key and default.startswith("`") and not key.startswith("server")
+    ],
+)
+def test_every_key_can_be_set_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, key: str, default: str
+) -> None:
+    """By the name that the page says how to build; a wrong value is refused under that name."""
+    name = f"AGENTWEAVE_{key.upper().replace('.', '__')}"
+    monkeypatch.setenv("AGENTWEAVE_AGENT__NAME", "billing")
+    monkeypatch.setenv("AGENTWEAVE_AGENT__TRUST_DOMAIN", "acme-corp.io")
+    monkeypatch.setenv(name, default.strip("`"))
+    assert load_config(environment="production").agent.name == "billing"
+    monkeypatch.setenv(name, "[{wrong: [true]}]")
+    with pytest.raises(ConfigurationError, match=re.escape(name)):
+        load_config(environment="production")
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,10 @@ async def opa_server_findings(config: AgentConfig, source: IdentitySource | None
         tls = lambda: client_context(known, SpiffeID(expected))  # noqa: E731
     findings = []
     for endpoint in settings.endpoints:
-        engine = OpaServerEngine([endpoint], OpaSettings(environment=config.environment), tls=tls)
+        wanted = OpaSettings(
+            environment=config.environment, accepted_revisions=settings.opa_revisions or None
+        )
+        engine = OpaServerEngine([endpoint], wanted, tls=tls)
         try:
             await engine.refresh()
             findings.append(ok(f"{endpoint} answers"))

@@ -35,7 +35,9 @@ CHANGES = {
     "another addressee": lambda _: {"aud": OTHER},
     "another capability": lambda _: {"cap": "say"},
     "another subject": lambda m: {"sub": m.subject},
-    "the inbox of the same caller's other request": lambda m: {"sub": m.reply[:-1] + "f"},
+    "the inbox of the same caller's other request": lambda m: {
+        "sub": m.reply[:-1] + ("0" if m.reply.endswith("f") else "f")
+    },
     "progress": lambda _: {"kind": Kind.PROGRESS, "seq": 0},
     "control": lambda _: {"kind": Kind.CONTROL},
     "a minute ago": lambda _: {"iat": clock_ms() - 60_000},

@@ -15,7 +15,10 @@ from agentweave_bus.cli.checks import broker
 from agentweave_bus.cli.checks.finding import Finding, Status, exit_code, run_checks
 from agentweave_bus.cli.checks.patient import examine
 from agentweave_bus.cli.doctor import CHECKS, Doctor
+from agentweave_bus.config import load_stack
+from agentweave_bus.embedded.assembly import local_stack
 from agentweave_bus.identity import Authority, IdentitySource, X509Svid
+from agentweave_bus.identity.revocation_file import RevokedEntry, add_revocation
 from agentweave_bus.spiffe_id import SpiffeID
 from tests.integration.connections import Fixed
 from tests.integration.probes import CLI, DOMAIN, ECHO
@@ -192,3 +195,29 @@ async def test_what_lies_here_is_looked_at_too(world, tmp_path):
     assert list(ill(found)) == ["ports", "policy", "revocations"]
     assert "order.rego:2" in ill(found)["policy"]
     assert exit_code(one for several in found.values() for one in several) == 2
+
+
+@pytest.mark.slow
+async def test_a_running_stack_and_a_client_of_it_that_is_revoked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grants.yaml").write_text("grants: []\n")
+    (tmp_path / "revoked.yaml").write_text("revoked: []\n")
+    stack = {"grants": "grants.yaml", "revocations": "revoked.yaml", "clients": ["cli", "other"]}
+    (tmp_path / "agentweave.yaml").write_text(yaml.safe_dump(stack))
+    async with local_stack(load_stack(), lambda _worker, _line: None) as running:
+        found = await examined(tmp_path / "agentweave.yaml")
+        assert ill(found) == {}
+        assert found["stack"][0].found == "the stack is running"
+        cli = SpiffeID("spiffe://agentweave.local/client/cli")
+        entry = RevokedEntry.model_validate(
+            {"spiffe_id": str(cli), "reason": "a test", "time": datetime.now(UTC)}
+        )
+        add_revocation(tmp_path / "revoked.yaml", entry)
+        with anyio.fail_after(15):
+            while "broker" not in ill(found):
+                found = await examined(tmp_path / "agentweave.yaml")
+        assert set(ill(found)) == {"broker", "revocations"}
+        assert "has no user" in ill(found)["broker"]
+        assert "its identity is revoked" in ill(found)["revocations"]
+        other = await examined(running.clients[SpiffeID("spiffe://agentweave.local/client/other")])
+        assert ill(other) == {}

@@ -20,7 +20,6 @@ import re
 import secrets
 import string
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -372,13 +371,13 @@ class Keeper:
         await current.close()
 
     async def _first(self, deadline_s: float) -> None:
-        give_up = time.monotonic() + deadline_s
+        give_up = anyio.current_time() + deadline_s
         delay = _FIRST_DELAY_SECONDS
         while True:
             try:
                 self._adopt(await self._connect())
             except BusError:
-                if time.monotonic() + delay > give_up:
+                if anyio.current_time() + delay > give_up:
                     raise
             else:
                 return

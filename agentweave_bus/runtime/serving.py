@@ -268,8 +268,13 @@ class _Served:
 
     async def _announce_rotations(self, parts: Connected) -> None:
         newest: asyncio.Queue[X509Svid] = asyncio.Queue(maxsize=1)
+        announced = parts.source.svid
 
         def changed(snapshot: IdentitySnapshot) -> None:
+            nonlocal announced
+            if snapshot.svid == announced:
+                return  # it was a bundle that changed
+            announced = snapshot.svid
             if newest.full():
                 newest.get_nowait()
             newest.put_nowait(snapshot.svid)

@@ -15,6 +15,7 @@ import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
 
 from agentweave_bus.authz.engine import (
     ANSWER_RULES,
@@ -55,6 +56,10 @@ class _Sandboxes(threading.local):
 
     policy: _Policy | None = None
     instance: PolicyInstance | None = None
+
+
+_MODULES: Final[WeakValueDictionary[tuple[bytes, ModuleLimits], PolicyModule]] = WeakValueDictionary()
+"""Modules in use by some engine of this process. Compiling one takes a tenth of a second."""
 
 
 class EmbeddedEngine:
@@ -116,8 +121,13 @@ class EmbeddedEngine:
 
     def _module(self, wasm: bytes) -> PolicyModule:
         loaded = self._policy
-        same = loaded is not None and loaded.module.digest == hashlib.sha256(wasm).digest()
-        return loaded.module if loaded is not None and same else PolicyModule(wasm, self._limits)
+        digest = hashlib.sha256(wasm).digest()
+        if loaded is not None and loaded.module.digest == digest:
+            return loaded.module
+        known = _MODULES.get((digest, self._limits))
+        if known is None:
+            known = _MODULES[digest, self._limits] = PolicyModule(wasm, self._limits)
+        return known
 
     # --- asking ------------------------------------------------------------------------------------
 

@@ -479,3 +479,8 @@ async def test_a_closed_engine_answers_no_more(engine: EmbeddedEngine) -> None:
     await engine.aclose()
     with pytest.raises(PolicyUnavailableError):
         await engine.evaluate("agentweave/grants", request(amount=1))
+
+
+def test_engines_of_one_process_share_what_is_compiled() -> None:
+    one, other = EmbeddedEngine.from_directory(None), EmbeddedEngine.from_directory(None)
+    assert one._loaded().module is other._loaded().module

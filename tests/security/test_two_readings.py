@@ -263,3 +263,12 @@ async def test_what_could_be_read_in_two_ways(attack, payload):
 async def test_json_in_place_of_msgpack(attack):
     await send(attack, b'{"amount": "1"}')
     await attack.refused(reason="not readable")
+
+
+@refused_by(Step.PAYLOAD, "numbers beyond all bounds where any JSON is taken", by=Adversary.CALLER)
+async def test_numbers_where_any_json_is_taken(attack):
+    """Readers differ over these: one rounds to zero or infinity, another counts three hundred digits."""
+    numbers = [5e-324, 1e300, -1e39, 1.7976931348623157e308]
+    for number in numbers:
+        await send(attack, {"path": ["x"], "name": "say", "payload": {"x": [number]}}, "relay")
+    await attack.refused_all(len(numbers), reason="the exponent of a number exceeds")

@@ -48,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--row", default="safe")
     memory.add_argument("--calls", type=int, default=1_000_000)
     memory.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
+    memory.add_argument(
+        "--minutes", type=float, default=30.0, help="end after that in any case"
+    )
     memory.set_defaults(act=_memory)
 
     profile = commands.add_parser("profile", help="where worker and client of a row spend their time")
@@ -84,7 +87,7 @@ async def _stages(options: argparse.Namespace) -> None:
 
 async def _memory(options: argparse.Namespace) -> None:
     (row,) = chosen(options.row)
-    samples = await sample_memory(row, options.calls, options.every)
+    samples = await sample_memory(row, options.calls, options.every, options.minutes * 60)
     documents.save("memory", {"machine": describe(), "samples": [asdict(one) for one in samples]})
     _print_memory(options.write)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +47,17 @@ class Growth:
         return abs(self.mb_in_100k) < _FLAT_MB
 
 
-async def sample_memory(row: Row, calls: int, every_s: float) -> list[MemorySample]:
-    """Make at least ``calls`` calls, 64 in flight, and look at the memory every ``every_s`` seconds."""
+async def sample_memory(row: Row, calls: int, every_s: float, limit_s: float) -> list[MemorySample]:
+    """Make ``calls`` calls, 64 in flight, and look at the memory every ``every_s`` seconds.
+
+    It ends after ``limit_s`` seconds, however few calls that were.
+    """
     samples: list[MemorySample] = []
+    give_up = time.monotonic() + limit_s
     with tempfile.TemporaryDirectory(prefix="agentweave-bench-") as folder:
         async with World(Path(folder), [row]).contenders() as (contender,):
             done, warm_s = 0, _WARM_S
-            while done < calls:
+            while done < calls and time.monotonic() < give_up:
                 found = await contender.client.run(Load(_TASKS, warm_s, every_s), contender.processes)
                 done, warm_s = done + found.calls, 0.0
                 samples.append(

@@ -65,8 +65,9 @@ _MEASURES: Mapping[str, Callable[[Mapping[int, Sample]], float]] = {
     "p99": lambda one: one[1].p99_us,
     "64 in flight": lambda one: one[64].per_second,
     "256 in flight": lambda one: one[256].per_second,
-    "worker CPU": lambda one: one[64].cpu_us["worker"],
-    "worker memory": lambda one: float(one[64].resident["worker"]),
+    "CPU of all": lambda one: sum(one[64].cpu_us.values()),
+    "CPU of the worker": lambda one: one[64].cpu_us["worker"],
+    "memory of the worker": lambda one: float(one[64].resident["worker"]),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from itertools import pairwise
 
 import msgpack
 import pytest
@@ -17,9 +18,12 @@ from agentweave_bus.bus.admission import Step
 from agentweave_bus.bus.subjects import call_subject
 from agentweave_bus.envelope import DEFAULT_LIMITS
 from agentweave_bus.envelope.codec import pack
-from tests.integration.probes import CLI, ECHO
+from agentweave_bus.runtime.wiring import clock_ms
+from tests.integration.connections import heard_within
+from tests.integration.probes import CLI, ECHO, FRONT, MIDDLE
 from tests.security.catalogue import Adversary, refused_by
-from tests.security.forging import HONEST, forged_call, forged_head, reply_of, sealed_by, with_part
+from tests.security.certificates import Papers, issuer, leaf, named, p256
+from tests.security.forging import HONEST, forged_call, forged_head, link_of, reply_of, sealed_by, with_part
 
 pytestmark = pytest.mark.anyio
 
@@ -128,6 +132,39 @@ async def test_a_nested_head(attack):
     for nest in (b"\x91" * 400 + b"\xc0", b"\x91" * 10_000 + b"\xc0", b"\x81\xa1a" * 9_000 + b"\xc0"):
         await attack.send(sealed_by(svid, whole[:-1] + nest, payload).frame)
     await attack.refused_all(3)
+
+
+def longest_delegation(attack, *, last=None):
+    """Eight links, between front and middle to and fro; ``last`` replaces the certificates of the last."""
+    path = [CLI, *[FRONT, MIDDLE] * 4]
+    svids = {one: attack.world.issue(one) for one in (CLI, FRONT, MIDDLE)}
+    exp, links = clock_ms() + 20_000, ()
+    for number, (iss, aud) in enumerate(pairwise(path)):
+        svid = last if last is not None and number == len(path) - 2 else svids[iss]
+        links = (*links, link_of(svid, iss, aud, via=links, exp=exp))
+    say = {"cap": "say", "sub": call_subject(ECHO, "say"), "payload": pack({"text": "x"})}
+    return forged_call(svids[MIDDLE], iss=MIDDLE, via=links, exp=exp, **say)
+
+
+async def test_the_longest_delegation_is_admitted(attack):
+    call = longest_delegation(attack)
+    inbox = await attack.mallory.listen(reply_of(call, MIDDLE))
+    await attack.send(call.frame, subject=call.head.sub, reply=reply_of(call, MIDDLE))
+    await heard_within(inbox)
+    await attack.admitted(ran="say")
+
+
+@refused_by(
+    Step.DELEGATION, "a link whose certificates could be joined in countless ways", by=Adversary.AGENT
+)
+async def test_a_link_with_certificates_that_sign_one_another(attack):
+    key, name = p256(), named("loop")
+    loop = [issuer(name, key=key) for _ in range(4)]
+    made = leaf(loop[0], [FRONT])
+    papers = Papers((made.cert_chain[0], *(one for signer in loop for one in signer.sent)), made.private_key)
+    call = longest_delegation(attack, last=papers)
+    await attack.send(call.frame, subject=call.head.sub, reply=reply_of(call, MIDDLE))
+    await attack.refused(reason="rule 5")
 
 
 def payload_of(what, make, name="relay"):

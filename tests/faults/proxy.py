@@ -64,6 +64,7 @@ class Proxy:
         self.accepted = 0
         self._target = target
         self._links: set[asyncio.Task[None]] = set()
+        self._ends: set[asyncio.StreamWriter] = set()
 
     @property
     def ways(self) -> tuple[Way, Way]:
@@ -89,17 +90,20 @@ class Proxy:
             to_near.close()
             return
         ends = (to_near, to_far)
+        self._ends.update(ends)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(_pump(near, to_far, self.up, ends))
                 group.create_task(_pump(far, to_near, self.down, ends))
         finally:
+            self._ends.difference_update(ends)
             for end in ends:
                 end.transport.abort()
 
     async def aclose(self) -> None:
-        for link in list(self._links):
-            link.cancel()
+        for end in self._ends:
+            end.transport.abort()
+        self.let_go()
         await asyncio.gather(*self._links, return_exceptions=True)
 
 

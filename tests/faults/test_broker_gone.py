@@ -169,6 +169,7 @@ async def fails_clearly(cli, text):
         await cli.call(str(ECHO), "work", {"text": text}, timeout=PATIENCE)
 
 
+@pytest.mark.slow
 async def test_a_worker_process_survives_the_broker(world, cli):
     async with worker_process(world, ECHO) as worker:
         assert await cli.ask(ECHO, "work", {"text": "1"})

@@ -99,6 +99,7 @@ async def test_a_caller_that_cannot_record_sends_nothing_and_goes_on_when_there_
     assert verify_audit([disk.path]).problems == ()
 
 
+@pytest.mark.slow
 async def test_a_worker_whose_log_has_reached_its_limit_refuses_until_it_is_raised(world, cli, tmp_path):
     """RLIMIT_FSIZE, in the middle of a record: half a line is taken back."""
     audit = {"destination": str(tmp_path / "audit" / "log.jsonl")}

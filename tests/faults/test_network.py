@@ -50,7 +50,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("which", WAYS)
+@pytest.mark.parametrize(
+    "which", ["both", *(pytest.param(one, marks=pytest.mark.slow) for one in list(WAYS)[1:])]
+)
 async def test_a_partitioned_caller_is_told_and_recovers_when_it_heals(which, echo, network, far):
     assert await answered(far) == {"said": "there?"}
     reconnects = metric(far.parts, "agentweave_bus_reconnects_total")
@@ -112,6 +114,7 @@ async def test_a_partitioned_callee_serves_again_when_it_heals(world, cli, netwo
     assert agent.ran.count("work") == 20  # what was lost did not run later
 
 
+@pytest.mark.slow
 async def test_a_slow_link_is_slow_and_nothing_else(world, echo, network):
     far = await world.client(CLI, bus__servers=[network.url])
     reconnects = metric(far.parts, "agentweave_bus_reconnects_total")

@@ -17,7 +17,7 @@ from tests.integration.connections import until
 from tests.integration.probes import CLI, ECHO, PATIENCE, data_of
 from tests.integration.processes import worker_process
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 @contextmanager

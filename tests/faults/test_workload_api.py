@@ -102,9 +102,9 @@ async def test_an_agent_that_starts_while_the_api_hangs_says_so(api):
     [
         pytest.param("another", id="another identity"),
         pytest.param(garbled("x509_svid"), id="a chain of garbage"),
-        pytest.param(garbled("x509_svid_key"), id="a key of garbage"),
-        pytest.param(garbled("bundle"), id="a bundle of garbage"),
-        pytest.param(nothing, id="nothing"),
+        pytest.param(garbled("x509_svid_key"), marks=pytest.mark.slow, id="a key of garbage"),
+        pytest.param(garbled("bundle"), marks=pytest.mark.slow, id="a bundle of garbage"),
+        pytest.param(nothing, marks=pytest.mark.slow, id="nothing"),
     ],
 )
 async def test_what_is_no_identity_of_this_agent_changes_nothing_until_the_right_one_comes(
@@ -144,6 +144,7 @@ async def test_svids_that_expire_while_the_api_is_gone_stop_calls_and_heal_when_
         assert await answered(cli) == {"said": "there?"}
 
 
+@pytest.mark.slow
 async def test_an_svid_that_expires_unrenewed_is_named_and_a_new_one_heals(world, echo):
     """A provider of the user's own falls silent."""
     provider = Fixed(world.issue(CLI, lifetime=timedelta(seconds=2)), world.stack.api.authority.bundle)

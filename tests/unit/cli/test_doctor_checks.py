@@ -444,6 +444,7 @@ def judged(folder: Path, *grants: object) -> list[str]:
         [grant(limits={"max_amount": 5}), grant(limits={"max_amount": 9}, principals=["https://a.example"])],
         [grant(on_behalf_of=[str(ORDER)]), grant()][:1],
         [grant(f"spiffe://{DOMAIN}/agentweave/control")],
+        [grant(kinds=["call"]), grant(kinds=["task"])],
     ],
 )
 def test_grants_that_can_match(tmp_path: Path, good: list[object]) -> None:

@@ -42,14 +42,16 @@ class Redaction:
         return dict(cleaned)
 
     def _without_names(self, value: Any) -> Any:
-        kind = type(value)
-        if kind in _SCALARS:  # most of what there is
-            return value
+        names, inner = self._names, self._without_names
         if isinstance(value, dict):
-            names, inner = self._names, self._without_names
-            return {key: REDACTED if key in names else inner(item) for key, item in value.items()}
+            return {
+                key: REDACTED
+                if key in names
+                else (item if type(item) in _SCALARS else inner(item))  # spares most of the calls
+                for key, item in value.items()
+            }
         if isinstance(value, list | tuple):
-            return [self._without_names(item) for item in value]
+            return [item if type(item) in _SCALARS else inner(item) for item in value]
         return value
 
 

@@ -112,13 +112,31 @@ def decode_payload(data: bytes, limits: Limits = DEFAULT_LIMITS) -> JsonValue:
     if len(data) > limits.max_payload_bytes:
         raise PayloadError(f"the payload has {len(data)} bytes; at most {limits.max_payload_bytes} are read")
     try:
-        value = msgpack.unpackb(data, max_ext_len=0, ext_hook=_refuse_extension)
+        value = msgpack.unpackb(data, max_ext_len=0, ext_hook=_refuse_extension, **_counted(data, limits))
+    except PayloadError:
+        raise
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise PayloadError(f"the payload is not readable: {_reason(error)}") from error
     _check_json(value, _Budget(limits))
     if _pack_payload(value) != data:
         raise PayloadError("the payload is not in canonical form: it packs to other bytes again")
     return value
+
+
+def _counted(data: bytes, limits: Limits) -> dict[str, Any]:
+    """Count lists and maps while they are made, where a payload is large enough to hold too many.
+
+    All items are counted afterwards, but at a byte each there could be 786,000 lists by then.
+    """
+    if len(data) <= limits.max_items:
+        return {}
+    budget = _Budget(limits)
+
+    def one_more(container: Any) -> Any:
+        budget.spend(1, 0)
+        return container
+
+    return {"list_hook": one_more, "object_hook": one_more}
 
 
 def _pack_payload(value: JsonValue) -> bytes:

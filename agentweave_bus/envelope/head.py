@@ -72,10 +72,16 @@ def head_from_map(value: Any, limits: Limits = DEFAULT_LIMITS) -> Head:
         raise MalformedEnvelopeError("the head is no map")
     fields: dict[str, Any] = {}
     for key, item in value.items():
+        known = _REMEMBERED.get(key)
+        if known is not None and type(item) is str and (passed := known.get(item)) is not None:
+            fields[key] = passed
+            continue
         check = _CHECKS.get(key)
         if check is None:
             raise MalformedEnvelopeError(f"the head has an unknown key: {str(key)[:40]!r}")
         fields[key] = check(key, item, limits)
+        if known is not None:
+            _remember(known, item, fields[key])
     if not fields.keys() >= _REQUIRED:
         missing = ", ".join(sorted(_REQUIRED - fields.keys()))
         raise MalformedEnvelopeError(f"the head lacks: {missing}")
@@ -83,6 +89,12 @@ def head_from_map(value: Any, limits: Limits = DEFAULT_LIMITS) -> Head:
     _check_kind(head, fields)
     _check_lifetime(head, limits)
     return head
+
+
+def _remember(known: dict[str, Any], text: str, passed: Any) -> None:
+    if len(known) >= _MOST_REMEMBERED:
+        known.clear()
+    known[text] = passed
 
 
 _DRAFT_FIELDS: Final = Draft._fields[2:]  # after kind and id; in the order of Head
@@ -135,23 +147,6 @@ def _matching(pattern: re.Pattern[str], wanted: str) -> Callable[[str, Any, Limi
         return value
 
     return check
-
-
-def _known(pattern: re.Pattern[str], wanted: str) -> Callable[[str, Any, Limits], str]:
-    """Check as :func:`_matching` does, remembering what passed: for texts of which few occur."""
-    check = _matching(pattern, wanted)
-    passed: set[str] = set()
-
-    def remembered(key: str, value: Any, limits: Limits) -> str:
-        if type(value) is str and value in passed:
-            return value
-        text = check(key, value, limits)
-        if len(passed) >= _MOST_REMEMBERED:
-            passed.clear()
-        passed.add(text)
-        return text
-
-    return remembered
 
 
 def _kind(key: str, value: Any, _limits: Limits) -> Kind:
@@ -242,18 +237,18 @@ _CHECKS: Final[dict[str, Callable[[str, Any, Limits], Any]]] = {
     "iss": _spiffe_id,
     "x5t": _hash,
     "aud": _spiffe_id,
-    "cap": _known(EVENT_NAME, "a capability or event name"),
+    "cap": _matching(EVENT_NAME, "a capability or event name"),
     "sub": _matching(_SUBJECT, "a subject of 1 to 1024 printable characters without wildcards"),
     "iat": _count,
     "exp": _count,
     "nbf": _count,
     "pd": _hash,
-    "ct": _known(_CONTENT_TYPE, "a content type in lower case"),
+    "ct": _matching(_CONTENT_TYPE, "a content type in lower case"),
     "re": _hash,
     "par": _hash,
     "scope": _scope,
     "prn": _principal,
-    "reply": _known(_INSTANCE, "an instance token of 22 letters and digits"),
+    "reply": _matching(_INSTANCE, "an instance token of 22 letters and digits"),
     "att": _count,
     "seq": _count,
     "prev": _hash,
@@ -264,6 +259,11 @@ _CHECKS: Final[dict[str, Callable[[str, Any, Limits], Any]]] = {
     "every": _text,
     "log": _log,
     "trace": _text,
+}
+
+# What passed its check, by its text, for keys whose values come again with each call.
+_REMEMBERED: Final[dict[str, dict[str, Any]]] = {
+    key: {} for key in ("kind", "iss", "aud", "cap", "ct", "reply")
 }
 
 _REQUIRED: Final = frozenset({"kind", "id", "iss", "x5t", "aud", "cap", "sub", "iat", "exp", "pd", "ct"})

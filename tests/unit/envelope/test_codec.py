@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
@@ -247,6 +248,20 @@ def test_limits_can_be_narrowed() -> None:
         decode_payload(pack([1, 2, 3]), limits)
     with pytest.raises(PayloadError, match="deeper"):
         decode_payload(pack([[1]]), limits)
+
+
+@pytest.mark.parametrize("empty", [[], {}], ids=["lists", "maps"])
+def test_containers_are_counted_while_they_are_made(empty: object) -> None:
+    """Hundreds of thousands of them fit into a payload; none of those beyond the bound is made."""
+    data = pack({"x": [[empty] * 90_000] * 8})
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadError, match="more than 100000 items"):
+            decode_payload(data)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 20_000_000
 
 
 def test_ids_are_uuids_of_version_7() -> None:

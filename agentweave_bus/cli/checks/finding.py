@@ -75,11 +75,11 @@ async def _findings(check: Check, deadline_s: float) -> list[Finding]:
     except TimeoutError:
         text = f"no end of it within {deadline_s:g} s"
         return [failed(text, "Give it longer with --timeout, or find what hangs.", ExitCode.UNREACHABLE)]
-    except (AgentWeaveError, BaseExceptionGroup) as raised:
+    except Exception as raised:  # noqa: BLE001 - a check that fails must not keep the others from being made
         error = single_error(raised)
-        if not isinstance(error, AgentWeaveError):
-            raise
-        return [failed(str(error), "", exit_code_of(error))]
+        if isinstance(error, AgentWeaveError):
+            return [failed(str(error), "", exit_code_of(error))]
+        return [failed(f"this could not be looked at: {type(error).__name__}: {error}", "", ExitCode.USAGE)]
 
 
 def exit_code(findings: Iterable[Finding]) -> ExitCode:

@@ -61,13 +61,18 @@ async def test_each_check_has_a_deadline_and_errors_are_findings() -> None:
     async def well() -> list[Finding]:
         return [ok("fine")]
 
-    checks = [Check("a", hangs), Check("b", raises), Check("c", well)]
+    async def breaks() -> list[Finding]:
+        raise PermissionError(13, "Permission denied", "/proc/1/mem")
+
+    checks = [Check("a", hangs), Check("b", raises), Check("c", well), Check("d", breaks)]
     found = [pair async for pair in run_checks(checks, deadline_s=0.05)]
     assert [(name, finding.status, finding.code) for name, finding in found] == [
         ("a", Status.FAILED, ExitCode.UNREACHABLE),
         ("b", Status.FAILED, ExitCode.USAGE),
         ("c", Status.OK, ExitCode.DONE),
+        ("d", Status.FAILED, ExitCode.USAGE),
     ]
+    assert "PermissionError: [Errno 13] Permission denied: '/proc/1/mem'" in found[-1][1].found
 
 
 def test_the_exit_code_is_of_what_has_to_be_put_right_first() -> None:

@@ -113,3 +113,12 @@ def test_without_a_file_the_way_out_is_named(run: Run) -> None:
     done = run("authz", "revoke", "--spiffe-id", ORDER, *WHY)
     assert done.code == 2
     assert "agentweave.yaml names none. Set revocations: revoked.yaml there" in done.err
+
+
+def test_config_check_reads_the_file(run: Run, configured: Path) -> None:
+    assert "revoked.yaml can't be read" in run("config", "check", "agentweave.yaml").err
+    configured.write_text("revoked: [nonsense]\n")
+    refused = run("config", "check", "agentweave.yaml")
+    assert (refused.code, "revoked[0]" in refused.err) == (2, True)
+    configured.write_text("revoked: []\n")
+    assert run("config", "check", "agentweave.yaml").code == 0

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -98,6 +98,8 @@ class EmbeddedStack:
         self.api = api
         self.nats = nats
         self._claimable_at = 0.0
+        self._look = anyio.Event()
+        self._waiting: list[anyio.Event] = []
 
     @property
     def bus_url(self) -> str:
@@ -116,6 +118,53 @@ class EmbeddedStack:
     def claimable_from(self, monotonic_s: float) -> None:
         """Note when calls can be claimed, by the monotonic clock in seconds."""
         self._claimable_at = monotonic_s
+
+    async def admit(self, *identities: SpiffeID) -> None:
+        """Let more identities take part: each gets an SVID, a user and claims. Then :meth:`settled` holds.
+
+        Raises:
+            IdentityError: one is of another trust domain.
+
+        """
+        new = tuple(one for one in dict.fromkeys(identities) if one not in self.settings.users)
+        if not new:
+            return
+        for one in new:
+            await self.api.serve(one)
+        self.settings = replace(self.settings, identities=(*self.settings.identities, *new))
+        await self.in_line()
+
+    async def in_line(self) -> None:
+        """Return when the broker has the grants as their file says now, and a user for every identity.
+
+        Raises:
+            BusError: the broker could not be told in time.
+
+        """
+        done = anyio.Event()
+        self._waiting.append(done)
+        self.look_again()
+        with anyio.move_on_after(_CONNECT_S):
+            await done.wait()
+        if not done.is_set():
+            raise BusError("the broker does not take its new users")
+
+    def look_again(self) -> None:
+        """Have what the broker is made of looked at now, not within a second."""
+        self._look.set()
+
+    async def next_look(self) -> list[anyio.Event]:
+        """Wait until it is time to look; return who waits for what comes of it. For who keeps the stack."""
+        with anyio.move_on_after(_POLL_S):
+            await self._look.wait()
+        if self._look.is_set():
+            self._look = anyio.Event()
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def waits_on(self, waiting: list[anyio.Event]) -> None:
+        """Have them told another time: the broker could not be told."""
+        self._waiting += waiting
 
     def environment(self, identity: SpiffeID) -> Mapping[str, str]:
         """Return the variables that point a process with ``identity`` at this stack.
@@ -154,7 +203,7 @@ async def embedded_stack(settings: StackSettings, *, settle: bool = True) -> Asy
 @asynccontextmanager
 async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[EmbeddedStack]:
     revoked = await anyio.to_thread.run_sync(Revoked, settings.revocations)
-    access = _Access(settings, _Grants(settings.grants), revoked)
+    access = _Access(_Grants(settings.grants), revoked)
     authority = await anyio.to_thread.run_sync(
         Authority.load_or_create, settings.state_dir / "authority", settings.trust_domain
     )
@@ -172,7 +221,7 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
             files = _broker_files(settings.state_dir)
             await anyio.to_thread.run_sync(_write_identity, files, broker_source)
             nats = NatsServer(
-                access.configuration(files),
+                access.configuration(files, settings),
                 settings.state_dir / "broker",
                 port=settings.port or None,
             )
@@ -181,7 +230,8 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
                 await _make_streams(stack, control_source)
                 async with owned_tasks() as group:
                     group.start_soon(broker_source.run)
-                    group.start_soon(_keep_in_line, stack, files, access, broker_source)
+                    group.start_soon(control_source.run)
+                    group.start_soon(_keep_in_line, stack, files, access, broker_source, control_source)
                     yield stack
                     group.cancel_scope.cancel()
 
@@ -216,16 +266,26 @@ async def _make_streams(stack: EmbeddedStack, source: IdentitySource) -> None:
 
 
 async def _keep_in_line(
-    stack: EmbeddedStack, files: BrokerFiles, access: _Access, source: IdentitySource
+    stack: EmbeddedStack,
+    files: BrokerFiles,
+    access: _Access,
+    source: IdentitySource,
+    control: IdentitySource,
 ) -> None:
     """Reload the broker when its certificate was renewed, the grants changed or somebody was revoked."""
     renewed = anyio.Event()
-    unsubscribe = source.subscribe(lambda _snapshot: renewed.set())
+
+    def note(_snapshot: object) -> None:
+        renewed.set()
+        stack.look_again()
+
+    unsubscribe = source.subscribe(note)
     in_line = True
     try:
         while True:
-            with anyio.move_on_after(_POLL_S):
-                await renewed.wait()
+            waiting = await stack.next_look()
+            if waiting:
+                in_line = False
             if renewed.is_set():
                 renewed = anyio.Event()
                 await anyio.to_thread.run_sync(_write_identity, files, source)
@@ -237,6 +297,8 @@ async def _keep_in_line(
                 in_line = False
             if not in_line and stack.nats.running:
                 in_line = await _reload(stack, files, access)
+            if waiting:
+                await _tell(stack, waiting, control, in_line=in_line)
             # Once their connections are gone they may come back, with new certificates.
             if in_line and access.revoked.let_in_again(stack.api):
                 in_line = await _reload(stack, files, access)
@@ -244,10 +306,27 @@ async def _keep_in_line(
         unsubscribe()
 
 
+async def _tell(
+    stack: EmbeddedStack, waiting: list[anyio.Event], control: IdentitySource, *, in_line: bool
+) -> None:
+    """Make the streams of whoever was admitted, and tell those who wait; later, if that can't be now."""
+    try:
+        if in_line:
+            await _make_streams(stack, control)
+    except AgentWeaveError as error:
+        _log.warning("the streams will be made later: %s", error)
+        in_line = False
+    if not in_line:
+        stack.waits_on(waiting)
+        return
+    for one in waiting:
+        one.set()
+
+
 async def _reload(stack: EmbeddedStack, files: BrokerFiles, access: _Access) -> bool:
     """Have the broker take its files anew; return whether it is done with. A broker that is down is not."""
     try:
-        await stack.nats.reload(access.configuration(files))
+        await stack.nats.reload(access.configuration(files, stack.settings))
     except BusError as error:
         _log.warning("the broker will be told again: %s", error)
         return False
@@ -296,12 +375,10 @@ class _Grants:
 class _Access:
     """Who has a user at the broker, and what each may do there."""
 
-    settings: StackSettings
     grants: _Grants
     revoked: Revoked
 
-    def configuration(self, files: BrokerFiles) -> str:
-        settings = self.settings
+    def configuration(self, files: BrokerFiles, settings: StackSettings) -> str:
         control = control_role(settings.trust_domain)
         users = broker_users(
             self.grants.current, settings.users, control=[control], unrestricted=settings.unrestricted

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
 
+from agentweave_bus.embedded.durable_bus import DurableBus
 from agentweave_bus.embedded.nats_server import NatsServer
+from agentweave_bus.exceptions import AuthorizationError, ChainRefusedError, NoResponderError
+from agentweave_bus.identity.chain import verify_chain
 from agentweave_bus.testing.memory_broker import MemoryBroker
 from agentweave_bus.testing.memory_client import MemoryClient
 from tests.integration.broker_script import RIGHTS, SCENES, Side
+from tests.integration.stock_worker import StockAgent
 
 pytestmark = pytest.mark.anyio
 
@@ -67,3 +74,63 @@ async def test_the_in_memory_broker_does_what_the_real_one_does(scene: str, tmp_
         expected, found = await asyncio.gather(SCENES[scene](theirs), SCENES[scene](ours))
     assert len(expected) >= 3
     assert found == expected
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
+STOCK_CLASS = "tests.integration.stock_worker:StockAgent"
+
+
+def page() -> dict[str, Any]:
+    namespace: dict[str, Any] = {"__name__": "testing_page"}
+    for block in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+        exec(compile(block, "testing.md", "exec", dont_inherit=True), namespace)
+    return namespace
+
+
+@pytest.mark.slow
+async def test_the_page_s_example_of_a_real_broker(durable_bus: DurableBus) -> None:
+    await page()["test_a_worker_is_killed_and_comes_back"](durable_bus, STOCK_CLASS)
+
+
+@pytest.mark.slow
+async def test_a_durable_bus_is_a_bus(durable_bus: DurableBus) -> None:
+    """One bus for all of this, because opening it takes seconds."""
+    await durable_bus.grant("client/cli", "agent/stock", "*")
+    stock = await durable_bus.start(StockAgent)
+    client = await durable_bus.client()
+    assert (await client.call(stock.spiffe_id, "reserve", {"sku": "w"})).data == {"reserved": 1}
+    assert [one["event"] for one in durable_bus.audit(stock)] == ["start", "admission", "outcome"]
+
+    # A worker of its own process is a replica: the queue group has both.
+    worker = await durable_bus.start_worker(STOCK_CLASS)
+    pids = set()
+    async with asyncio.timeout(15):
+        while len(pids) < 2:
+            pids.add((await client.call(stock.spiffe_id, "process")).data["pid"])
+    assert pids == {os.getpid(), worker.pid}
+
+    # Who comes later is let in, and grants hold at once: for its policy and for the broker.
+    late = await durable_bus.client("client/late")
+    with pytest.raises(AuthorizationError):
+        await late.call(stock.spiffe_id, "process")
+    await durable_bus.grant("client/late", stock, "process")
+    assert (await late.call(stock.spiffe_id, "process")).status == "completed"
+
+    with durable_bus.opa_down(), pytest.raises(AuthorizationError, match="taken it down"):
+        await client.call(stock.spiffe_id, "process")
+
+    # A new authority: everybody goes on, and what the old one signed is trusted no more.
+    old = durable_bus.stack.api.authority.bundle
+    stale = durable_bus.stack.api.authority.issue(client.spiffe_id)
+    await durable_bus.rotate_ca()
+    bundle = durable_bus.stack.api.authority.bundle
+    assert bundle.authority_fingerprints.isdisjoint(old.authority_fingerprints)
+    with pytest.raises(ChainRefusedError):
+        verify_chain(stale.cert_chain, bundle, at_ms=time.time_ns() // 1_000_000)
+    assert (await client.call(stock.spiffe_id, "reserve", {"sku": "w"})).data == {"reserved": 1}
+
+    await durable_bus.kill_worker(worker)
+    assert not worker.running
+    await durable_bus.kill_worker(stock)
+    with pytest.raises(NoResponderError):
+        await client.call(stock.spiffe_id, "process")

@@ -7,6 +7,7 @@ leaves the engine and the grants as they were, and is not tried again until some
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -50,6 +51,7 @@ class PolicyWatch:
     def __init__(self, source: Path, load: Callable[[Path], object] | None = None) -> None:
         self._source = source
         self._load = load
+        self._turn = threading.Lock()
         self._seen = self._fingerprint()
         self._failure: AgentWeaveError | None = None
         self._grants = self._read()
@@ -70,6 +72,10 @@ class PolicyWatch:
         return await anyio.to_thread.run_sync(self._refresh, force)
 
     def _refresh(self, force: bool) -> bool:
+        with self._turn:  # else what was read first could be taken last, and stay
+            return self._look(force)
+
+    def _look(self, force: bool) -> bool:
         found = self._fingerprint()
         if found == self._seen and not force:
             if self._failure is not None:

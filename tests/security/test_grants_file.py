@@ -7,12 +7,12 @@ import asyncio
 import pytest
 import yaml
 
-from agentweave_bus.authz import policy_watch
+from agentweave_bus.authz import authorizer, policy_watch
 from agentweave_bus.bus.admission import Step
 from agentweave_bus.bus.subjects import call_subject
 from agentweave_bus.exceptions import AuthorizationError
 from tests.integration.connections import until
-from tests.integration.probes import CLI, ECHO, OTHER, PATIENCE
+from tests.integration.probes import ABSENT, CLI, ECHO, OTHER, PATIENCE
 from tests.integration.world import metric
 from tests.security.catalogue import Adversary, Layer, refused_by
 from tests.security.forging import forged_call, reply_of
@@ -32,6 +32,14 @@ def grants(tmp_path_factory):
     path = tmp_path_factory.mktemp("policy") / "grants.yaml"
     path.write_text(GRANTS)
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _only_asked_for_reloads():
+    """Who counts alarms must know who reads the file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(authorizer, "POLL_SECONDS", 3600.0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +114,7 @@ def bomb():
         (text(WIDER_TEXT.replace(str(ECHO), str(ECHO).upper())), "callee"),
         (text(WIDER_TEXT.replace(str(ECHO), f"{ECHO}/*")), "a callee is named exactly"),
         (text(WIDER_TEXT + "  limits: {max_size: lots}\n"), "is no number"),
-        (text("grants: " + "[" * 1_500), "nested too deeply"),
+        (text("grants: " + "[" * 1_000), "nested too deeply"),
         (text("!!python/object/apply:os.system ['true']\n"), "YAML"),
         (text(bomb()), "grants.yaml:"),
         (text(WIDER_TEXT + "#" * 4_200_000), "larger than"),
@@ -122,17 +130,17 @@ def bomb():
     ],
 )  # fmt: skip
 async def test_a_bad_file_changes_nothing_but_the_alarm(attack, grants, replace, said, caplog):
-    authorizer = attack.echo.parts.authorizer
-    revision, before = authorizer.revision, alarms(attack)
+    judge = attack.echo.parts.authorizer
+    revision, before = judge.revision, alarms(attack)
     replace(grants)
-    assert not await authorizer.reload(force=False)
+    assert not await judge.reload(force=False)
     assert alarms(attack) == before + 1
-    assert authorizer.revision == revision
+    assert judge.revision == revision
     alarm = next(record.getMessage() for record in caplog.records if record.levelname == "ERROR")
     assert alarm.startswith("the new policy was refused, the old one stays: ")
     assert said in alarm
     assert len(alarm) < 2_000
-    assert not await authorizer.reload(force=False)
+    assert not await judge.reload(force=False)
     assert alarms(attack) == before + 1  # told once
     assert "no grant lets" in (await denied(attack, "whoami")).reason  # as the old one says
     await attack.cli.ask(ECHO, "say", {"text": "x"})
@@ -170,15 +178,21 @@ async def test_a_file_in_the_middle_of_being_written(attack, grants, monkeypatch
     await attack.refused(reason="asks for an origin that on_behalf_of names")
 
 
-async def test_a_running_agent_sees_for_itself_that_its_grants_turned_bad_and_good_again(attack, grants):
+async def test_a_running_agent_sees_for_itself_that_its_grants_turned_bad_and_good_again(
+    attack, tmp_path, monkeypatch
+):
     """Nobody calls ``reload`` here."""
-    authorizer = attack.echo.parts.authorizer
-    before, revision = alarms(attack), authorizer.revision
-    grants.write_text("grants: [")
-    await until(lambda: alarms(attack) == before + 1, "the alarm")
-    assert authorizer.revision == revision
-    await attack.cli.ask(ECHO, "say", {"text": "by the old grants"})
-    grants.write_text(WIDER_TEXT)
-    await until(lambda: authorizer.revision != revision, "the new revision")
-    assert alarms(attack) == before + 1
-    await attack.cli.ask(ECHO, "whoami")
+    monkeypatch.setattr(authorizer, "POLL_SECONDS", 0.1)
+    own, ask = tmp_path / "grants.yaml", attack.cli.ask
+    own.write_text(GRANTS.replace(str(ECHO), str(ABSENT)))
+    agent = await attack.world.agent(ABSENT, authorization__bundle=str(own))
+    revision = agent.parts.authorizer.revision
+    assert metric(agent.parts, ALARMS) == 0
+    own.write_text("grants: [")
+    await until(lambda: metric(agent.parts, ALARMS) == 1, "the alarm")
+    assert agent.parts.authorizer.revision == revision
+    await ask(ABSENT, "say", {"text": "by the old grants"})
+    own.write_text(WIDER_TEXT.replace(str(ECHO), str(ABSENT)))
+    await until(lambda: agent.parts.authorizer.revision != revision, "the new revision")
+    assert metric(agent.parts, ALARMS) == 1
+    await ask(ABSENT, "whoami")

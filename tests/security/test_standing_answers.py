@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from agentweave_bus.authz import authorizer
 from agentweave_bus.authz.policy_source import find_opa
 from agentweave_bus.bus.admission import Step
 from agentweave_bus.bus.subjects import call_subject
@@ -62,6 +63,14 @@ def policies(tmp_path_factory):
     (folder / "own.rego").write_text(POLICY)
     (folder / "data.yaml").write_text("withdrawn: []\n")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _only_asked_for_reloads():
+    """What stands ends with each reading of the policy: none but the tests' own, then."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(authorizer, "POLL_SECONDS", 3600.0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -158,18 +167,18 @@ async def test_another_scope(attack):
 
 @refused_by(Step.AUTHORIZATION, "a standing answer after what was granted is withdrawn", by=Adversary.CALLER)
 async def test_an_answer_of_an_older_revision(attack, policies):
-    authorizer = attack.echo.parts.authorizer
-    old = authorizer.revision
+    judge = attack.echo.parts.authorizer
+    old = judge.revision
     (policies / "data.yaml").write_text("withdrawn: [work]\n")
     try:
-        assert await authorizer.reload(force=False)
-        assert authorizer.revision != old
+        assert await judge.reload(force=False)
+        assert judge.revision != old
         await sent(attack)
         record = await attack.refused(reason="probe")
     finally:
         (policies / "data.yaml").write_text("withdrawn: []\n")
-        await authorizer.reload()
-    assert record["revision"] != old == authorizer.revision
+        await judge.reload()
+    assert record["revision"] != old == judge.revision
 
 
 @refused_by(Step.AUTHORIZATION, "more uses of a standing answer than its limit allows", by=Adversary.CALLER)
@@ -189,15 +198,15 @@ async def test_a_limit_counts_every_use(attack):
 
 async def test_no_answer_stands_for_longer_than_a_minute(attack):
     """The policy says an hour. The clock is the agent's own, set forward here."""
-    authorizer = attack.echo.parts.authorizer
+    judge = attack.echo.parts.authorizer
     try:
         for ahead, stands in ((58, True), (61, False)):
-            authorizer._monotonic = lambda ahead=ahead: time.monotonic() + ahead
+            judge._monotonic = lambda ahead=ahead: time.monotonic() + ahead
             await attack.cli.ask(ECHO, "work", {"text": "x"})
             assert reused(attack) is stands
     finally:
-        authorizer._monotonic = time.monotonic
-        authorizer.forget_standing()
+        judge._monotonic = time.monotonic
+        judge.forget_standing()
 
 
 @refused_by(Layer.POLICY_LOAD, "a standing rule that reads the payload or the clock", by=Adversary.INTRUDER)
@@ -211,14 +220,14 @@ async def test_no_answer_stands_for_longer_than_a_minute(attack):
     ids=["payload", "clock", "id"],
 )
 async def test_a_standing_rule_that_would_not_hold(attack, policies, rule, reason, caplog):
-    authorizer = attack.echo.parts.authorizer
+    judge = attack.echo.parts.authorizer
     errors = metric(attack.echo.parts, "agentweave_policy_load_errors_total")
-    revision = authorizer.revision
+    revision = judge.revision
     (policies / "own.rego").write_text(f"{PACKAGE}\ndefault allow := true\n\n{rule}\n")
     try:
-        assert not await authorizer.reload(force=False)
+        assert not await judge.reload(force=False)
         assert metric(attack.echo.parts, "agentweave_policy_load_errors_total") == errors + 1
-        assert authorizer.revision == revision
+        assert judge.revision == revision
         assert reason in caplog.messages[-1]
         assert "the old one stays" in caplog.messages[-1]
         with pytest.raises(AuthorizationError):  # the new one would allow it
@@ -226,4 +235,4 @@ async def test_a_standing_rule_that_would_not_hold(attack, policies, rule, reaso
         await attack.cli.ask(ECHO, "say", {"text": "x"})
     finally:
         (policies / "own.rego").write_text(POLICY)
-        assert await authorizer.reload(force=False)
+        assert await judge.reload(force=False)

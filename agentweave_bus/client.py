@@ -26,7 +26,7 @@ from agentweave_bus.authz.circuit_breaker import BreakerSettings, CircuitBreaker
 from agentweave_bus.bus.records import decision_facts, sealed_facts
 from agentweave_bus.bus.requests import Answer, Request
 from agentweave_bus.bus.subjects import call_subject
-from agentweave_bus.envelope import Link, Sealed, decode_payload, encode_payload
+from agentweave_bus.envelope import Link, Sealed, convert_payload
 from agentweave_bus.exceptions import (
     AgentCallError,
     AgentWeaveError,
@@ -45,7 +45,7 @@ from agentweave_bus.exceptions import (
 from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
 from agentweave_bus.observability.tracing import Span, Tracing
 from agentweave_bus.spiffe_id import SpiffeID
-from agentweave_bus.types import TaskResult
+from agentweave_bus.types import JsonValue, TaskResult
 
 __all__ = ["CalleeBreakers", "Client", "Parent", "Transport", "reach_of"]
 
@@ -195,7 +195,7 @@ class Client:
                 "only the origin of a delegation names a principal; this call is made on behalf of another",
                 step="local",
             )
-        callee, data = self._checked(target, capability, payload)
+        callee, value, data = self._checked(target, capability, payload)
         request = Request(
             callee=callee,
             capability=capability,
@@ -207,14 +207,14 @@ class Client:
             safe=options.safe,
             trace=trace,
         )
-        return request, self._facts(request, parent)
+        return request, self._facts(request, value, parent)
 
-    def _checked(self, target: str, capability: str, payload: Any) -> tuple[SpiffeID, bytes]:
-        """Return the callee and the payload's bytes, if both can be."""
+    def _checked(self, target: str, capability: str, payload: Any) -> tuple[SpiffeID, JsonValue, bytes]:
+        """Return the callee, the payload as it will be read, and its bytes, if all can be."""
         try:
             callee = SpiffeID(target)
             call_subject(callee, capability)  # refuses what no agent can have as an ID or a name
-            data = encode_payload({} if payload is None else payload)
+            value, data = convert_payload({} if payload is None else payload)
         except AgentWeaveError as error:
             raise CallRefusedError(str(error), step="local", reason=str(error)) from error
         if callee.trust_domain not in self.allowed_trust_domains():
@@ -223,7 +223,7 @@ class Client:
                 f"the trust domain of {callee} is not in identity.allowed_trust_domains",
                 trust_domain=callee.trust_domain,
             )
-        return callee, data
+        return callee, value, data
 
     def _scope(
         self,
@@ -253,13 +253,13 @@ class Client:
             raise CallTimeoutError("no time is left of the call on whose behalf this one would be made")
         return min(deadline, parent.deadline_ms)
 
-    def _facts(self, request: Request, parent: Parent | None) -> AuthzContext:
+    def _facts(self, request: Request, payload: JsonValue, parent: Parent | None) -> AuthzContext:
         return AuthzContext(
             caller=self.me,
             callee=request.callee,
             action=request.capability,
             direction="outbound",
-            payload=decode_payload(request.payload),
+            payload=payload,
             kind="call",
             transport="bus",
             via=parent.via if parent else (),

@@ -44,9 +44,9 @@ class Occupancy:
             return False
         known.taken_in += 1
         try:
-            await known.share.acquire()
+            await _take(known.share)
             try:
-                await self._places.acquire()
+                await _take(self._places)
             except BaseException:
                 known.share.release()
                 raise
@@ -66,3 +66,11 @@ class Occupancy:
         known.taken_in -= 1
         if not known.taken_in:
             del self._callers[caller]
+
+
+async def _take(semaphore: anyio.Semaphore) -> None:
+    """Take a place without asking the event loop, where one is free."""
+    try:
+        semaphore.acquire_nowait()
+    except anyio.WouldBlock:
+        await semaphore.acquire()

@@ -7,6 +7,7 @@ on whose behalf, and a :class:`ReplayFilter` admits each once. The format is wri
 
 from agentweave_bus.envelope.codec import (
     JsonValue,
+    convert_payload,
     decode_payload,
     encode_payload,
     new_id,
@@ -80,6 +81,7 @@ __all__ = [
     "check_time_stored",
     "claim_key",
     "control_role",
+    "convert_payload",
     "covers",
     "decode_frame",
     "decode_link",

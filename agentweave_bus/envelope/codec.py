@@ -30,6 +30,7 @@ from agentweave_bus.exceptions import MalformedEnvelopeError, PayloadError
 
 __all__ = [
     "JsonValue",
+    "convert_payload",
     "decode_payload",
     "encode_payload",
     "new_id",
@@ -96,10 +97,16 @@ def encode_payload(value: object, limits: Limits = DEFAULT_LIMITS) -> bytes:
         PayloadError: it has no JSON form, or exceeds a bound; the message says where.
 
     """
-    data = _pack_payload(to_json_value(value, limits))
+    return convert_payload(value, limits)[1]
+
+
+def convert_payload(value: object, limits: Limits = DEFAULT_LIMITS) -> tuple[JsonValue, bytes]:
+    """Return ``value`` in its JSON form, as a receiver will decode it, and as a payload. Errors as above."""
+    form = to_json_value(value, limits)
+    data = _pack_payload(form)
     if len(data) > limits.max_payload_bytes:
         raise PayloadError(f"the payload has {len(data)} bytes; at most {limits.max_payload_bytes} are sent")
-    return data
+    return form, data
 
 
 def decode_payload(data: bytes, limits: Limits = DEFAULT_LIMITS) -> JsonValue:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import runpy
 import socket
 import subprocess
 import tempfile
@@ -99,6 +100,11 @@ async def test_a_wrapped_service_answers_with_a_plain_dict(running: Running) -> 
     async with running.connect("friend") as friend:
         result = await friend.call(agent("legacy_service"), "process", {"data": {"a": 1}})
     assert (result.status, result.artifacts[0]["data"]) == ("completed", {"processed": {"a": 1}})
+
+
+async def test_the_test_utilities() -> None:
+    page = runpy.run_path(str(Path(__file__).parent / "faq" / "mock_agent.py"))
+    await page["test_my_capability"]()
 
 
 def test_an_agent_may_take_its_configuration_alone(tmp_path: Path) -> None:

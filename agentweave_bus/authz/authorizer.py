@@ -23,7 +23,7 @@ from agentweave_bus.authz.decision import AuthzDecision, new_decision_id
 from agentweave_bus.authz.engine import PolicyAnswer, package_of
 from agentweave_bus.authz.limiter import DAY_SECONDS, LocalLimiter
 from agentweave_bus.authz.policy_input import write_input
-from agentweave_bus.authz.provider import AuthorizationProvider
+from agentweave_bus.authz.provider import AllowAllProvider, AuthorizationProvider
 from agentweave_bus.authz.standing import Asked, StandingCache, standing_key
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
 
@@ -91,6 +91,7 @@ class Authorizer:
         wall: Callable[[], float] = time.time,
     ) -> None:
         _check_default_action(default_action, environment)
+        _check_provider(engine, environment)
         self._engine = engine
         self._package = package_of(policy_path)
         self._own_grants = grants
@@ -237,7 +238,9 @@ class Authorizer:
             return self._no_answer(context, f"the policy gave no answer within {self._timeout_s:g} s")
         except AgentWeaveError as problem:
             return self._no_answer(context, str(problem))
-        except Exception as problem:  # noqa: BLE001  whatever an engine raises is a denial (fail closed)
+        except (Exception, asyncio.CancelledError) as problem:  # whatever an engine raises is a denial
+            if _being_cancelled(problem):
+                raise
             _log.error("the authorization engine failed", exc_info=problem)
             return self._no_answer(context, f"the authorization engine failed ({type(problem).__name__})")
         if not answer.defined:
@@ -274,7 +277,9 @@ class Authorizer:
                 return await engine.evaluate_standing(self._package, question)
         except (TimeoutError, AgentWeaveError) as problem:
             _log.warning("no standing answer: %s", problem)
-        except Exception as problem:  # noqa: BLE001  no standing answer is always a safe answer
+        except (Exception, asyncio.CancelledError) as problem:  # no standing answer is a safe answer
+            if _being_cancelled(problem):
+                raise
             _log.error("the authorization engine failed over a standing answer", exc_info=problem)
         return None
 
@@ -309,6 +314,22 @@ class Authorizer:
         _log.error("%s", sentence)
         if self._on_alarm is not None:
             self._on_alarm(sentence)
+
+
+def _being_cancelled(problem: BaseException) -> bool:
+    """Say whether it is us who are cancelled, and not something that the engine awaited."""
+    task = asyncio.current_task()
+    return isinstance(problem, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def _check_provider(engine: object, environment: str) -> None:
+    """Refuse, wherever it was made, an engine that is for development."""
+    if isinstance(engine, AllowAllProvider) and environment != "development":
+        raise ConfigurationError(
+            f"Security violation: AllowAllProvider not allowed in {environment} environment.",
+            key="authorization.provider",
+            hint="Leave authz_provider out, so that the grants decide, or set AGENTWEAVE_ENV=development.",
+        )
 
 
 def _check_default_action(action: str, environment: str) -> None:

@@ -81,8 +81,9 @@ def returning(value):
         (TimeoutError(), "the policy gave no answer within 1 s"),
         (PolicyUnavailableError("LDAP is away"), "LDAP is away"),
         (RecursionError(), "the authorization engine failed (RecursionError)"),
+        (asyncio.CancelledError(), "the authorization engine failed (CancelledError)"),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 async def test_an_engine_that_raises(attack, error, reason):
     denial = await denied(attack, raising(error))

@@ -526,7 +526,10 @@ class TestOwnProviders:
                 AllowAllProvider(environment=environment)
         with pytest.raises(ConfigurationError):
             AllowAllProvider()
-        authorizer = Authorizer(AllowAllProvider(environment="development"))
+        made = AllowAllProvider(environment="development")
+        with pytest.raises(ConfigurationError, match="AllowAllProvider not allowed in production"):
+            Authorizer(made)
+        authorizer = Authorizer(made, environment="development")
         assert (await authorizer.authorize(asking("anything"))).allowed
 
 

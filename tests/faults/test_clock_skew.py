@@ -153,6 +153,7 @@ async def test_a_callee_behind_says_so_too_and_serves_once_its_clock_is_right(wo
     assert await cli.ask(ECHO, "work", {"text": "x"}) == {"worked": "x"}
 
 
+@pytest.mark.slow
 async def test_a_callee_far_ahead_refuses_in_its_log_and_its_answer_is_not_believed(
     world, cli, clock, callee
 ):

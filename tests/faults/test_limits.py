@@ -33,6 +33,7 @@ async def test_no_more_handlers_run_at_once_than_configured(world, cli):
     assert len(echo.ran) == 14
 
 
+@pytest.mark.slow
 async def test_one_caller_keeps_no_other_out_and_hears_that_the_agent_is_busy(world, cli):
     """Of eight places it gets four, and of the 32 that are taken in sixteen; a second caller is served."""
     given = {"caller": str(OTHER), "callee": [str(ECHO)], "capabilities": ["say"]}

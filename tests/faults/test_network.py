@@ -151,6 +151,7 @@ async def test_a_safe_call_is_made_again_when_its_answer_breaks_off(echo, networ
     assert echo.ran == ["say", "say"]
 
 
+@pytest.mark.slow
 async def test_a_link_that_breaks_again_and_again_under_load_loses_nothing_for_good(
     echo, network: Proxy, far
 ):

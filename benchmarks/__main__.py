@@ -48,9 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--row", default="safe")
     memory.add_argument("--calls", type=int, default=1_000_000)
     memory.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
-    memory.add_argument(
-        "--minutes", type=float, default=30.0, help="end after that in any case"
-    )
+    memory.add_argument("--minutes", type=float, default=30.0, help="end after that in any case")
     memory.set_defaults(act=_memory)
 
     profile = commands.add_parser("profile", help="where worker and client of a row spend their time")
@@ -88,7 +86,10 @@ async def _stages(options: argparse.Namespace) -> None:
 async def _memory(options: argparse.Namespace) -> None:
     (row,) = chosen(options.row)
     samples = await sample_memory(row, options.calls, options.every, options.minutes * 60)
-    documents.save("memory", {"machine": describe(), "samples": [asdict(one) for one in samples]})
+    documents.save(
+        "memory",
+        {"machine": describe(), "wanted": options.calls, "samples": [asdict(one) for one in samples]},
+    )
     _print_memory(options.write)
 
 
@@ -133,7 +134,7 @@ def _print_stages(write: bool) -> None:
 
 def _print_memory(write: bool) -> None:
     kept = documents.load()["memory"]
-    text = memory_report([MemorySample(**one) for one in kept["samples"]])
+    text = memory_report([MemorySample(**one) for one in kept["samples"]], kept["wanted"])
     _put("memory", f"{machine_line(kept['machine'])}\n\n{text}", write)
 
 

@@ -84,17 +84,19 @@ def growth_of(samples: Sequence[MemorySample]) -> Growth:
     )
 
 
-def memory_report(samples: Sequence[MemorySample]) -> str:
-    """Return a table of about ten of the samples and a sentence on what they show."""
+def memory_report(samples: Sequence[MemorySample], wanted: int = 0) -> str:
+    """Return about ten of the samples and what they show; ``wanted`` is how many calls were asked for."""
     step = max(1, len(samples) // 10)
     chosen = [*samples[:-1:step], samples[-1]]
     lines = [[f"{one.calls:,}", f"{one.worker_mb:.1f}", f"{one.client_mb:.1f}"] for one in chosen]
     growth = growth_of(samples)
     verdict = "flat" if growth.flat else "NOT flat"
     bound = "under" if growth.last_mb < MEMORY_MB else "NOT under"
+    made = samples[-1].calls
+    short = f" The run's time was up after {made:,} of {wanted:,} calls." if made < wanted else ""
     return (
         table(["calls", "worker MB", "client MB"], lines)
         + f"\n\nThe worker's memory is {verdict}: {growth.first_mb:.1f} MB in the first tenth of the time,"
         f" {growth.last_mb:.1f} MB in the last, {growth.mb_in_100k:+.2f} MB in 100,000 calls over the second"
-        f" half. It is {bound} {MEMORY_MB:g} MB."
+        f" half (flat: less than {_FLAT_MB:g} MB). It is {bound} {MEMORY_MB:g} MB.{short}"
     )

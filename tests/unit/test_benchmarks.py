@@ -137,6 +137,11 @@ def test_memory_that_grows_is_called_so():
     assert "memory is NOT flat" in memory_report(memory_samples(2.0))
 
 
+def test_a_memory_run_that_was_cut_short_says_so():
+    assert "time was up" not in memory_report(memory_samples(0.1), 1_000_000)
+    assert "time was up after 1,000,000 of 1,000,001 calls" in memory_report(memory_samples(0.1), 1_000_001)
+
+
 def test_what_fills_up_at_first_is_no_growth():
     filling = [MemorySample(n * 10_000, 60 + 2 * min(n, 20), 80) for n in range(1, 101)]
     assert growth_of(filling).flat

@@ -399,7 +399,7 @@ def test_clock_and_weekday(pair: Pair, x: Any) -> None:
         {1: 2},
         {1, 2},
         b"x",
-        object(),
+        pytest.param(object(), id="an object"),
         Decimal("1E+401"),
         Decimal("1E-401"),
         10**401,

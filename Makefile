@@ -16,8 +16,9 @@ help: ## list the targets
 demo: $(VENV)/.installed ## start the example stack, carry an order through it, show what is refused
 	@$(BIN)/python -m workers.ecommerce.demo
 
+# Two at once, a file to each: most of the time is this machine's, not the clock's.
 test: $(VENV)/.installed ## run the tests, without the slow ones
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed ## run the slow tests
 	@$(BIN)/python -m pytest -q -m slow; code=$$?; [ $$code -eq 5 ] || exit $$code # 5: there are none

@@ -8,7 +8,7 @@ BENCH_VENV := .venv-bench
 export AGENTWEAVE_TOOLS ?= $(HOME)/.cache/agentweave/tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench bench-memory lint tools tools-spire clean
+.PHONY: help demo test test-slow attacks bench bench-memory lint tools tools-spire clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: $(VENV)/.installed ## run the tests, without the slow ones
 
 test-slow: $(VENV)/.installed ## run the slow tests
 	@$(BIN)/python -m pytest -q -m slow; code=$$?; [ $$code -eq 5 ] || exit $$code # 5: there are none
+
+attacks: $(VENV)/.installed ## write the table of attacks in docs/security.md from the tests' own marks
+	@$(BIN)/python -m tests.security.attack_table
 
 bench: $(BENCH_VENV)/.installed ## compare with raw nats-py, FastStream and a2a-sdk (8 minutes; WRITE=--write updates the docs)
 	@$(BENCH_VENV)/bin/python -m benchmarks run $(WRITE)

@@ -36,7 +36,6 @@ class Layer(Enum):
     STREAM = "stream configuration"
     CALLER = "caller: answers are verified"
     POLICY_LOAD = "policy loading"
-    POLICY_ENGINE = "policy evaluation"
     NAMES = "names"
     CONFIGURATION = "configuration"
     AUDIT = "audit verification"

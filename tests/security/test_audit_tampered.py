@@ -276,6 +276,7 @@ async def test_a_cut_segment(logs, verify):
 
 
 async def test_without_a_bundle_frames_are_said_not_to_be_checked(logs, capsys):
+    """Honest of the report: it says what it could not check."""
     (segment,) = logs.folder.glob("logs/echo.*.frames")
     spoil(segment, 400)
     assert main(["audit", "verify", str(logs.folder / "logs"), "--json"]) == 0

@@ -119,6 +119,7 @@ async def test_nothing_runs_once_nobody_knows_what_the_disk_holds(attack):
 
 
 async def test_a_caller_that_can_not_record_sends_nothing(attack):
+    """Honest caller, whose own disk is full."""
     log = attack.cli.parts.audit
     heard = await attack.mallory.listen(attack.message.subject)
     await quiet(log)

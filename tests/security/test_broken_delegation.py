@@ -51,6 +51,7 @@ async def send(attack, forged, iss=MIDDLE):
 
 
 async def test_the_whole_chain_is_admitted(attack, chain):
+    """Honest; what the attacks below change is what makes them fail."""
     whole = chain.call((chain.first, chain.second))
     inbox = await attack.mallory.listen(reply_of(whole, MIDDLE))
     await send(attack, whole)

@@ -34,7 +34,7 @@ async def sent(attack, *, iat, exp=20_000):
 
 @pytest.mark.parametrize("iat", [1_900, -30_000 + MARGIN])
 async def test_within_the_skew(attack, iat):
-    """What the attacks below change is what makes them fail."""
+    """Honest; what the attacks below change is what makes them fail."""
     await sent(attack, iat=iat)
     await attack.admitted(ran="say")
 
@@ -65,6 +65,7 @@ async def test_too_long_a_life(attack):
 
 
 async def test_the_longest_life(attack):
+    """Honest: ten minutes to the millisecond."""
     await sent(attack, iat=0, exp=TEN_MINUTES)
     await attack.admitted(ran="say")
 

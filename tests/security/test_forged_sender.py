@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_the_same_call_by_who_it_says_is_admitted(attack):
-    """What the attacks below change is what makes them fail."""
+    """Honest; what the attacks below change is what makes them fail."""
     honest = forged_call(attack.world.issue(CLI))
     inbox = await attack.mallory.listen(reply_of(honest))
     await attack.send(honest.frame, reply=reply_of(honest))

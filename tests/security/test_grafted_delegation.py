@@ -27,6 +27,7 @@ async def link(attack):
 
 
 async def test_the_agent_that_was_asked_may_use_it(attack, link):
+    """Honest; who uses the link is what the attack below changes."""
     honest = forged_call(attack.world.issue(FRONT), iss=FRONT, via=(link,), exp=link.head.exp)
     inbox = await attack.mallory.listen(reply_of(honest, FRONT))
     await attack.send(honest.frame, reply=reply_of(honest, FRONT))

@@ -181,7 +181,7 @@ async def test_a_file_in_the_middle_of_being_written(attack, grants, monkeypatch
 async def test_a_running_agent_sees_for_itself_that_its_grants_turned_bad_and_good_again(
     attack, tmp_path, monkeypatch
 ):
-    """Nobody calls ``reload`` here."""
+    """Honest operator, who slips. Nobody calls ``reload`` here."""
     monkeypatch.setattr(authorizer, "POLL_SECONDS", 0.1)
     own, ask = tmp_path / "grants.yaml", attack.cli.ask
     own.write_text(GRANTS.replace(str(ECHO), str(ABSENT)))

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_added_headers_change_nothing(attack):
+    """Honest call, under headers that mean nothing here."""
     forged = forged_call(attack.world.issue(CLI))
     inbox = await attack.mallory.listen(reply_of(forged))
     headers = {

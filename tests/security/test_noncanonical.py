@@ -53,6 +53,7 @@ async def test_a_frame(attack, form):
 
 
 async def test_the_head_that_is_written_otherwise_below_is_admitted(attack):
+    """Honest; what the attacks below write otherwise is what makes them fail."""
     svid = attack.world.issue(CLI)
     forged = forged_call(svid, raw=OPTIONAL)
     inbox = await attack.mallory.listen(reply_of(forged))

@@ -147,6 +147,7 @@ def longest_delegation(attack, *, last=None):
 
 
 async def test_the_longest_delegation_is_admitted(attack):
+    """Honest, and as long as it may be."""
     call = longest_delegation(attack)
     inbox = await attack.mallory.listen(reply_of(call, MIDDLE))
     await attack.send(call.frame, subject=call.head.sub, reply=reply_of(call, MIDDLE))

@@ -36,12 +36,14 @@ async def relayed(attack, *, origin, scope=THERE, **changes):
 
 
 async def test_one_that_may_be_named_is_told_to_the_policy(attack):
+    """Honest; who names whom is what the attacks below change."""
     forged = forged_call(attack.world.issue(CLI), prn=ALICE, scope=HERE)
     await heard_within(await send(attack, forged))
     assert (await attack.admitted())["input"]["context"]["principal"] == ALICE
 
 
 async def test_one_that_the_origin_named_is_handed_down(attack):
+    """Honest, one call further."""
     await heard_within(await relayed(attack, origin=ALICE))
     assert (await attack.admitted())["input"]["context"]["principal"] == ALICE
 

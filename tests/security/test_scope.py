@@ -37,6 +37,7 @@ async def send(attack, given, kept):
     ids=["the same", "any", "narrowed", "set by the middle"],
 )
 async def test_a_scope_that_is_kept_is_admitted_and_told_to_the_policy(attack, given, kept):
+    """Honest; what the attacks below widen or drop is what makes them fail."""
     await heard_within(await send(attack, given, kept))
     record = await attack.admitted()
     context = record["input"]["context"]

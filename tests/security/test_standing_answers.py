@@ -197,7 +197,7 @@ async def test_a_limit_counts_every_use(attack):
 
 
 async def test_no_answer_stands_for_longer_than_a_minute(attack):
-    """The policy says an hour. The clock is the agent's own, set forward here."""
+    """Honest calls; the policy says an hour. The clock is the agent's own, set forward here."""
     judge = attack.echo.parts.authorizer
     try:
         for ahead, stands in ((58, True), (61, False)):

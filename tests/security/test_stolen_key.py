@@ -46,6 +46,7 @@ async def send(attack, link):
 
 
 async def test_within_the_grace_the_policy_is_told_that_the_signer_has_expired(attack):
+    """Not protected: a link whose signer expired less than four hours ago counts; the policy is told that it has."""
     inbox = await send(attack, asked_then(stolen(attack.world, GRACE - MINUTE), MINUTE))
     await heard_within(inbox)
     record = await attack.admitted()
@@ -54,6 +55,7 @@ async def test_within_the_grace_the_policy_is_told_that_the_signer_has_expired(a
 
 
 async def test_of_a_signer_that_has_not_expired_the_policy_is_told_that(attack):
+    """Honest; what the attacks below backdate is what makes them fail."""
     link = link_of(attack.world.issue(CLI), CLI, FRONT, kind=Kind.TASK, exp=clock_ms() + 60 * MINUTE)
     await heard_within(await send(attack, link))
     record = await attack.admitted()

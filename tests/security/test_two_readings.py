@@ -148,6 +148,7 @@ def overheard(probe):
     ],
 )
 async def test_policy_and_handler_get_the_same(attack, payload):
+    """Honest payloads, in all the forms that are taken."""
     attack.echo.got.clear()
     with overheard(attack.echo) as ear:
         await heard_within(await send(attack, payload))

@@ -44,6 +44,7 @@ async def send(attack, papers):
     ids=["plain", "any use", "a DNS name beside", "P-384"],
 )
 async def test_the_leaf_that_is_broken_below_is_admitted(attack, change):
+    """Honest; what the attacks below break is what makes them fail."""
     signer = Signer.of(attack.world.stack.api.authority)
     forged = forged_call(leaf(signer, [CLI], **change))
     inbox = await attack.mallory.listen(reply_of(forged))

@@ -92,7 +92,7 @@ async def turned_away(caller, papers, **options):
 
 
 async def test_the_true_broker_is_spoken_to(session_world, caller):
-    """What the attacks below change is what makes them fail: the same impostor, with the broker's own SVID."""
+    """Honest; what the attacks below change makes them fail: the same impostor, with the broker's own SVID."""
     assert await caller(session_world.stack.bus_url) == ""
     async with impostor(session_world.issue(session_world.stack.broker_id)) as other:
         assert await caller(other.url) == ""

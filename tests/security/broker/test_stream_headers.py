@@ -193,6 +193,7 @@ async def test_a_message_id_before_the_claim(real):
 
 
 async def test_an_honest_claim_has_no_headers(real, mallory, session_world):
+    """Honest: nothing that a broker could strip."""
     heard = await mallory.listen(claim_subject(ECHO, "*"))
     echo, cli = await session_world.agent(ECHO), await session_world.client(CLI)
     await cli.ask(ECHO, "work", {"text": "x"})

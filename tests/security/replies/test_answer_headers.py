@@ -49,7 +49,7 @@ async def test_headers_in_place_of_an_answer(question):
 
 
 async def test_there_are_none_to_strip(question):
-    """Call and answer say all in what is signed: who, to whom, for what, until when, and for which request."""
+    """Honest: call and answer say all in what is signed: who, to whom, for what, until when, for which request."""
     recorded = await question.mallory.listen(question.message.reply)
     await question.honest()
     answer = await heard_within(recorded)

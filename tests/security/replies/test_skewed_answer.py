@@ -25,6 +25,7 @@ async def test_beyond_the_bound(question, away_ms):
 
 @pytest.mark.parametrize("away_ms", [-25_000, 25_000])
 async def test_within_the_bound_clocks_may_differ(question, away_ms):
+    """Honest, with a clock that is off."""
     iat = clock_ms() + away_ms
     body = result_of({"answer": "of a callee whose clock is off"})
     answer = reply_to(question.message, question.world.issue(ECHO), body, iat=iat, exp=iat + 30_000)

@@ -48,7 +48,7 @@ class Side:
             heard.put_nowait(message)
 
         await connection.subscribe(subject, queue=queue, cb=received)
-        await connection.flush()
+        await settled(connection)
         return heard
 
     async def ask(self, subject: str, data: Any = b"", headers: dict[str, str] | None = None) -> Msg:
@@ -73,6 +73,12 @@ class Side:
         return told["seq"], bool(told.get("duplicate"))
 
 
+async def settled(connection: Connection) -> None:
+    """Wait until the broker has everything. Twice: the library's ping overtakes its own buffer."""
+    await connection.flush()
+    await connection.flush()
+
+
 async def within(heard: asyncio.Queue[Any], seconds: float = 5) -> Any:
     async with asyncio.timeout(seconds):
         return await heard.get()
@@ -90,8 +96,7 @@ async def routing(side: Side) -> Transcript:
     groups = [await side.hear(side.admin, "in.a.b", "group") for _ in range(2)]
     for subject in ("in.a.b", "in.a.b.c", "in.a", "in"):
         await side.admin.publish(subject, subject.encode(), "", {"K": "v"} if subject == "in.a" else None)
-    await side.admin.flush()
-    await side.admin.flush()
+    await settled(side.admin)
     said.append(("plain", [shown(plain.get_nowait()) for _ in range(plain.qsize())]))
     messages = [rest.get_nowait() for _ in range(rest.qsize())]
     said.append(("rest", [(shown(one), one.headers) for one in messages]))
@@ -107,14 +112,13 @@ async def permissions(side: Side) -> Transcript:
     heard = await side.hear(side.admin, ">")
     for subject in ("aw.call.x.echo", "aw.call.x.other", "aw.call.echo", "R.x", "r.y.z"):
         await side.worker.publish(subject, b"")
-    await side.worker.flush()
-    await side.admin.flush()
+    await settled(side.worker)
+    await settled(side.admin)
     subjects = [heard.get_nowait().subject for _ in range(heard.qsize())]
     said.append(("published", [one for one in subjects if one.split(".")[0] in ("aw", "r", "R")]))
     for subject in ("mine.a", "mine.*", "mine.a.b", ">", "in.>", "in.*", "mine.>"):
         await side.worker.subscribe(subject, cb=_ignore)
-    await side.worker.flush()
-    await side.worker.flush()
+    await settled(side.worker)
     said.append(("refused", [await within(side.refused) for _ in range(5)]))
     said.append(("no more", side.refused.qsize()))
     return said
@@ -280,7 +284,7 @@ async def backoff(side: Side) -> Transcript:
         said.append(("again", (message.reply.split(".")[4], round((loop.time() - begun) / SHORT))))
         begun, late = loop.time(), late or message.reply
     await side.admin.publish(late, b"+ACK", "acked")  # of the first delivery, when the third is out
-    await side.admin.flush()
+    await settled(side.admin)
     info = await side.api("CONSUMER.INFO.back.c")
     said.append(("late", info["num_ack_pending"]))
     said.append(("acknowledged", shown(await side.ask(message.reply, b"+ACK"))[1:]))

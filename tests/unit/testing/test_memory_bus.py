@@ -19,6 +19,7 @@ from agentweave_bus.exceptions import (
     BusError,
     CallRefusedError,
     CallTimeoutError,
+    CircuitOpenError,
     FederationError,
     NoResponderError,
 )
@@ -306,3 +307,37 @@ async def test_svids_are_renewed_by_the_clock_and_expire_by_it(bus: MemoryBus, s
     await bus.clock.advance(timedelta(hours=2))
     with pytest.raises(AgentWeaveError):
         await client.call(STOCK, "look")
+
+
+async def test_everyone_goes_by_the_clock(bus: MemoryBus) -> None:
+    await bus.grant("client/cli", "agent/stock", "reserve", limits={"max_per_minute": 1})
+    await bus.grant("client/cli", "agent/stock", "remaining")
+    stock = await bus.start(StockAgent)
+    client = await bus.client()
+    await bus.clock.advance(3600)
+    assert 19 < (await client.call(stock.spiffe_id, "remaining", timeout=20)).data["seconds"] <= 20
+    await client.call(stock.spiffe_id, "reserve", {"sku": "widget"})
+    with pytest.raises(AuthorizationError, match="max_per_minute"):
+        await client.call(stock.spiffe_id, "reserve", {"sku": "widget"})
+    await bus.clock.advance(61)
+    await client.call(stock.spiffe_id, "reserve", {"sku": "widget"})
+    assert bus.audit(stock, event="outcome")[-1]["ts"] >= (bus.clock.now().timestamp() - 60) * 1000
+
+
+async def test_a_breaker_lets_calls_by_again_in_time(bus: MemoryBus) -> None:
+    await bus.grant("client/cli", "agent/stock", "look")
+    client = await bus.client()
+    while True:
+        call = asyncio.create_task(client.call(STOCK, "look", timeout=10))
+        await bus.clock.advance(3)
+        try:
+            await call
+        except CircuitOpenError:
+            break
+        except NoResponderError:
+            continue
+    stock = await bus.start(StockAgent)
+    with pytest.raises(CircuitOpenError):
+        await client.call(stock.spiffe_id, "look")
+    await bus.clock.advance(31)
+    assert (await client.call(stock.spiffe_id, "look")).data == {"left": 3}

@@ -16,6 +16,7 @@ from benchmarks.machine import describe
 from benchmarks.memory import MemorySample, memory_report, sample_memory
 from benchmarks.plot import draw
 from benchmarks.report import (
+    failures_list,
     figures_table,
     machine_line,
     ratios_tables,
@@ -121,7 +122,13 @@ async def _profile(options: argparse.Namespace) -> None:
 def _print_comparison(write: bool) -> None:
     kept = documents.load()["comparison"]
     found: dict[str, Rounds] = rounds_of(kept["rows"])
-    parts = [machine_line(kept["machine"]), figures_table(found), *ratios_tables(found), targets_table(found)]
+    parts = [
+        machine_line(kept["machine"]),
+        figures_table(found),
+        failures_list(found),
+        *ratios_tables(found),
+        targets_table(found),
+    ]
     text = "\n\n".join(part for part in parts if part)
     _put("comparison", text, write)
     if write:

@@ -9,7 +9,15 @@ from benchmarks.results import Figure, Rounds, RowFigures, StageFigure, figures_
 from benchmarks.rows import ROWS
 from benchmarks.targets import judge
 
-__all__ = ["figures_table", "machine_line", "ratios_tables", "stages_table", "table", "targets_table"]
+__all__ = [
+    "failures_list",
+    "figures_table",
+    "machine_line",
+    "ratios_tables",
+    "stages_table",
+    "table",
+    "targets_table",
+]
 
 _TITLES = {row.name: row.title for row in ROWS}
 _BASES = ("raw", "faststream", "a2a")
@@ -54,6 +62,21 @@ def _cells(one: RowFigures) -> Iterator[str]:
         yield _spread(figure)
     yield "" if one.broker_cpu is None else _spread(one.broker_cpu)
     yield _spread(one.memory)
+
+
+def failures_list(found: Mapping[str, Rounds]) -> str:
+    """Return a line for each row and load with calls that failed; empty when none did."""
+    lines = []
+    for name, rounds in found.items():
+        for tasks in rounds[0]:
+            failed = sum(one[tasks].failed for one in rounds)
+            if failed:
+                made = failed + sum(one[tasks].calls for one in rounds)
+                why = next(one[tasks].failure for one in rounds if one[tasks].failed)
+                lines.append(
+                    f"- {_TITLES[name]}, {tasks} in flight: {failed:,} of {made:,} failed ({why:.200})"
+                )
+    return "\n".join(["Calls that failed, and are in no other figure:", "", *lines]) if lines else ""
 
 
 def _spread(figure: Figure, form: str = ",.0f") -> str:

@@ -12,10 +12,14 @@ from typing import Protocol, TypeAlias, cast
 
 from benchmarks.places import Place
 
-__all__ = ["Call", "Peer", "peer_of"]
+__all__ = ["Call", "Peer", "WrongAnswerError", "peer_of"]
 
 Call: TypeAlias = Callable[[], Awaitable[None]]
-"""Makes one call with the benchmark's payload and checks that the payload came back."""
+"""Makes one call with the benchmark's payload and checks that it came back (else WrongAnswerError)."""
+
+
+class WrongAnswerError(Exception):
+    """What came back is not what was sent: such a row measures something else."""
 
 
 class Peer(Protocol):

@@ -32,13 +32,16 @@ from a2a.types import (
 )
 from starlette.applications import Starlette
 
-from benchmarks.peers import Call
+from benchmarks.peers import Call, WrongAnswerError
 from benchmarks.places import PAYLOAD, Place
 
 __all__ = ["client", "serve"]
 
 _CALL_S: Final = 60.0
 _CLIENTS: Final = 16
+_KEEP_S: Final = 600
+"""How long the server keeps an idle connection. By default as long as the client does, so that after another
+row's turn one could be closed just as it is used."""
 
 
 class _Echo(AgentExecutor):
@@ -73,7 +76,12 @@ async def serve(place: Place, ready: Callable[[], None]) -> None:
     app = Starlette(routes=[*create_agent_card_routes(card), *create_jsonrpc_routes(handler, "/")])
     server = uvicorn.Server(
         uvicorn.Config(
-            app, host=where.hostname or "", port=where.port or 0, log_level="warning", access_log=False
+            app,
+            host=where.hostname or "",
+            port=where.port or 0,
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=_KEEP_S,
         )
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, setattr, server, "should_exit", True)
@@ -99,7 +107,7 @@ async def client(place: Place) -> AsyncIterator[Call]:
             said = Message(message_id=uuid.uuid4().hex, role=Role.ROLE_USER, parts=[new_text_part(PAYLOAD)])
             answers = [one async for one in next(agents).send_message(SendMessageRequest(message=said))]
             if answers[0].message.parts[0].text != PAYLOAD:
-                raise RuntimeError("a2a: another answer than was sent")
+                raise WrongAnswerError("a2a: another answer than was sent")
 
         yield call
 

@@ -11,7 +11,7 @@ from agentweave_bus import SecureAgent, capability
 from agentweave_bus.config import load_config
 from agentweave_bus.runtime import AgentWeaveClient
 from agentweave_bus.worker import serve as serve_agent
-from benchmarks.peers import Call
+from benchmarks.peers import Call, WrongAnswerError
 from benchmarks.places import PAYLOAD, Place
 
 __all__ = ["Echo", "client", "serve"]
@@ -52,6 +52,6 @@ async def client(place: Place) -> AsyncIterator[Call]:
         async def call() -> None:
             result = await bus.call(target, name, payload)
             if result.status != "completed" or result.artifacts[0]["data"]["text"] != PAYLOAD:
-                raise RuntimeError(f"{place.row}: {result}")
+                raise WrongAnswerError(f"{place.row}: {result}")
 
         yield call

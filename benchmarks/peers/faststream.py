@@ -9,7 +9,7 @@ from typing import Any, Final
 from faststream import FastStream
 from faststream.nats import NatsBroker
 
-from benchmarks.peers import Call
+from benchmarks.peers import Call, WrongAnswerError
 from benchmarks.places import PAYLOAD, Place
 
 __all__ = ["client", "serve"]
@@ -42,7 +42,7 @@ async def client(place: Place) -> AsyncIterator[Call]:
         async def call() -> None:
             reply = await broker.request(PAYLOAD, _SUBJECT, timeout=_CALL_S)
             if await reply.decode() != PAYLOAD:
-                raise RuntimeError("faststream: another answer than was sent")
+                raise WrongAnswerError("faststream: another answer than was sent")
 
         yield call
 

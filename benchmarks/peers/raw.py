@@ -13,7 +13,7 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from benchmarks.peers import Call
+from benchmarks.peers import Call, WrongAnswerError
 from benchmarks.places import PAYLOAD, Place
 
 __all__ = ["client", "serve"]
@@ -46,7 +46,7 @@ async def client(place: Place) -> AsyncIterator[Call]:
         async def call() -> None:
             reply = await connection.request(_SUBJECT, payload, timeout=_CALL_S)
             if reply.data != payload:
-                raise RuntimeError("raw: another answer than was sent")
+                raise WrongAnswerError("raw: another answer than was sent")
 
         yield call
 

@@ -14,8 +14,9 @@ from benchmarks import documents
 from benchmarks.gauges import cpu_seconds, resident_bytes
 from benchmarks.load import Load, Sample, closed_loop, percentile
 from benchmarks.memory import MemorySample, growth_of, memory_report
+from benchmarks.peers import WrongAnswerError
 from benchmarks.plot import bars
-from benchmarks.report import figures_table, ratios_tables, stages_table, table, targets_table
+from benchmarks.report import failures_list, figures_table, ratios_tables, stages_table, table, targets_table
 from benchmarks.results import Figure, StageFigure, figures_of, ratio, rounds_of
 from benchmarks.rows import ROWS, chosen
 from benchmarks.run import compare
@@ -219,13 +220,47 @@ async def test_the_load_counts_what_was_answered_in_its_time():
 
 
 @pytest.mark.anyio
-async def test_a_call_that_fails_ends_the_measurement():
+async def test_a_wrong_answer_ends_the_measurement():
     async def call():
-        raise RuntimeError("another answer than was sent")
+        raise WrongAnswerError("another answer than was sent")
 
     with pytest.raises(ExceptionGroup) as caught:
         await closed_loop(call, Load(2, 0.01, 0.01), {})
-    assert caught.group_contains(RuntimeError, match="another answer")
+    assert caught.group_contains(WrongAnswerError, match="another answer")
+
+
+@pytest.mark.anyio
+async def test_a_call_that_fails_is_counted_apart_and_told():
+    made = 0
+
+    async def call():
+        nonlocal made
+        made += 1
+        number = made
+        await asyncio.sleep(0.005)
+        if number % 4 == 0:
+            raise TimeoutError("no answer in time")
+
+    found = await closed_loop(call, Load(3, 0.02, 0.1), {})
+    assert 0 < found.failed < found.calls < made
+    assert found.failure == "TimeoutError: no answer in time"
+    told = failures_list({"opa": [{256: found}], "raw": rounds(100)})
+    assert (
+        f"- safe, OPA as a server, 256 in flight: {found.failed} of {found.failed + found.calls} failed"
+        in told
+    )
+    assert "TimeoutError: no answer in time" in told
+    assert "nats-py" not in told
+    assert failures_list({"raw": rounds(100)}) == ""
+
+
+@pytest.mark.anyio
+async def test_a_load_of_which_nothing_is_answered_has_no_figures():
+    async def call():
+        raise OSError("refused")
+
+    with pytest.raises(RuntimeError, match=r"no call was answered; .* failed: OSError: refused"):
+        await closed_loop(call, Load(2, 0.01, 0.05), {})
 
 
 def test_the_kernel_counts_this_process():

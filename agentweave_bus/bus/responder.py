@@ -143,6 +143,7 @@ class Responder:
 
     async def _answer(self, session: Session, message: Msg) -> None:
         began = time.perf_counter()
+        self._sealer.require_svid()  # what can't be answered is not run
         try:
             admitted = await self._admission.admit(message.data, Arrival(message.subject, message.reply))
         except AdmissionRefusedError as refusal:

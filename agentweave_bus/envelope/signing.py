@@ -82,6 +82,15 @@ class Sealer:
             self._flush()
         return await future
 
+    def require_svid(self) -> None:
+        """Make sure that something could be sealed now.
+
+        Raises:
+            SvidUnavailableError: there is no valid SVID.
+
+        """
+        self._svid()
+
     def seal_now(self, draft: Draft, payload: bytes, via: tuple[Link, ...] = ()) -> Sealed:
         """Seal at once, in a batch of one. Same errors as :meth:`seal`."""
         prepared = self._prepare(draft, payload, via)

@@ -7,6 +7,7 @@ import pytest
 
 from agentweave_bus.bus.admission import AdmissionRefusedError, Step
 from agentweave_bus.bus.responder import Responder
+from agentweave_bus.envelope import Sealer
 from agentweave_bus.observability.metrics import Metrics
 from agentweave_bus.spiffe_id import SpiffeID
 
@@ -59,7 +60,7 @@ def parts():
         capabilities=["do"],
         admission=gate,
         dispatch=None,
-        sealer=None,
+        sealer=Sealer(lambda: None),
         audit=None,
         metrics=Metrics.create(),
         clock_ms=lambda: 0,

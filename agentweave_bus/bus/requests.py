@@ -13,7 +13,9 @@ When an attempt is made again, with the same ``id``:
 - no answer came in the attempt's share of the time, or the connection was lost: only for calls said to be
   ``safe``; others fail at once with ``CallTimeoutError`` or ``ConnectionLostError``, since the work may have
   been done;
-- the callee refused with ``retry_after``: nothing ran, so a new call with a new ``id`` is made.
+- the callee refused with ``retry_after``: nothing ran, so a new call with a new ``id`` is made. Not so when
+  an earlier attempt ended by the word, which nobody signs, that nobody was there: that attempt may have been
+  received, so the ``id`` stays, whose claim lets the work be done once.
 
 Whether the call is allowed was asked before; see ``client.py``.
 """
@@ -135,6 +137,7 @@ class _Call:
         self.id = call_id
         self.deadline = deadline  # by the monotonic clock, in seconds
         self.attempts: dict[bytes, bool] = {}
+        self.in_doubt = False  # an attempt ended without a signed answer, so it may have been received
         self.subjects: set[str] = set()
         self.answer: OpenedEnvelope | None = None
         self.woken: asyncio.Future[_Signal | OpenedEnvelope] = asyncio.get_running_loop().create_future()
@@ -148,10 +151,24 @@ class _Call:
     def nobody_there(self) -> None:
         """Note that the broker had nobody to give an attempt to. It names none, so it means all so far.
 
-        A broker that lies here can make a call look as if nothing ran; see docs/security.md.
+        That may be a lie, so from here on the call keeps its id; see docs/security.md.
         """
+        self.in_doubt = True
         self.attempts = dict.fromkeys(self.attempts, True)
         self.wake(_Signal.NO_RESPONDER)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether no other answer can count. In doubt a refusal of one attempt leaves the others open."""
+        answer = self.answer
+        return answer is not None and not (self.in_doubt and answer.head.kind is Kind.REFUSAL)
+
+    def go_on_after(self, refusal: OpenedEnvelope) -> None:
+        """Count ``refusal`` as the end of its attempt only; what came after it stands."""
+        assert refusal.head.re is not None
+        self.attempts.pop(refusal.head.re, None)
+        if self.answer is refusal:
+            self.answer = None
 
     def renew(self) -> asyncio.Future[_Signal | OpenedEnvelope]:
         """Return the future of the next attempt; already answered if an answer came meanwhile."""
@@ -219,24 +236,35 @@ class Requests:
 
     async def _call(self, request: Request) -> Answer:
         deadline = self._monotonic() + (request.deadline_ms - self._clock_ms()) / 1000
-        for _ in range(self._retry.attempts - 1):
-            try:
-                return await self._call_once(request, deadline)
-            except CallRefusedError as refusal:
-                wait = refusal.retry_after
-                if wait is None or wait >= self._until(deadline):
-                    raise
-            await asyncio.sleep(wait)
-        return await self._call_once(request, deadline)
-
-    async def _call_once(self, request: Request, deadline: float) -> Answer:
         call = _Call(request, new_id(self._clock_ms()), deadline)
         try:
-            return _answer_of(await self._answered(call))
+            opened = await self._answered(call)
+            asked = 1
+            while (wait := self._asks_again(call, opened, asked)) is not None:
+                if call.in_doubt:
+                    call.go_on_after(opened)
+                    opened = await self._pause(call, wait) or await self._answered(call)
+                else:
+                    self._forget(call)
+                    await asyncio.sleep(wait)
+                    call = _Call(request, new_id(self._clock_ms()), deadline)
+                    opened = await self._answered(call)
+                asked += 1
+            return _answer_of(call, opened)
         finally:
-            call.woken.cancel()
-            for subject in call.subjects:
-                self._calls.pop(subject, None)
+            self._forget(call)
+
+    def _asks_again(self, call: _Call, opened: OpenedEnvelope, asked: int) -> float | None:
+        """Return after how many seconds to ask again, where the answer is to come again and there is time."""
+        if opened.head.kind is not Kind.REFUSAL or asked >= self._retry.attempts:
+            return None
+        wait = _retry_after(opened)
+        return None if wait is None or wait >= self._until(call.deadline) else wait
+
+    def _forget(self, call: _Call) -> None:
+        call.woken.cancel()
+        for subject in call.subjects:
+            self._calls.pop(subject, None)
 
     async def _answered(self, call: _Call) -> OpenedEnvelope:
         """Make attempts until there is an answer, or no reason to make another one."""
@@ -365,7 +393,7 @@ class Requests:
             self._metrics.reply_dropped(DropReason.LATE)
         elif not message.data and message.headers and message.headers.get("Status") == _NO_RESPONDERS:
             call.nobody_there()
-        elif call.answer is not None:
+        elif call.is_answered:
             self._metrics.reply_dropped(DropReason.DUPLICATE)
         elif (opened := self._open(me, call, message)) is None:
             self._metrics.reply_dropped(DropReason.FORGED)
@@ -400,17 +428,30 @@ class Requests:
         return all(call.attempts.values())
 
 
-def _answer_of(opened: OpenedEnvelope) -> Answer:
-    try:
-        value = decode_payload(opened.payload)
-    except PayloadError as error:
-        raise AgentCallError(f"the answer of {opened.head.iss} is no JSON value: {error}") from error
+def _answer_of(call: _Call, opened: OpenedEnvelope) -> Answer:
+    value = _value_of(opened)
     if opened.head.kind is Kind.REFUSAL:
-        raise _refusal(opened, value)
+        raise _refusal(opened, value, in_doubt=call.in_doubt)
     return Answer(value, opened.digest)
 
 
-def _refusal(opened: OpenedEnvelope, value: Any) -> AgentCallError:
+def _value_of(opened: OpenedEnvelope) -> Any:
+    try:
+        return decode_payload(opened.payload)
+    except PayloadError as error:
+        raise AgentCallError(f"the answer of {opened.head.iss} is no JSON value: {error}") from error
+
+
+def _retry_after(refusal: OpenedEnvelope) -> float | None:
+    """Return when the callee says to come again, in seconds, if nothing but time is in the way."""
+    body = _value_of(refusal)
+    if not isinstance(body, dict) or body.get("step") == "authorization":
+        return None
+    wait = body.get("retry_after")
+    return float(wait) if isinstance(wait, (int, float)) and wait >= 0 else None
+
+
+def _refusal(opened: OpenedEnvelope, value: Any, *, in_doubt: bool) -> AgentCallError:
     body = value if isinstance(value, dict) else {}
     step, reason, audit_id = (str(body.get(key, "")) for key in ("step", "reason", "audit_id"))
     callee, capability = opened.head.iss, opened.head.cap
@@ -420,11 +461,11 @@ def _refusal(opened: OpenedEnvelope, value: Any) -> AgentCallError:
             reason=reason,
             audit_id=audit_id,
         )
-    wait = body.get("retry_after")
+    doubt = "; an attempt before this one may have been received all the same" if in_doubt else ""
     return CallRefusedError(
-        f"{callee} refused {capability!r} at {step}: {reason} (audit id {audit_id})",
+        f"{callee} refused {capability!r} at {step}: {reason} (audit id {audit_id}){doubt}",
         step=step,
         reason=reason,
         audit_id=audit_id,
-        retry_after=float(wait) if isinstance(wait, (int, float)) and wait >= 0 else None,
+        retry_after=None if in_doubt else _retry_after(opened),
     )

@@ -77,7 +77,7 @@ MUTANTS = (
     REQUESTS(
         what="the second answer to a call",
         function="Requests._on_reply",
-        find="call.answer is not None",
+        find="call.is_answered",
         tests=("replies/test_late_answer.py::test_the_first_of_two_counts",),
     ),
     REQUESTS(
@@ -89,9 +89,15 @@ MUTANTS = (
     ),
     REQUESTS(
         what="the end of a call: its subjects are forgotten",
-        function="Requests._call_once",
+        function="Requests._forget",
         find="self._calls.pop(subject, None)",
         put="None",
         tests=("replies/test_late_answer.py::test_an_answer_again",),
+    ),
+    REQUESTS(
+        what="the id of a call that may have been received",
+        function="Requests._call",
+        find="call.in_doubt",
+        tests=("broker/test_compromised_broker.py::test_nobody_there_and_then_not_ready",),
     ),
 )

@@ -55,9 +55,15 @@ class ClaimOutcome(Enum):
 class PendingClaim:
     """A claim that has been sent. Await :meth:`outcome`, or :meth:`abandon` it."""
 
-    def __init__(self, claims: Claims | None = None, answer: asyncio.Future[Msg] | None = None) -> None:
+    def __init__(
+        self,
+        claims: Claims | None = None,
+        answer: asyncio.Future[Msg] | None = None,
+        stream_ms: int | None = None,
+    ) -> None:
         self._claims = claims
         self._answer = answer
+        self._stream_ms = stream_ms
 
     async def outcome(self) -> ClaimOutcome:
         """Wait for the broker's word, within the time that a claim may take."""
@@ -67,7 +73,7 @@ class PendingClaim:
             message = await asyncio.wait_for(self._answer, _TIMEOUT_S)
         except (BusError, TimeoutError):
             return ClaimOutcome.UNAVAILABLE
-        return await self._claims.judge(message.data)
+        return await self._claims.judge(message.data, self._stream_ms)
 
     def abandon(self) -> None:
         """Wait no more. The claim may stand all the same; nothing runs on it."""
@@ -84,10 +90,14 @@ class Claims:
         self._info_subject = f"$JS.API.STREAM.INFO.{claim_stream_name(me)}"
         self._created_ms: int | None = None
         self._highest = 0
+        self._confirmed = False  # by an answer that came after a claim of this session
+        self._asking = asyncio.Lock()
+        self._asked = 0
 
     async def on_session(self, session: Session) -> None:
         """Learn when the stream was made: a new broker may have a new, empty one."""
         self._created_ms = None
+        self._confirmed = False
         await self._learn(session)
 
     async def created_ms(self) -> int | None:
@@ -107,29 +117,48 @@ class Claims:
 
         What came of it is the result's ``outcome()``, so that other work can be done meanwhile.
         """
+        stream_ms = self._created_ms  # what the call was measured by
         try:
             session = await self._keeper.session(_TIMEOUT_S)
-            return PendingClaim(self, await session.post(claim_subject(self._me, key), digest))
+            answer = await session.post(claim_subject(self._me, key), digest)
+            return PendingClaim(self, answer, stream_ms)
         except (BusError, UnreachableError):
             return PendingClaim()
 
-    async def judge(self, answer: bytes) -> ClaimOutcome:
-        """Say what the broker's ``answer`` to a claim means.
+    async def judge(self, answer: bytes, stream_ms: int | None) -> ClaimOutcome:
+        """Say what the broker's ``answer`` to a claim means, for a call measured by the age ``stream_ms``.
 
         Sequence numbers grow. One that does not may be late, or of a stream that was made anew and has
-        forgotten what was claimed: then the stream's age decides.
+        forgotten what was claimed; nor does the first one of a session say of which stream it is. Then the
+        stream is asked once more for its age, which decides.
         """
         outcome, sequence = _outcome(answer)
         if outcome is not ClaimOutcome.HELD:
             return outcome
-        if sequence > self._highest:
+        if stream_ms is None or stream_ms != self._created_ms:
+            return ClaimOutcome.UNAVAILABLE
+        if sequence > self._highest and self._confirmed:
             self._highest = sequence
             return outcome
-        known, self._created_ms = self._created_ms, None
-        if known is not None and await self.created_ms() == known:
+        await self._learn_anew()
+        if self._created_ms == stream_ms:
+            self._confirmed = True
+            self._highest = max(self._highest, sequence)
             return outcome
         self._highest = 0
         return ClaimOutcome.UNAVAILABLE
+
+    async def _learn_anew(self) -> None:
+        """Ask for the stream's age; of many who want to know at once one asks, after the last has come."""
+        asked_before = self._asked
+        async with self._asking:
+            if self._asked > asked_before:
+                return
+            self._asked += 1
+            try:
+                await self._learn(await self._keeper.session(_TIMEOUT_S))
+            except UnreachableError:
+                self._created_ms = None
 
     async def _learn(self, session: Session) -> None:
         try:

@@ -95,3 +95,21 @@ async def test_a_process_that_outlives_the_claims(world, echo, cli, mallory, rel
     await mallory.send(first.subject, other.frame, reply_of(other))
     assert (await world.refusal("middle", after=before + 1))["reason"] == NEWER
     assert middle.ran == ["relay", "relay"]
+
+
+@refused_by(
+    Step.REPLAY,
+    "a call sent again to a process that has claimed nothing yet, after its claim was destroyed",
+    by=Adversary.BROKER,
+)
+async def test_a_process_that_has_claimed_nothing(world, echo, mallory, relayed):
+    """It has learned the age of the old stream, and no sequence number of it by which it could tell them apart."""
+    middle, frame = relayed
+    await world.running(middle).stop()
+    again = await world.agent(MIDDLE)
+    await made_anew(mallory)
+    before = len(world.refusals("middle"))
+    await mallory.send(frame.subject, frame.data, frame.reply)
+    refusal = await world.refusal("middle", after=before)
+    assert (refusal["step"], refusal["reason"]) == (Step.REPLAY.number, "the call could not be claimed")
+    assert (middle.ran, again.ran, echo.ran) == (["relay"], [], ["say"])

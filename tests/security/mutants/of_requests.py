@@ -299,6 +299,13 @@ MUTANTS = (
         put="True",
         tests=("broker/test_false_acknowledgement.py::test_a_sequence_that_does_not_grow",),
     ),
+    CLAIMS(
+        what="the stream's age after a session's first claim",
+        function="Claims.judge",
+        find="sequence > self._highest and self._confirmed",
+        put="sequence > self._highest",
+        tests=("test_replay_new_claims.py::test_a_process_that_has_claimed_nothing",),
+    ),
     Mutant(
         part=9,
         what="the recipient in the key of a claim",

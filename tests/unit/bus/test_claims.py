@@ -26,13 +26,15 @@ class Broker:
     """Tells when the stream was made, as often as it is asked."""
 
     def __init__(self, *created):
-        self.created = list(created)
+        self.created, self.asked = list(created), 0
 
     async def session(self, _timeout_s):
         return self
 
     async def ask(self, _subject, _data, *, timeout_s):
         assert timeout_s > 0
+        self.asked += 1
+        await asyncio.sleep(0)
         created = self.created.pop(0) if len(self.created) > 1 else self.created[0]
         return Message(json.dumps({"created": created}).encode())
 
@@ -41,13 +43,18 @@ def claims_at(*created):
     return Claims(SpiffeID("spiffe://a.test/agent/x"), Broker(*created))
 
 
-def answered(value, claims=None):
+def answered(value, claims=None, stream=None):
+    """Return a claim that was answered with ``value``, of a call measured by the age ``stream``."""
+    claims = claims or claims_at(EARLY)
+    if claims._created_ms is None:
+        claims._created_ms = EARLY_MS
     answer = asyncio.get_running_loop().create_future()
     answer.set_result(Message(value if isinstance(value, bytes) else json.dumps(value).encode()))
-    return PendingClaim(claims or claims_at(EARLY), answer)
+    return PendingClaim(claims, answer, stream or claims._created_ms)
 
 
 EARLY, LATE = "2026-01-02T03:04:05Z", "2026-01-02T04:00:00Z"
+EARLY_MS = 1_767_323_045_000
 FULL_SUBJECT = "maximum messages per subject exceeded"
 
 
@@ -71,11 +78,39 @@ async def test_a_full_stream_accuses_nobody_of_a_replay(description):
 
 
 async def test_a_sequence_that_starts_anew_in_another_stream_runs_nothing():
-    claims = claims_at(EARLY, LATE)
+    claims = claims_at(EARLY, EARLY, LATE)
     assert await claims.created_ms() is not None
     assert await answered({"seq": 100}, claims).outcome() is ClaimOutcome.HELD
     assert await answered({"seq": 1}, claims).outcome() is ClaimOutcome.UNAVAILABLE
     assert await answered({"seq": 2}, claims).outcome() is ClaimOutcome.HELD  # the new stream is known now
+
+
+async def test_the_first_claim_of_a_session_is_measured_by_an_age_asked_for_after_it():
+    claims = claims_at(EARLY, LATE)
+    broker = claims._keeper
+    await claims.on_session(broker)
+    assert await answered({"seq": 100}, claims).outcome() is ClaimOutcome.UNAVAILABLE
+    assert await answered({"seq": 101}, claims).outcome() is ClaimOutcome.HELD
+    asked = broker.asked
+    assert await answered({"seq": 102}, claims).outcome() is ClaimOutcome.HELD
+    assert broker.asked == asked  # it knows by then
+    await claims.on_session(broker)
+    assert await answered({"seq": 103}, claims).outcome() is ClaimOutcome.HELD
+    assert broker.asked == asked + 2
+
+
+async def test_many_first_claims_at_once_ask_once_and_all_hold():
+    claims = claims_at(EARLY)
+    await claims.on_session(claims._keeper)
+    outcomes = await asyncio.gather(*(answered({"seq": n}, claims).outcome() for n in range(1, 100)))
+    assert set(outcomes) == {ClaimOutcome.HELD}
+    assert claims._keeper.asked <= 3
+
+
+async def test_a_call_that_was_measured_by_another_age_runs_nothing():
+    claims = claims_at(EARLY)
+    assert await answered({"seq": 1}, claims).outcome() is ClaimOutcome.HELD
+    assert await answered({"seq": 2}, claims, EARLY_MS - 1).outcome() is ClaimOutcome.UNAVAILABLE
 
 
 async def test_acknowledgements_of_one_stream_may_be_judged_out_of_order():

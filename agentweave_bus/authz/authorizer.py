@@ -60,7 +60,7 @@ class Authorizer:
         environment: ``development`` or anything else, which counts as production.
         default_action: ``deny``. ``log-only`` lets every denied action through and logs it, ``allow``
             lets through what the policy has no answer for; both in development only.
-        timeout_s: for one question.
+        timeout_s: for one question; must be more than the engine's own budgets for it.
         refresh: called by :meth:`reload` and every second by :meth:`run`, for engines that follow
             their policy themselves (``OpaServerEngine.refresh``). When it raises, every standing
             answer is dropped.

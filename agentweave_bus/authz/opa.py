@@ -79,6 +79,11 @@ class OpaSettings:
     require_revision: bool = True
     connections: int = 16
 
+    @property
+    def longest_question_s(self) -> float:
+        """How long a question takes at most, in seconds, when every attempt uses its budget up."""
+        return len(ANSWER_RULES) * _ATTEMPTS * self.budget_ms / 1000
+
     def __post_init__(self) -> None:
         if not self.require_revision and self.environment != "development":
             raise ConfigurationError(
@@ -142,6 +147,7 @@ class OpaServerEngine:
         monotonic_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000,
     ) -> None:
         self._settings = settings or OpaSettings()
+        self.longest_question_s = self._settings.longest_question_s
         self._tls = tls
         self._on_request = on_request
         self._on_error = on_error

@@ -29,6 +29,7 @@ from agentweave_bus.authz import (
     PolicyEngine,
     PolicyWatch,
 )
+from agentweave_bus.authz.authorizer import DEFAULT_TIMEOUT_S
 from agentweave_bus.authz.circuit_breaker import BreakerSettings
 from agentweave_bus.authz.frames import DEFAULT_MAX_BYTES
 from agentweave_bus.authz.opa import OpaServerEngine, OpaSettings
@@ -207,12 +208,14 @@ async def _authorizer(
     settings = config.authorization
     engine: PolicyEngine | AuthorizationProvider
     load = refresh = None
+    timeout_s = DEFAULT_TIMEOUT_S
     if provider is not None:
         engine = provider
     elif settings.provider == "opa":
         server = _opa_servers(config, source, chains, metrics, surroundings)
         engine = surroundings.around_engine(server)
         refresh = server.refresh
+        timeout_s += server.longest_question_s  # its own budgets are what counts; this is for what hangs
         stack.push_async_callback(server.aclose)
         stack.callback(source.subscribe(lambda _snapshot: server.drop_connections()))
         revocations.on_change(server.drop_connections)
@@ -232,6 +235,7 @@ async def _authorizer(
         watch=watch,
         environment=config.environment,
         default_action=settings.default_action,
+        timeout_s=timeout_s,
         refresh=refresh,
         on_decision=_log_federated if settings.audit.log_federated else None,
         on_alarm=lambda _sentence: metrics.policy_load_errors.inc(),

@@ -95,6 +95,20 @@ async def test_five_failures_open_a_breaker_that_probes_after_half_a_minute(worl
     assert metric(echo.parts, "agentweave_opa_errors_total") == 6
 
 
+async def test_a_server_may_take_as_long_as_the_setting_says(world, cli, players):
+    """More than a second, which is what engines without a setting have."""
+    first = players[0]
+    await world.agent(ECHO, **(asks(first) | {"authorization__timeout_ms": 20_000}))
+
+    async def slow(question, writer):
+        await asyncio.sleep(1.2)
+        await first.well(question, writer)
+
+    first.play = slow
+    await cli.ask(ECHO, "say", {"text": "x"})
+    assert [one.rule for one in first.questions()] == ["decision"]
+
+
 async def test_the_second_endpoint_takes_over_and_the_first_comes_back(world, cli, players):
     first, second = players
     echo = await world.agent(ECHO, **asks(first, second))

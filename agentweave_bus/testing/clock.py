@@ -2,8 +2,9 @@
 
 :class:`VirtualClock` is real time plus what :meth:`VirtualClock.advance` has added. Putting it forward wakes
 whatever sleeps or waits on the event loop in the order in which it is due, each at its time: deadlines,
-retries, renewals of SVIDs, redeliveries. What it can't move: threads that sleep, other processes, sockets,
-and code that reads :mod:`time` or ``datetime.now()`` itself instead of asking this clock.
+retries, renewals of SVIDs, redeliveries. Each has its turn, and what it hands to a thread ends, before the
+next is woken. What can't be moved: threads that sleep, other processes, sockets, and code that reads
+:mod:`time` or ``datetime.now()`` itself instead of asking this clock.
 
 :class:`RealClock` has the same methods and waits instead, for a bus whose broker is another process.
 """
@@ -11,19 +12,16 @@ and code that reads :mod:`time` or ``datetime.now()`` itself instead of asking t
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary
+from typing import Final, Protocol
 
 from agentweave_bus.exceptions import AgentWeaveError
+from agentweave_bus.testing.loop_time import LoopTime
 
 __all__ = ["Clock", "RealClock", "VirtualClock"]
 
-_MAX_TURNS: Final = 1_000
-"""Turns of the loop that are waited for at one instant, should something never come to rest."""
 _LONGEST_REAL_WAIT: Final = 60.0
 
 
@@ -47,11 +45,22 @@ class VirtualClock:
     """Real time, and what was added to it. Of one event loop, which must be asyncio's own.
 
     While :meth:`advance` runs, time stands still between two things that are due, however long they take.
+    ``patience`` is how long each may take, in seconds of real time: so long a thread is waited for, and a
+    loop that does not come to rest.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patience: float = 10.0) -> None:
+        self.patience = patience
         self._ahead_ns = 0
         self._standing: int | None = None  # the monotonic clock, while it stands still
+
+    def follow(self) -> None:
+        """Take note, from now on, of what the running loop hands to threads.
+
+        :meth:`advance` begins with that by itself, and does not know of work that was handed over before.
+        """
+        with suppress(AgentWeaveError):  # a loop that can't be put forward; advance says so
+            LoopTime.of(asyncio.get_running_loop())
 
     def time_ns(self) -> int:
         """Return the time, in nanoseconds since the epoch."""
@@ -68,23 +77,27 @@ class VirtualClock:
     async def advance(self, seconds: float | timedelta) -> None:
         """Put the clock forward; returns when all that was due on this loop has had its turn.
 
+        A thread's work that began before is waited for as long as ``patience`` says, and then left alone.
+
         Raises:
-            AgentWeaveError: ``seconds`` is negative, the event loop can't be put forward (uvloop), or this
-                is done already by somebody else.
+            AgentWeaveError: ``seconds`` is negative, the event loop can't be put forward (uvloop), this is
+                done already by somebody else, or something that was woken is not done after ``patience``:
+                the message says what, and the clock stays at the time when that was due.
 
         """
         wanted = _seconds(seconds)
-        loop = _LoopTime.of(asyncio.get_running_loop())
+        loop = LoopTime.of(asyncio.get_running_loop())
         if loop.standing is not None:
             raise AgentWeaveError("the clock is being put forward already")
-        began = loop.standing = loop.time()
+        now = began = loop.stand()
         began_ns = self._standing = self.monotonic_ns()
         try:
-            await loop.at_rest()
-            while loop.standing < began + wanted:
-                loop.standing = min(max(loop.next_due(), loop.standing), began + wanted)
-                self._standing = began_ns + round((loop.standing - began) * 1e9)
-                await loop.at_rest()
+            await loop.at_rest(self.patience)
+            while now < began + wanted:
+                now = min(max(loop.next_due(), now), began + wanted)
+                loop.move_to(now)
+                self._standing = began_ns + round((now - began) * 1e9)
+                await loop.at_rest(self.patience)
         finally:
             self._ahead_ns = self._standing - time.monotonic_ns()
             self._standing = None
@@ -121,52 +134,3 @@ def _seconds(value: float | timedelta) -> float:
     if not seconds >= 0:
         raise AgentWeaveError(f"a clock is put forward, not by {seconds:g} s")
     return seconds
-
-
-class _LoopTime:
-    """An event loop whose ``time()`` is ahead. It stays so: timers are set by it, and time can't go back."""
-
-    _known: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopTime]] = WeakKeyDictionary()
-
-    def __init__(self, loop: asyncio.BaseEventLoop, real: Callable[[], float]) -> None:
-        self.standing: float | None = None
-        self._ahead = 0.0
-        # Neither queue has a public name; without them nobody can tell what is due.
-        self._timers: list[Any] = loop._scheduled  # type: ignore[attr-defined]  # noqa: SLF001
-        self._ready: Any = loop._ready  # type: ignore[attr-defined]  # noqa: SLF001
-        self._real = real
-
-    @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop) -> _LoopTime:
-        if loop in cls._known:
-            return cls._known[loop]
-        if not isinstance(loop, asyncio.BaseEventLoop):
-            raise AgentWeaveError(
-                f"{type(loop).__module__}.{type(loop).__qualname__} can't be put forward;"
-                " run tests that use the clock on asyncio's own event loop"
-            )
-        made = cls._known[loop] = cls(loop, loop.time)
-        loop.time = made.time  # type: ignore[method-assign]
-        return made
-
-    def time(self) -> float:
-        return self._real() + self._ahead if self.standing is None else self.standing
-
-    def go_on(self) -> None:
-        """Run on from where it stands."""
-        if self.standing is not None:
-            self._ahead = self.standing - self._real()
-            self.standing = None
-
-    def next_due(self) -> float:
-        """When the next timer is due, by this clock; endless where there is none."""
-        return min((timer.when() for timer in self._timers if not timer.cancelled()), default=math.inf)
-
-    async def at_rest(self) -> None:
-        """Return when nothing on the loop is ready to run."""
-        quiet = 0
-        for _ in range(_MAX_TURNS):
-            await asyncio.sleep(0)
-            quiet = 0 if self._ready else quiet + 1
-            if quiet > 1:  # twice: what a socket or a thread brings is queued between two turns
-                return

@@ -76,7 +76,8 @@ class MemoryBus(Bus):
         )
         domain.retire_old_authorities()
 
-    async def _start_broker(self) -> None: ...
+    async def _start_broker(self) -> None:
+        self._clock.follow()
 
     async def _stop_broker(self) -> None:
         await self.broker.close()

@@ -45,7 +45,7 @@ async def test_examples_on_a_bus(page: dict[str, Any], name: str, bus: Bus) -> N
 
 def test_every_example_is_run() -> None:
     assert len(NAMES) == len(ALONE) + len(ON_A_BUS) + len(ON_A_SERVER)
-    assert (len(ALONE), len(ON_A_BUS), len(ON_A_SERVER)) == (4, 4, 1)
+    assert (len(ALONE), len(ON_A_BUS), len(ON_A_SERVER)) == (4, 5, 1)
 
 
 def test_every_method_that_the_page_names_exists() -> None:

@@ -95,9 +95,7 @@ async def test_a_forged_frame_does_not_get_through(bus: MemoryBus, stock: StockA
     # Somebody else's certificate under the right name.
     forger = MockIdentityProvider("spiffe://test.local/client/cli", trust_domain=TrustDomain("test.local"))
     connecting = asyncio.create_task(bus.client(identity_provider=forger))
-    while not connecting.done():  # it opens files in a thread, before time matters to it
-        await bus.clock.advance(1)
-        await asyncio.sleep(0.01)
+    await bus.clock.advance(60)  # it gives up at some time
     with pytest.raises(BusError, match=r"can't connect.*no authority of that bundle signed it"):
         await connecting
     await raw.close()
@@ -299,12 +297,12 @@ async def test_an_unknown_user_is_not_let_in(bus: MemoryBus) -> None:
 
 async def test_svids_are_renewed_by_the_clock_and_expire_by_it(bus: MemoryBus, stock: StockAgent) -> None:
     client = await bus.client()
-    await bus.clock.advance(timedelta(hours=2))
-    assert 3 <= len(stock.svids) <= 4
+    await bus.clock.advance(timedelta(minutes=35))
+    assert len(stock.svids) == 1
     assert (await client.call(STOCK, "look")).data == {"left": 3}
     for provider in bus.domain()._providers:
         provider.renew = lambda: None  # type: ignore[method-assign]  # the authority is gone
-    await bus.clock.advance(timedelta(hours=2))
+    await bus.clock.advance(timedelta(minutes=57))
     with pytest.raises(AgentWeaveError):
         await client.call(STOCK, "look")
 
@@ -314,7 +312,7 @@ async def test_everyone_goes_by_the_clock(bus: MemoryBus) -> None:
     await bus.grant("client/cli", "agent/stock", "remaining")
     stock = await bus.start(StockAgent)
     client = await bus.client()
-    await bus.clock.advance(3600)
+    await bus.clock.advance(600)
     assert 19 < (await client.call(stock.spiffe_id, "remaining", timeout=20)).data["seconds"] <= 20
     await client.call(stock.spiffe_id, "reserve", {"sku": "widget"})
     with pytest.raises(AuthorizationError, match="max_per_minute"):

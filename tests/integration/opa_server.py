@@ -68,6 +68,7 @@ class OpaServer:
         self._policies.mkdir(parents=True)
         self._bundles: BundleService | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._port: int | None = None
         if svid is None:
             self.url, self._listen = f"unix://{self.socket}", ["--addr", f"unix://{self.socket}"]
         else:
@@ -76,7 +77,7 @@ class OpaServer:
 
     def _https(self, svid: X509Svid, clients: X509Bundle) -> tuple[str, list[str]]:
         with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+            port = self._port = probe.getsockname()[1]
         files = {"cert": svid.chain_pem(), "key": svid.key_pem(), "clients": clients.to_pem()}
         for name, content in files.items():
             path = self.folder / f"{name}.pem"
@@ -133,11 +134,24 @@ class OpaServer:
 
     async def _healthy(self) -> None:
         give_up = time.monotonic() + PATIENCE
-        while not await self._says_healthy():
+        while not (await self._says_healthy() and await self._listens()):
             assert self._process is not None
             assert self._process.returncode is None, "opa ended"
             assert time.monotonic() < give_up, "opa has no bundle"
             await asyncio.sleep(0.02)
+
+    async def _listens(self) -> bool:
+        """Tell whether it takes questions: those about its health go to a socket of their own."""
+        try:
+            if self._port is None:
+                _, writer = await asyncio.open_unix_connection(self.socket)
+            else:
+                _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            return False
+        writer.close()
+        await writer.wait_closed()
+        return True
 
     async def _says_healthy(self) -> bool:
         try:

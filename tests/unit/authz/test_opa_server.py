@@ -97,10 +97,22 @@ class RealOpa:
             "-b",
         ]
         self._process = subprocess.Popen([str(find_opa()), *arguments, self._bundle])
-        deadline = time.monotonic() + 10
-        while not self.socket.exists():
+        deadline = time.monotonic() + 30
+        while not self._says_healthy():
+            assert self._process.poll() is None, "opa ended"
             assert time.monotonic() < deadline, "opa did not start"
             time.sleep(0.01)
+
+    def _says_healthy(self) -> bool:
+        """Ask it: its socket is there before anybody listens."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            try:
+                connection.connect(str(self.socket))
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: opa\r\nConnection: close\r\n\r\n")
+                return b" 200 " in connection.recv(64)
+            except OSError:
+                return False
 
     def stop(self) -> None:
         if self._process is not None:

@@ -21,6 +21,9 @@ from contextvars import Context
 from functools import cache, partial
 from typing import Any, Final
 
+from anyio.lowlevel import checkpoint
+
+from agentweave_bus.authz.policy_watch import PolicyWatch
 from agentweave_bus.exceptions import AgentWeaveError
 
 __all__ = ["LoopTime"]
@@ -32,6 +35,9 @@ _LOOK_AGAIN: Final = 0.05
 _LONGEST_TURN: Final = 0.1
 """What one turn takes off the patience, at most: when the whole process was held up, so were its threads."""
 _FRAMES_SHOWN: Final = 3
+_LOOKS: Final = (PolicyWatch._refresh,)  # noqa: SLF001
+"""What is so quick, and done so often (every second, by each agent), that a thread for it would take most of
+the time. While time stands still the loop can do it just as well."""
 
 
 class LoopTime:
@@ -211,6 +217,9 @@ def _count_worker_threads() -> None:
         loop = LoopTime.known(asyncio.get_running_loop())
         if loop is None:
             return await run(func, args, *more, **named)
+        if loop.standing is not None and getattr(func, "__func__", None) in _LOOKS:
+            await checkpoint()
+            return func(*args)
         with loop.job(func, args) as job:
             return await run(partial(job.run, func), args, *more, **named)
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -17,9 +18,11 @@ import anyio.to_thread
 import pytest
 
 from agentweave_bus import SecureAgent, capability
+from agentweave_bus.authz import Grants
 from agentweave_bus.exceptions import AgentWeaveError
 from agentweave_bus.identity import IdentitySource
-from agentweave_bus.testing import Bus, MockIdentityProvider, TrustDomain, VirtualClock
+from agentweave_bus.testing import Bus, MemoryBus, MockIdentityProvider, TrustDomain, VirtualClock
+from agentweave_bus.testing.loop_time import LoopTime
 
 pytestmark = pytest.mark.anyio
 
@@ -138,6 +141,24 @@ async def test_a_bus_knows_what_was_handed_to_threads_before(bus: Bus) -> None:
     await bus.clock.advance(1)
     assert work.done()
     assert asyncio.get_running_loop().time() - begun < 1 + REAL
+
+
+async def test_looking_for_a_new_policy_takes_no_thread_but_is_done(
+    bus: MemoryBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each agent looks every second: by threads, an hour would take seconds."""
+    client = await bus.client("client/cli")
+    started: list[Any] = []
+    monkeypatch.setattr(LoopTime, "job", lambda _, call, args: started.append(call) or nullcontext())
+    await bus.clock.advance(60)
+    assert started == []
+    monkeypatch.undo()
+    agent = await bus.start(CountingAgent)
+    grant = {"caller": client.spiffe_id, "callee": agent.spiffe_id, "capabilities": ["count"]}
+    bus._write(Grants.model_validate({"grants": [grant]}))  # not by set_grants, which tells everybody
+    await bus._follow_grants()
+    await bus.clock.advance(2)
+    assert (await client.call(agent.spiffe_id, "count")).data == {"counted": 3}
 
 
 @pytest.mark.parametrize("in_thread", [by_anyio, by_asyncio, by_a_pool])

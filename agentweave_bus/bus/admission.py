@@ -245,7 +245,7 @@ class Admission:
 
     def leave(self, admitted: Admitted) -> None:
         """Give back the place of an admitted request, when it has ended."""
-        self._occupancy.leave(admitted.request.head.iss)
+        self._occupancy.leave(admitted.request.head.iss, len(admitted.request.frame))
 
     async def _admit(self, frame: bytes, arrival: Arrival, now_ms: int) -> Admitted:
         request = self._open(frame, now_ms)  # 1 to 5
@@ -253,10 +253,10 @@ class Admission:
         via = self._delegation(request, now_ms)  # 7
         self._time(request, now_ms)  # 8
         self._filter(request, now_ms)  # 9, this process
-        if not await self._occupancy.enter(request.head.iss):
+        if not await self._occupancy.enter(request.head.iss, len(frame)):
             raise AdmissionRefusedError(
                 Step.ROOM,
-                "this caller has its share of the places, and of those who wait",
+                "this caller has its share of the places, and of those who wait, or there are too many bytes",
                 request=request,
                 told=_BUSY,
                 retry_after=_BUSY_SECONDS,
@@ -264,7 +264,7 @@ class Admission:
         try:
             return await self._admit_caller(request, capability, via, now_ms)
         except BaseException:
-            self._occupancy.leave(request.head.iss)
+            self._occupancy.leave(request.head.iss, len(frame))
             raise
 
     async def _admit_caller(

@@ -115,9 +115,14 @@ class Session:
         """The largest message that the broker takes."""
         return self._client.max_payload
 
-    async def serve(self, subject: str, queue: str, handler: Handler) -> None:
-        """Subscribe for as long as the session is current; ended first when it retires."""
-        self._serving.append(await self._subscribe(subject, queue, handler))
+    async def serve(
+        self, subject: str, queue: str, handler: Handler, pending_bytes: int = _MAX_PENDING_BYTES
+    ) -> None:
+        """Subscribe for as long as the session is current; ended first when it retires.
+
+        At most ``pending_bytes`` wait for ``handler``; what comes on top is dropped.
+        """
+        self._serving.append(await self._subscribe(subject, queue, handler, pending_bytes))
 
     async def receive_replies(self, handler: Handler) -> None:
         """Subscribe to the inbox of peers' answers; kept until the session closes."""
@@ -252,13 +257,15 @@ class Session:
             if not future.done():
                 future.set_exception(BusError("the connection to the broker is lost"))
 
-    async def _subscribe(self, subject: str, queue: str, handler: Handler) -> Subscription:
+    async def _subscribe(
+        self, subject: str, queue: str, handler: Handler, pending_bytes: int = _MAX_PENDING_BYTES
+    ) -> Subscription:
         return await self._client.subscribe(
             subject,
             queue=queue,
             cb=handler,
             pending_msgs_limit=_MAX_PENDING_MESSAGES,
-            pending_bytes_limit=_MAX_PENDING_BYTES,
+            pending_bytes_limit=pending_bytes,
         )
 
     async def _on_api_answer(self, message: Msg) -> None:

@@ -3,7 +3,11 @@
 ``places`` calls are handled at once, of one caller half of them at most. Four times as many are taken in and
 wait for their turn, of one caller half of these at most; whoever asks for more is told that the agent is
 busy and when to come again, before anything is claimed or asked for it. So it takes more than one caller to
-keep others waiting. State: a count and a semaphore for each caller in flight.
+keep others waiting.
+
+Bytes are counted likewise, since a call can have a megabyte of them: what is taken in has ``max_bytes`` at
+most, of one caller half of these. Whoever comes on top is told the same. State: counts, and a semaphore for
+each caller in flight.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ import anyio
 
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["Occupancy"]
+__all__ = ["DEFAULT_MAX_BYTES", "Occupancy"]
+
+DEFAULT_MAX_BYTES: Final = 64 * 1024 * 1024
 
 _TAKEN_IN_PER_PLACE: Final = 4
 
@@ -24,25 +30,36 @@ _TAKEN_IN_PER_PLACE: Final = 4
 class _Caller:
     share: anyio.Semaphore
     taken_in: int = 0
+    bytes: int = 0
 
 
 class Occupancy:
-    """The places of one agent. ``places`` is how many calls are handled at once."""
+    """The places of one agent.
 
-    def __init__(self, places: int) -> None:
+    ``places`` is how many calls are handled at once, ``max_bytes`` how large all that are taken in may be
+    together, as they came over the wire.
+    """
+
+    def __init__(self, places: int, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         self.taken_in = places * _TAKEN_IN_PER_PLACE
+        self.max_bytes = max_bytes
+        self._bytes = 0
         self._places = anyio.Semaphore(places, fast_acquire=True)
         self._share = max(1, places // 2)
         self._callers: dict[SpiffeID, _Caller] = {}
 
-    async def enter(self, caller: SpiffeID) -> bool:
-        """Wait for a place for ``caller``; say false at once if it has its share of those who wait."""
+    async def enter(self, caller: SpiffeID, size: int) -> bool:
+        """Wait for a place for a call of ``size`` bytes; say false at once where there is no room for it."""
         known = self._callers.get(caller)
         if known is None:
             known = self._callers[caller] = _Caller(anyio.Semaphore(self._share, fast_acquire=True))
         if known.taken_in >= max(1, self.taken_in // 2):
             return False
+        if not self._has_room(known, size):
+            return False
         known.taken_in += 1
+        known.bytes += size
+        self._bytes += size
         try:
             await _take(known.share)
             try:
@@ -51,19 +68,26 @@ class Occupancy:
                 known.share.release()
                 raise
         except BaseException:
-            self._gone(caller, known)
+            self._gone(caller, known, size)
             raise
         return True
 
-    def leave(self, caller: SpiffeID) -> None:
-        """Give back a place that :meth:`enter` gave."""
+    def leave(self, caller: SpiffeID, size: int) -> None:
+        """Give back a place that :meth:`enter` gave for a call of ``size`` bytes."""
         known = self._callers[caller]
         self._places.release()
         known.share.release()
-        self._gone(caller, known)
+        self._gone(caller, known, size)
 
-    def _gone(self, caller: SpiffeID, known: _Caller) -> None:
+    def _has_room(self, known: _Caller, size: int) -> bool:
+        alone = not known.bytes or known.bytes + size <= self.max_bytes // 2
+        together = not self._bytes or self._bytes + size <= self.max_bytes
+        return alone and together
+
+    def _gone(self, caller: SpiffeID, known: _Caller, size: int) -> None:
         known.taken_in -= 1
+        known.bytes -= size
+        self._bytes -= size
         if not known.taken_in:
             del self._callers[caller]
 

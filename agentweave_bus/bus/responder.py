@@ -1,10 +1,10 @@
 """Answering calls: from a subscription to a signed reply.
 
 Each capability has a subscription of its own in a queue group, so that replicas share the work. A
-message is taken in when fewer than ``taken_in`` are; until then it waits in the
-subscription's bounded queue. What :class:`~agentweave_bus.bus.admission.Admission` lets through is
-dispatched; its result, or the refusal that may be told, goes back signed and bound to the digest of the
-request, on the connection on which the request came.
+message is taken in when fewer than ``taken_in`` are; until then it waits in the subscription's bounded
+queue; the queues of all share ``queued_bytes``. What :class:`~agentweave_bus.bus.admission.Admission` lets
+through is dispatched; its result, or the refusal that may be told, goes back signed and bound to the digest
+of the request, on the connection on which the request came.
 
 What a handler does, and what a result looks like, is not known here.
 """
@@ -24,6 +24,7 @@ from nats.aio.msg import Msg
 from agentweave_bus.authz import AuditLog
 from agentweave_bus.bus.admission import Admission, AdmissionRefusedError, Admitted, Arrival
 from agentweave_bus.bus.connection import Session
+from agentweave_bus.bus.occupancy import DEFAULT_MAX_BYTES
 from agentweave_bus.bus.records import outcome_facts
 from agentweave_bus.bus.subjects import call_subject, reply_subject
 from agentweave_bus.envelope import (
@@ -45,6 +46,7 @@ _log = logging.getLogger(__name__)
 
 _QUEUE_GROUP: Final = "replicas"
 _REPLY_LIFETIME_MS: Final = 30_000
+_LEAST_QUEUED_BYTES: Final = 16 * 1024 * 1024  # of a subscription: uvloop reads up to 8 MiB in one turn
 
 Dispatch = Callable[[Admitted], Awaitable[dict[str, Any]]]
 """Runs an admitted request and returns its result in JSON form, with its ``status``. Never raises."""
@@ -69,6 +71,7 @@ class Responder:
         metrics: Metrics,
         clock_ms: Callable[[], int],
         taken_in: int,
+        queued_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         self._me = me
         self._capabilities = tuple(capabilities)
@@ -79,6 +82,7 @@ class Responder:
         self._metrics = metrics
         self._clock_ms = clock_ms
         self._places = anyio.Semaphore(taken_in, fast_acquire=True)
+        self._queued = max(_LEAST_QUEUED_BYTES, queued_bytes // max(1, len(self._capabilities)))
         self._group: asyncio.TaskGroup | None = None
         self._handling: set[asyncio.Task[None]] = set()
         self._opened = anyio.Event()
@@ -90,7 +94,8 @@ class Responder:
             await self._take_in(session, message)
 
         for capability in self._capabilities:
-            await session.serve(call_subject(self._me, capability), _QUEUE_GROUP, received)
+            subject = call_subject(self._me, capability)
+            await session.serve(subject, _QUEUE_GROUP, received, self._queued)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -82,6 +82,7 @@ class BusConfig(ConfigModel):
     call_timeout: Seconds = 30.0
     max_call_timeout: Annotated[float, Field(strict=True, gt=0, le=600)] = 300.0
     max_in_flight: Count = 256
+    max_in_flight_bytes: Annotated[int, Field(strict=True, ge=2 * 1024 * 1024, le=2**40)] = 64 * 1024 * 1024
     max_pending_calls: Count = 4096
     reconnect_wait: Seconds = 0.5
     retry: RetryConfig = RetryConfig()

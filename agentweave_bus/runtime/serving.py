@@ -176,7 +176,8 @@ class _Served:
         for name in table:
             parts.metrics.declare_capability(Direction.INBOUND, name)
         self._claims = Claims(parts.me, parts.keeper)
-        occupancy = Occupancy(parts.config.bus.max_in_flight)
+        bus = parts.config.bus
+        occupancy = Occupancy(bus.max_in_flight, bus.max_in_flight_bytes)
         admission = Admission(
             me=parts.me,
             verifier=parts.verifier,
@@ -198,6 +199,7 @@ class _Served:
             metrics=parts.metrics,
             clock_ms=parts.surroundings.clock_ms,
             taken_in=occupancy.taken_in,
+            queued_bytes=occupancy.max_bytes,
         )
         parts.keeper.on_session(self._claims.on_session)
         parts.keeper.on_session(self._responder.on_session)

@@ -160,6 +160,33 @@ async def test_thousands_of_calls_of_one_caller_leave_room_for_another(world, ot
 
 
 @pytest.mark.slow
+async def test_calls_of_many_bytes_are_refused_as_busy_and_none_is_lost(world):
+    """Of 8 MiB a caller has half: five calls of 700 kB. All others hear that the agent is busy, at once."""
+    refused, done = [], []
+    greedy = await world.client(CLI, bus__retry={"attempts": 1})
+
+    async def ask():
+        try:
+            done.append(await greedy.ask(ECHO, "say", {"text": "x" * 700_000}))
+        except CallRefusedError as error:
+            refused.append(error)
+
+    async with worker_process(world, ECHO, bus__max_in_flight_bytes=8 * 1024 * 1024) as worker:
+        await answered(greedy)
+        before = resident(worker.process.pid)
+        async with anyio.create_task_group() as group:
+            for _ in range(120):
+                group.start_soon(ask)
+        after = resident(worker.process.pid)
+    _log.info("memory of the worker, MB: %s", (before // MB, after // MB))
+    assert len(done) + len(refused) == 120
+    assert len(done) >= 5
+    assert len(refused) > 30
+    assert {one.step for one in refused} == {"room"}
+    assert after - before < 200 * MB
+
+
+@pytest.mark.slow
 async def test_a_caller_that_never_reads_its_answers_costs_others_nothing_and_memory_a_bounded_amount(
     world, other
 ):

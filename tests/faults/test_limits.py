@@ -13,7 +13,7 @@ from agentweave_bus.exceptions import (
     NoResponderError,
 )
 from tests.integration.connections import until
-from tests.integration.probes import ABSENT, ECHO, GRANTS, OTHER, PATIENCE
+from tests.integration.probes import ABSENT, ECHO, FRONT, GRANTS, OTHER, PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -31,6 +31,28 @@ async def test_no_more_handlers_run_at_once_than_configured(world, cli):
         echo.gate.set()
     assert echo.most_at_once == 4
     assert len(echo.ran) == 14
+
+
+async def test_the_bytes_of_one_caller_have_a_bound_too_and_others_find_room(world, cli):
+    """Two MiB in all: of one caller two calls of 400 kB, and the third is told that the agent is busy."""
+    echo = await world.agent(ECHO, bus__max_in_flight_bytes=2 * 1024 * 1024)
+    impatient = await world.client(bus__retry__attempts=1)
+    large = {"text": "x" * 400_000}
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(impatient.ask, ECHO, "hold", large)
+        await until(lambda: len(echo.ran) == 2, "two that are held")
+        with pytest.raises(CallRefusedError) as refused:
+            await impatient.call(str(ECHO), "hold", large)
+        assert (refused.value.step, refused.value.retry_after) == ("room", 0.2)
+        assert "too many bytes" in world.refusals("echo")[-1]["reason"]
+        assert await impatient.ask(ECHO, "say", {"text": "small"})
+        front = await world.client(FRONT)
+        assert await front.ask(ECHO, "work", large) == {"worked": large["text"]}
+        echo.gate.set()
+    assert await impatient.ask(ECHO, "hold", {"text": "x" * 780_000})  # there is room again
+    session = await echo.parts.keeper.session(1)
+    assert {one._pending_bytes_limit for one in session._serving} == {16 * 1024 * 1024}
 
 
 @pytest.mark.slow

@@ -153,6 +153,11 @@ class Probe(SecureAgent):
             self._at_once -= 1
         return {"waited": True}
 
+    @capability("hold", safe=True)
+    async def hold(self, text: str) -> dict[str, Any]:
+        """Wait likewise, with a payload of any size in hand."""
+        return {"held": len(text), **await self.wait()}
+
     @capability("wait_safe", safe=True)
     async def wait_safe(self) -> dict[str, Any]:
         """Likewise, and harmless."""

@@ -20,14 +20,14 @@ class Crowd:
         self.refused = []
 
     async def come(self, caller):
-        if await self.room.enter(caller):
+        if await self.room.enter(caller, 1):
             self.inside.append(caller)
         else:
             self.refused.append(caller)
 
     async def go(self, caller):
         self.inside.remove(caller)
-        self.room.leave(caller)
+        self.room.leave(caller, 1)
         await anyio.wait_all_tasks_blocked()
 
 
@@ -72,3 +72,20 @@ async def test_who_stops_waiting_leaves_no_trace():
     async with anyio.create_task_group() as group:
         await crowded(group, crowd, A, B)
     assert sorted(crowd.inside) == [A, B]
+
+
+async def test_one_caller_gets_half_of_the_bytes_and_all_together_no_more_than_all():
+    room = Occupancy(8, max_bytes=100)
+    assert await room.enter(A, 30)
+    assert await room.enter(A, 20)
+    assert not await room.enter(A, 1)
+    assert await room.enter(B, 49)
+    assert not await room.enter(B, 2)
+    assert not await room.enter(C, 2)
+    assert await room.enter(C, 1)
+    for caller, size in ((A, 30), (A, 20), (B, 49), (C, 1)):
+        room.leave(caller, size)
+    assert room._callers == {}
+    assert await room.enter(A, 1000)  # one is taken in, whatever its size
+    room.leave(A, 1000)
+    assert room._bytes == 0

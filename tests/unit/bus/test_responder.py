@@ -37,7 +37,7 @@ class Session:
         self.handlers = {}
         self.holds = 0
 
-    async def serve(self, subject, _queue, handler):
+    async def serve(self, subject, _queue, handler, _pending_bytes):
         self.handlers[subject] = handler
 
     def take_hold(self):

@@ -350,8 +350,11 @@ class Admission:
 
     def _filter(self, request: OpenedEnvelope, now_ms: int) -> None:
         """Step 9 within this process. A replay gets no answer: it would mislead its victim."""
-        if not self._replays.admit(request.digest, now_ms):
-            raise AdmissionRefusedError(Step.REPLAY, "this envelope was admitted before", request=request)
+        if self._replays.admit(request.digest, now_ms, request.head.iss):
+            return
+        known = request.digest in self._replays
+        reason = "this envelope was admitted before" if known else "too many calls of this sender to remember"
+        raise AdmissionRefusedError(Step.REPLAY, reason, request=request)
 
     async def _validate(
         self, request: OpenedEnvelope, capability: Capability, via: tuple[VerifiedLink, ...]

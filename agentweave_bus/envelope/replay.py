@@ -22,29 +22,40 @@ class ReplayFilter:
 
     It is for the kinds that count *now*: those are taken from 2 s before their ``iat`` to 30 s after,
     so a digest that was admitted can't pass again later than 32 s after. Two generations of that
-    length are kept, and forgetting one costs nothing. When ``max_entries`` digests are held, new ones
-    are refused: forgetting early would let a replay in.
+    length are kept, and forgetting one costs nothing. At most ``max_entries`` digests are held; forgetting
+    early would let a replay in, so what does not fit is refused. It is refused to who takes most: of one
+    sender as many are held as are free. So one sender gets half, two a third each, and however many they
+    are, they leave as much to others as each of them has.
     """
 
-    def __init__(self, *, max_entries: int = 400_000, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, *, max_entries: int = 800_000, limits: Limits = DEFAULT_LIMITS) -> None:
         self._max_entries = max_entries
         self._generation_ms = limits.max_age_ms + limits.clock_slack_ms
         self._turned_ms = 0
         self._young: set[bytes] = set()
         self._old: set[bytes] = set()
+        self._young_of: dict[str, int] = {}  # how many of them a sender has
+        self._old_of: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
-    def admit(self, digest: bytes, now_ms: int) -> bool:
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._young or digest in self._old
+
+    def admit(self, digest: bytes, now_ms: int, sender: str) -> bool:
         """Remember ``digest``; say false when it was admitted before, or there is no room for it.
 
         Call it after :func:`.verification.check_time_now`, and never answer what it refuses.
         """
         self._turn(now_ms)
-        if digest in self._young or digest in self._old or len(self) >= self._max_entries:
+        if digest in self:
+            return False
+        young = self._young_of.get(sender, 0)
+        if young + self._old_of.get(sender, 0) >= self._max_entries - len(self):
             return False
         self._young.add(digest)
+        self._young_of[sender] = young + 1
         return True
 
     def _turn(self, now_ms: int) -> None:
@@ -52,6 +63,7 @@ class ReplayFilter:
         if now_ms - self._turned_ms <= self._generation_ms:
             return
         self._old, self._young = self._young, set()
+        self._old_of, self._young_of = self._young_of, {}
         self._turned_ms = now_ms
 
 

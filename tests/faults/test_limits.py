@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import anyio
 import pytest
 
+from agentweave_bus.bus import admission
 from agentweave_bus.bus.subjects import Family, agent_prefix
+from agentweave_bus.envelope import ReplayFilter
 from agentweave_bus.exceptions import (
     AuthorizationError,
     CallRefusedError,
+    CallTimeoutError,
     CircuitOpenError,
     NoResponderError,
 )
@@ -53,6 +58,23 @@ async def test_the_bytes_of_one_caller_have_a_bound_too_and_others_find_room(wor
     assert await impatient.ask(ECHO, "hold", {"text": "x" * 780_000})  # there is room again
     session = await echo.parts.keeper.session(1)
     assert {one._pending_bytes_limit for one in session._serving} == {16 * 1024 * 1024}
+
+
+async def test_who_calls_more_than_can_be_remembered_is_refused_and_nobody_else(world, cli, monkeypatch):
+    """Eight calls can be remembered, of one caller as many as are free. What is refused so is not answered."""
+    monkeypatch.setattr(admission, "ReplayFilter", partial(ReplayFilter, max_entries=8))
+    echo = await world.agent(ECHO)
+    front = await world.client(FRONT)
+    for _ in range(4):
+        await cli.ask(ECHO, "say", {"text": "x"})
+    with pytest.raises(CallTimeoutError):
+        await cli.call(str(ECHO), "say", {"text": "x"}, timeout=0.2)
+    refusal = await world.refusal("echo", step_name="replay")
+    assert refusal["reason"] == "too many calls of this sender to remember"
+    assert refusal["iss"] == str(cli.parts.me)
+    for _ in range(2):
+        await front.ask(ECHO, "say", {"text": "x"})
+    assert echo.ran == ["say"] * 6
 
 
 @pytest.mark.slow

@@ -105,10 +105,10 @@ def test_a_record_is_evidence_for_as_long_as_it_is_kept(world: World) -> None:
 
 def test_a_digest_is_admitted_once() -> None:
     replays = ReplayFilter()
-    assert replays.admit(HASH, NOW)
-    assert not replays.admit(HASH, NOW)
-    assert replays.admit(b"i" * 32, NOW)
-    assert not replays.admit(HASH, NOW + 32_000)
+    assert replays.admit(HASH, NOW, CLIENT)
+    assert not replays.admit(HASH, NOW, CLIENT)
+    assert replays.admit(b"i" * 32, NOW, CLIENT)
+    assert not replays.admit(HASH, NOW + 32_000, CLIENT)
 
 
 @settings(max_examples=60, deadline=None)
@@ -120,35 +120,55 @@ def test_nothing_is_admitted_twice_while_it_could_pass_the_check_of_time(
     for wait, number in steps:
         now_ms += wait
         digest = number.to_bytes(32, "big")
-        if replays.admit(digest, now_ms):
+        if replays.admit(digest, now_ms, CLIENT):
             assert now_ms - admitted.get(digest, -NOW) > 32_000
             admitted[digest] = now_ms
 
 
 def test_a_digest_is_remembered_across_a_turn_of_generations() -> None:
     replays = ReplayFilter()
-    assert replays.admit(b"i" * 32, NOW)
-    assert replays.admit(HASH, NOW + 31_999)
-    assert replays.admit(b"j" * 32, NOW + 32_001)  # a new generation begins
-    assert not replays.admit(HASH, NOW + 32_002)
-    assert not replays.admit(HASH, NOW + 31_999 + 32_000)
+    assert replays.admit(b"i" * 32, NOW, CLIENT)
+    assert replays.admit(HASH, NOW + 31_999, CLIENT)
+    assert replays.admit(b"j" * 32, NOW + 32_001, CLIENT)  # a new generation begins
+    assert not replays.admit(HASH, NOW + 32_002, CLIENT)
+    assert not replays.admit(HASH, NOW + 31_999 + 32_000, CLIENT)
 
 
 def test_memory_is_bounded_and_given_back() -> None:
-    replays = ReplayFilter(max_entries=3)
+    replays = ReplayFilter(max_entries=6)
     digests = [bytes([n]) * 32 for n in range(5)]
-    assert [replays.admit(one, NOW) for one in digests] == [True, True, True, False, False]
+    assert [replays.admit(one, NOW, CLIENT) for one in digests] == [True, True, True, False, False]
     assert len(replays) == 3
-    assert not replays.admit(digests[4], NOW + 32_001)  # one generation old: still remembered
-    assert replays.admit(digests[4], NOW + 2 * 32_001)
+    assert digests[4] not in replays
+    assert not replays.admit(digests[4], NOW + 32_001, CLIENT)  # one generation old: still remembered
+    assert replays.admit(digests[4], NOW + 2 * 32_001, CLIENT)
     assert len(replays) == 1
+    assert sum(replays._young_of.values()) + sum(replays._old_of.values()) == 1
+
+
+def test_senders_that_take_all_they_can_leave_as_much_to_others() -> None:
+    replays = ReplayFilter(max_entries=120)
+    digests = (n.to_bytes(32, "big") for n in range(10_000))
+
+    def taken(sender: str) -> int:
+        count = 0
+        while replays.admit(next(digests), NOW, sender):
+            count += 1
+        return count
+
+    assert taken("greedy") == 60
+    assert taken("another") == 30
+    assert taken("greedy") == 0
+    assert taken("a third") == 15
+    for sender in ("a fourth", "a fifth"):
+        assert replays.admit(next(digests), NOW, sender)
 
 
 def test_a_clock_that_goes_back_forgets_nothing() -> None:
     replays = ReplayFilter()
-    assert replays.admit(HASH, NOW)
-    assert replays.admit(b"i" * 32, NOW - HOUR)
-    assert not replays.admit(HASH, NOW)
+    assert replays.admit(HASH, NOW, CLIENT)
+    assert replays.admit(b"i" * 32, NOW - HOUR, CLIENT)
+    assert not replays.admit(HASH, NOW, CLIENT)
 
 
 def test_a_claims_key_can_not_be_reached_by_shifting_bytes() -> None:

@@ -25,9 +25,21 @@ KEPT = "test_scope.py::test_a_scope_that_is_not_kept"
 STOOD = "test_standing_answers.py"
 NO_YES = "test_policy_server_nonsense.py::test_an_answer_that_is_no_clear_yes"
 TWO_WAYS = "test_two_readings.py::test_what_could_be_read_in_two_ways"
+READ_PAYLOAD = """
+from agentweave_bus.agent.arguments import ValidatedCall
+value = __import__('msgpack').unpackb(request.payload, strict_map_key=False)
+return ValidatedCall(value, value)
+"""
 
 MUTANTS = (
     # --- 6. binding
+    ADMISSION(
+        part=6,
+        what="the whole step: whatever arrived, for whomever",
+        function="Admission._bind",
+        put="return self._capabilities.get(request.head.cap) or self._capabilities['work']",
+        tests=(SWAPPED,),
+    ),
     BINDING(what="the whole comparison with the arrival", put="return None", tests=(SWAPPED,)),
     BINDING(
         what="another kind than a call",
@@ -196,7 +208,7 @@ MUTANTS = (
         function="EnvelopeVerifier.verify_link",
         find="link.head.iat",
         put="int(__import__('time').time() * 1000)",
-        tests=("test_stolen_key.py::test_outside_of_its_validity",),
+        tests=("test_backdated_request.py::test_before_its_signers_certificate_began",),
     ),
     RULES(
         what="rule 6, a principal without a scope",
@@ -224,7 +236,14 @@ MUTANTS = (
         find="not any((covers(one, entry) for one in scope))",
         tests=(f"{KEPT}[widened by a capability]",),
     ),
-    # --- 9. replay and room
+    # --- 9. replay
+    ADMISSION(
+        part=9,
+        what="the whole step: calls that came before",
+        function="Admission._filter, Admission._check_claim",
+        put="return",
+        tests=("test_replay_same_process.py::test_the_same_frame_again",),
+    ),
     ADMISSION(
         part=9,
         what="the filter of this process",
@@ -333,19 +352,16 @@ MUTANTS = (
         put="None",
         tests=("test_colliding_names.py",),
     ),
-    Mutant(
-        part=9,
-        what="room: a caller's share of those who wait",
-        file="agentweave_bus/bus/occupancy.py",
-        function="Occupancy.enter",
-        find="known.taken_in >= max(1, self.taken_in // 2)",
-        tests=(
-            "../faults/test_greedy_peer.py::test_thousands_of_calls_of_one_caller_leave_room_for_another",
-        ),
-    ),
     # --- 10. payload
+    ADMISSION(
+        part=10,
+        what="the whole step: a payload as any reader takes it",
+        function="Admission._validate",
+        put=READ_PAYLOAD,
+        tests=(TWO_WAYS,),
+    ),
     ARGUMENTS(
-        what="the whole step: arguments as they come",
+        what="arguments as they come",
         function="Arguments.validate",
         put="return ValidatedCall(dict(value), dict(value))",
         tests=(TWO_WAYS,),
@@ -423,7 +439,6 @@ MUTANTS = (
         function="Authorizer._ask",
         find="not answer.defined",
         tests=(NO_YES,),
-        survives="an answer that is not there is null, which is no clear yes either",
     ),
     AUTHORIZER(
         what="a policy that takes too long",
@@ -463,6 +478,7 @@ MUTANTS = (
         find="self.forget_standing()",
         put="None",
         tests=("test_late_answers.py::test_nothing_stands_when_nobody_knows_if_it_still_does",),
+        survives="the revision is unknown then, and what stood is of another one",
     ),
     AUTHORIZER(
         what="standing: the policy's change while it was asked",
@@ -490,6 +506,7 @@ MUTANTS = (
         find="min(seconds, MAX_CACHE_SECONDS)",
         put="seconds",
         tests=(f"{STOOD}::test_no_answer_stands_for_longer_than_a_minute",),
+        survives="the policy's answer is cut to a minute where it is read, too",
     ),
     STANDING(
         what="standing: for any caller",
@@ -543,7 +560,7 @@ MUTANTS = (
         what="the whole step: calls that nobody records",
         function="Admission._record_admission",
         put="return 'unrecorded'",
-        tests=("test_audit_write_fails.py::test_a_record_that_can_not_be_written",),
+        tests=("test_replay_restart.py::test_a_restarted_worker_process",),
     ),
     ADMISSION(
         part=12,

@@ -14,6 +14,7 @@ __all__ = ["NOTICED", "PAGE", "SURVIVES", "Row", "document_with"]
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "mutants.md"
 NOTICED = "noticed"
 SURVIVES = "survives"
+_WHAT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,13 @@ class Row:
     because: str
     seconds: float
 
-    def __str__(self) -> str:
-        return f"{self.mutant.name:<70} {self.verdict:<10} {self.because} ({self.seconds:.1f} s)"
+    def line(self, width: int) -> str:
+        """One line of the table in a terminal; what went wrong is told in full, below it."""
+        line = f"  {self.mutant.what:<{_WHAT}}  {self.verdict:<{len(SURVIVES)}}  {self.seconds:4.0f} s  "
+        if self.verdict not in (NOTICED, SURVIVES):
+            return f"{line}\n    {self.because.strip()}"
+        room = max(width - len(line), 20)
+        return line + (self.because if len(self.because) <= room else self.because[: room - 1] + "…")
 
 
 def document_with(document: str, rows: Sequence[Row]) -> str:

@@ -1,22 +1,26 @@
 """A private copy of the repository in which a check is taken out, the attacks are run, and the check put back.
 
 Tests of the copy import the copy's product, in child processes, too: ``PYTHONPATH`` says so, and
-:meth:`Workshop.check_imports` looks. Nothing of the original is touched.
+:meth:`Workshop.check_imports` looks. Nothing of the original is touched, and what tests leave in the folder
+for temporary files is in the copy's folder and goes with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentweave_bus.embedded.lifeline import dies_with_this_process
 from tests.security.mutants.mutant import Mutant, mutated
 
 __all__ = ["Outcome", "Workshop"]
@@ -25,8 +29,14 @@ ROOT = Path(__file__).resolve().parents[3]
 SUITE = "tests/security/"
 RUN_SECONDS = 100
 BASELINE_SECONDS = 300
-# What does not come should be missed soon; a full suite on a loaded machine needs more patience.
-PATIENCE = ("tests/integration/probes.py", "PATIENCE = 15.0\n", "PATIENCE = 4.0\n")
+ENDING_SECONDS = 10
+# What does not come should be missed soon. Only waiting is cut: the deadline of a call is signed, and with
+# a shorter one a call would be refused for its time where its attack is about something else.
+PATIENCE = (
+    "tests/integration/connections.py",
+    "from tests.integration.probes import PATIENCE\n",
+    "PATIENCE = 4.0\n",
+)
 _FAILED = re.compile(r"^FAILED (\S+::\w+(?:\[.*?\])?)(?: - |$)", re.MULTILINE)
 
 
@@ -40,12 +50,17 @@ class Outcome:
 
 
 class Workshop:
-    """One copy. Use it for one mutant at a time."""
+    """One copy. Use it for one mutant at a time; :meth:`stop` may come from another thread."""
 
     def __init__(self, folder: Path) -> None:
         self._copy = folder / "copy"
-        self._temporary = folder / "t"  # short, because names of sockets have to be
+        self._base = folder / "b"  # short, because names of sockets have to be
+        self._temporary = folder / "t"
+        self._temporary.mkdir(parents=True)
         self._written = 0
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._process: subprocess.Popen[str] | None = None
         _copy_repository(self._copy)
         path, patient, impatient = PATIENCE
         text = (self._copy / path).read_text()
@@ -87,38 +102,55 @@ class Workshop:
 
     def run(self, tests: Sequence[str], *, first_failure: bool = True) -> Outcome:
         """Run attacks by their arguments for pytest, relative to the suite."""
-        command = [
-            *(sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=short", "-rfE", "-m", "not slow"),
-            *("-p", "no:cacheprovider", f"--basetemp={self._temporary}"),
-            *(["-x"] if first_failure else []),
-            *(os.path.normpath(SUITE + test) for test in tests),
-        ]
-        process = subprocess.Popen(
-            command,
-            cwd=self._copy,
-            env=self._environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        process = self._start(tests, first_failure=first_failure)
+        if process is None:
+            return Outcome(passed=False, by="", output="stopped before it began")
         try:
             output, _ = process.communicate(timeout=RUN_SECONDS if first_failure else BASELINE_SECONDS)
-        except BaseException as problem:
-            os.killpg(process.pid, signal.SIGKILL)
+        except subprocess.TimeoutExpired:
+            _end(process)
             output, _ = process.communicate()
-            if not isinstance(problem, subprocess.TimeoutExpired):
-                raise
             return Outcome(passed=False, by="", output=f"{output}\nnot done in time")
         found = _FAILED.search(output) if process.returncode == 1 else None
         by = found[1].removeprefix(SUITE).removeprefix("tests/") if found else ""
         return Outcome(passed=process.returncode == 0, by=by, output=output)
+
+    def stop(self) -> None:
+        """End what runs, and let nothing begin again."""
+        with self._lock:
+            self._stopped = True
+            process = self._process
+        if process is not None:
+            _end(process)
+
+    def _start(self, tests: Sequence[str], *, first_failure: bool) -> subprocess.Popen[str] | None:
+        command = (
+            *(sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=short", "-rfE", "-m", "not slow"),
+            *("-p", "no:cacheprovider", f"--basetemp={self._base}"),
+            *(("-x",) if first_failure else ()),
+            *(os.path.normpath(SUITE + test) for test in tests),
+        )
+        with self._lock:
+            if self._stopped:
+                return None
+            self._process = subprocess.Popen(
+                dies_with_this_process(command),
+                cwd=self._copy,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for who started it: a test must not end on it half done
+            )
+            return self._process
 
     def _environment(self) -> dict[str, str]:
         return {
             **os.environ,
             "PYTHONPATH": str(self._copy),
             "PYTHONPYCACHEPREFIX": str(self._copy / ".pycache"),
+            "TMPDIR": str(self._temporary),
             "COLUMNS": "300",
         }
 
@@ -128,6 +160,18 @@ class Workshop:
         # Compiled files are known by size and whole seconds: two texts of one second must not look alike.
         self._written += 1
         os.utime(path, (1_000_000_000 + self._written, 1_000_000_000 + self._written))
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a run of pytest in good order, so that it ends brokers and workers; or else at once."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _copy_repository(target: Path) -> None:

@@ -4,7 +4,7 @@ An attempt is one sealed envelope; all attempts of a call carry the same ``id`` 
 its own. An answer counts when it verifies, comes from whom was asked, is addressed here, names the digest
 of an attempt in flight, and arrives on that attempt's reply subject. The first valid one wins. Everything
 else is dropped and counted: ``late`` (nobody waits on that subject any more), ``duplicate`` (the call is
-answered) or ``forged`` (it fails a check).
+answered) or ``forged`` (it fails a check; :mod:`agentweave_bus.bus.dropped` says which).
 
 When an attempt is made again, with the same ``id``:
 
@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -36,6 +37,7 @@ import anyio
 from nats.aio.msg import Msg
 
 from agentweave_bus.bus.connection import Keeper, Session
+from agentweave_bus.bus.dropped import DropLog, WhyDropped, dropped_words
 from agentweave_bus.bus.subjects import call_subject, reply_subject
 from agentweave_bus.envelope import (
     Draft,
@@ -139,6 +141,7 @@ class _Call:
         self.attempts: dict[bytes, bool] = {}
         self.refused: set[bytes] = set()  # by a signed answer
         self.in_doubt = False  # an attempt ended without a signed answer, so it may have been received
+        self.dropped: Counter[WhyDropped] = Counter()
         self.subjects: set[str] = set()
         self.answer: OpenedEnvelope | None = None
         self.woken: asyncio.Future[_Signal | OpenedEnvelope] = asyncio.get_running_loop().create_future()
@@ -202,6 +205,7 @@ class Requests:
         self._max_pending = max_pending
         self._pending = 0
         self._calls: dict[str, _Call] = {}
+        self._drop_log = DropLog(monotonic)
         keeper.on_session(self._on_session)
         keeper.on_permission_error(self._on_permission_error)
 
@@ -300,7 +304,7 @@ class Requests:
             if final:
                 raise CallTimeoutError(
                     f"no answer from {request.callee} to {request.capability!r} in time;"
-                    " the work may have been done"
+                    f" the work may have been done{dropped_words(call.dropped)}"
                 ) from None
             return _Signal.NO_ANSWER
         finally:
@@ -380,19 +384,21 @@ class Requests:
             call.nobody_there()
         elif call.is_answered:
             self._metrics.reply_dropped(DropReason.DUPLICATE)
-        elif (opened := self._open(me, call, message)) is None:
+        elif isinstance(opened := self._open(me, call, message), WhyDropped):
             self._metrics.reply_dropped(DropReason.FORGED)
+            call.dropped[opened] += 1
+            self._drop_log.note(call.request.callee, call.request.capability, opened)
         elif opened.head.kind is Kind.REPLY or self._all_refused(call, opened):
             call.wake(opened)
 
-    def _open(self, me: SpiffeID, call: _Call, message: Msg) -> OpenedEnvelope | None:
-        """Verify an answer; ``None`` if anything about it is not what was asked for."""
+    def _open(self, me: SpiffeID, call: _Call, message: Msg) -> OpenedEnvelope | WhyDropped:
+        """Verify an answer, or say what about it is not what was asked for."""
         now_ms = self._clock_ms()
         try:
             opened = self._verifier.open(message.data, now_ms=now_ms)
             check_time_reply(opened.head, now_ms)
-        except (EnvelopeError, IdentityError, FederationError):
-            return None
+        except (EnvelopeError, IdentityError, FederationError) as error:
+            return WhyDropped.of(error)
         head, request = opened.head, call.request
         genuine = (
             head.kind in (Kind.REPLY, Kind.REFUSAL)
@@ -403,7 +409,7 @@ class Requests:
             and head.re in call.attempts
             and not opened.via
         )
-        return opened if genuine else None
+        return opened if genuine else WhyDropped.OTHER
 
     @staticmethod
     def _all_refused(call: _Call, refusal: OpenedEnvelope) -> bool:

@@ -16,12 +16,9 @@ help: ## list the targets
 demo: $(VENV)/.installed ## start the example stack, carry an order through it, show what is refused
 	@$(BIN)/python -m workers.ecommerce.demo
 
-# Tests of the virtual clock need a loop that nobody else keeps busy.
-ALONE := tests/unit/testing tests/integration/test_testing_tools.py
-# The others two at once, a file to each: most of the time is this machine's, not the clock's.
+# Two at once, a file to each: most of the time is this machine's, not the clock's.
 test: $(VENV)/.installed ## run the tests, without the slow ones
-	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(ALONE:%=--ignore=%)
-	@$(BIN)/python -m pytest -q -m "not slow" $(ALONE)
+	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed ## run the slow tests
 	@$(BIN)/python -m pytest -q -m slow; code=$$?; [ $$code -eq 5 ] || exit $$code # 5: there are none

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from agentweave_bus.exceptions import ConfigurationError
+from agentweave_bus.regular_files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -57,7 +58,7 @@ def load_grants_document(model: type[_ModelT], path: str | Path, *, text: str | 
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw = file.read(MAX_GRANTS_BYTES + 1)
         if len(raw) > MAX_GRANTS_BYTES:
             raise ConfigurationError(f"{path} is larger than {MAX_GRANTS_BYTES} bytes.")

@@ -163,6 +163,7 @@ class OpaServerEngine:
 
     def _endpoint(self, text: str) -> _Endpoint:
         address = OpaAddress.parse(text, environment=self._settings.environment)
+        address.check_socket()  # each new connection sees to it again
         if address.is_plain_off_loopback:
             _log.warning("%s is not encrypted: whoever sits between can decide; development only", text)
         connections = OpaConnections(address, tls=self._tls, limit=self._settings.connections)

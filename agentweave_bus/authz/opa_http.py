@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -92,6 +93,17 @@ class OpaAddress:
                 hint="Use a unix socket or https:// outside of development.",
             )
         return cls(text, parts.scheme, host=parts.hostname, port=parts.port or 8181)
+
+    def check_socket(self) -> None:
+        """See that nobody else could put a socket in this one's place. A folder may still be to come.
+
+        Raises:
+            ConfigurationError: somebody could.
+
+        """
+        if self.scheme == "unix":
+            with suppress(OSError):
+                _check_socket_folder(Path(self.path))
 
     @property
     def is_plain_off_loopback(self) -> bool:

@@ -17,6 +17,7 @@ import yaml
 from agentweave_bus.authz.grants import Grants
 from agentweave_bus.authz.policy_input import parse_strict, write_input
 from agentweave_bus.exceptions import ConfigurationError, PayloadError, PolicyLoadError
+from agentweave_bus.regular_files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -74,7 +75,7 @@ def read_bytes(path: Path) -> bytes:
 
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise PolicyLoadError(f"{path} can't be read: {error.strerror}") from error

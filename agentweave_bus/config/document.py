@@ -14,6 +14,7 @@ from typing import Any, Final
 import yaml
 
 from agentweave_bus.exceptions import ConfigurationError
+from agentweave_bus.regular_files import open_regular
 
 __all__ = ["MAX_DEPTH", "MAX_FILE_BYTES", "MAX_NODES", "Document", "KeyPath", "parse_value", "read_document"]
 
@@ -71,7 +72,7 @@ def parse_value(text: str, name: str) -> Any:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigurationError(f"{path} can't be read: {error.strerror or error}.") from error

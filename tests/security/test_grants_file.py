@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 import yaml
@@ -91,6 +92,12 @@ def directory(grants):
     grants.rmdir()
 
 
+def pipe(grants):
+    """Whoever opens it waits for somebody to write into it."""
+    grants.unlink()
+    os.mkfifo(grants)
+
+
 def text(content):
     return lambda grants: grants.write_text(content)
 
@@ -122,11 +129,12 @@ def bomb():
         (absent, "No such file"),
         (dangling, "No such file"),
         (circular, "symbolic links"),
+        (pipe, "it is no regular file"),
     ],
     ids=[
         "cut short", "a key misspelled", "a key twice", "an entry's key misspelled", "no SPIFFE ID", "a pattern",
         "a limit that is no number", "nested without end", "a program", "a bomb", "too large", "UTF-16",
-        "absent", "a dangling link", "a circular link",
+        "absent", "a dangling link", "a circular link", "a pipe",
     ],
 )  # fmt: skip
 async def test_a_bad_file_changes_nothing_but_the_alarm(attack, grants, replace, said, caplog):

@@ -12,7 +12,7 @@ import pytest
 
 from agentweave_bus.bus.admission import Step
 from agentweave_bus.bus.subjects import call_subject
-from agentweave_bus.exceptions import AuthorizationError
+from agentweave_bus.exceptions import AuthorizationError, ConfigurationError
 from tests.integration.opa_player import (
     OpaPlayer,
     document,
@@ -24,7 +24,7 @@ from tests.integration.opa_player import (
     silence,
 )
 from tests.integration.probes import CLI, ECHO, PATIENCE
-from tests.security.catalogue import Adversary, refused_by
+from tests.security.catalogue import Adversary, Layer, refused_by
 
 pytestmark = pytest.mark.anyio
 
@@ -252,6 +252,24 @@ async def test_a_socket_that_somebody_else_could_have_put_there(attack, player):
     finally:
         player.socket.parent.chmod(0o700)
     await attack.refused(reason="which others than root and this user can change")
+
+
+@refused_by(
+    Layer.CONFIGURATION,
+    "a policy server's socket that others can replace, from the start",
+    by=Adversary.INTRUDER,
+)
+async def test_an_agent_does_not_start_on_such_a_socket(session_world, tmp_path):
+    """It says which folder, and what to do about it; who never answers would be found out by calls only."""
+    (tmp_path / "opa").mkdir()
+    (tmp_path / "opa").chmod(0o777)
+    address = f"unix://{tmp_path}/opa/opa.sock"
+    asks = {"authorization__provider": "opa", "authorization__opa_endpoint": address}
+    with pytest.raises(
+        ConfigurationError, match=rf"lies in {tmp_path}/opa, which others.*chmod go-w"
+    ) as refused:
+        await session_world.agent(ECHO, **asks)
+    assert refused.value.key == "authorization.opa_endpoint"
 
 
 @refused_by(Step.AUTHORIZATION, "a yes with a limit that is used up", by=Adversary.CALLER)

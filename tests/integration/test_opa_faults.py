@@ -209,6 +209,10 @@ async def test_under_calls_each_fault_denies_and_is_forgotten(world, cli, player
     assert load.wrong == []
     assert first.most_connections <= 16
     # Only what ran was answered, and only what was allowed ran.
+    for parts in (cli.parts, echo.parts):  # what was given up by its caller may still be on its way
+        await (await parts.keeper.session(1)).flush(5)
+    session = await echo.parts.keeper.session(1)
+    await until(lambda: session.in_flight == 0, "the end of the last call")
     await until(lambda: len(world.audit("echo", event="outcome")) == len(echo.ran), "every outcome")
     assert len(echo.ran) == len(world.audit("echo", event="admission")) >= load.ended["ok"]
     reasons = {one["reason"].partition(":")[0] for one in world.refusals("echo")}

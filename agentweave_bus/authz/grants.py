@@ -174,6 +174,18 @@ class Grant(_Entry):
         """Say whether ``capability`` is listed, or ``*`` is. Operators' acts never are."""
         return capability in self.capabilities or ("*" in self.capabilities and ":" not in capability)
 
+    def strangers(self, domain: str, identities: Collection[str]) -> Iterator[str]:
+        """Yield a sentence for each of ``domain`` who is named and is none of its ``identities``."""
+        head = f"spiffe://{domain}/"
+        for role, patterns in (("caller", self.caller), ("callee", self.callee)):
+            for pattern in patterns:
+                if not pattern.startswith(head) or pattern.startswith(f"{head}agentweave/"):
+                    continue
+                if not any(pattern_matches(pattern, one) for one in identities):
+                    close = get_close_matches(pattern, identities, n=1)
+                    meant = f"; did you mean {close[0]}?" if close else ""
+                    yield f"the {role} {pattern!r} is nobody here{meant}"
+
     def permits_origin(self, origin: str | None) -> bool:
         """Say whether a delegation begun by ``origin`` may use this grant; None is a call of one's own."""
         if self.on_behalf_of is None:

@@ -11,7 +11,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
@@ -50,8 +50,7 @@ def stack_warnings(
         yield from _package_warnings(agent, source)
     if (file := grants_file(source)) is not None:
         grants = Grants.load(file)
-        known = _known(config, agents)
-        for text in (*grants.warnings(capabilities), *_strangers(grants, config.trust_domain, known)):
+        for text in (*grants.warnings(capabilities), *_strangers(grants, config, agents)):
             yield f"{file}: {text}"
 
 
@@ -116,23 +115,13 @@ async def _packages(source: Path | None) -> frozenset[str]:
 # --- grants ----------------------------------------------------------------------------------------------
 
 
-def _known(config: StackConfig, agents: Iterable[PlannedAgent]) -> dict[str, list[str]]:
-    """Return the stack's identities, by the first segment of their paths."""
-    clients = [str(SpiffeID.of(config.trust_domain, "client", name)) for name in config.clients]
-    return {"agent": [str(agent.spiffe_id) for agent in agents], "client": clients}
-
-
-def _strangers(grants: Grants, domain: str, known: Mapping[str, list[str]]) -> Iterator[str]:
+def _strangers(grants: Grants, config: StackConfig, agents: Iterable[PlannedAgent]) -> Iterator[str]:
     """Yield who is named in grants, of the stack's own domain, and not in the stack."""
+    clients = [str(SpiffeID.of(config.trust_domain, "client", name)) for name in config.clients]
+    everyone = [*(str(agent.spiffe_id) for agent in agents), *clients]
     for index, grant in enumerate(grants.grants):
-        for role, identities in (("caller", grant.caller), ("callee", grant.callee)):
-            for identity in identities:
-                head, _, kind = identity.rpartition("/")[0].rpartition("/")
-                if head != f"spiffe://{domain}" or kind not in known or identity.endswith("/*"):
-                    continue
-                if identity not in known[kind]:
-                    hint = _meant(identity, known[kind])
-                    yield f"grants[{index}]: the stack has no {role} {identity}{hint}"
+        for text in grant.strangers(config.trust_domain, everyone):
+            yield f"grants[{index}]: {text}"
 
 
 def _meant(name: str, known: Iterable[str]) -> str:

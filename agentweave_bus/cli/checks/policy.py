@@ -136,28 +136,14 @@ def idle_grants(grants: Grants, known: Known) -> Iterator[str]:
     """Yield a sentence for each grant that can never match, or that another one makes needless."""
     for index, grant in enumerate(grants.grants):
         place = f"grants[{index}]"
-        yield from (f"{place}: {text}" for text in _nobody(grant, known))
+        if known.domain is not None:
+            yield from (f"{place}: {text}" for text in grant.strangers(known.domain, known.identities))
         yield from (f"{place}: {text}" for text in _shut_out(grant, known))
         for other, wider in enumerate(grants.grants):
             if other != index and wider != grant and _covers(wider, grant):
                 lost = "; its limits never bite" if grant.limits and not wider.limits else ""
                 yield f"{place} adds nothing to grants[{other}], which allows all of it{lost}"
                 break
-
-
-def _nobody(grant: Grant, known: Known) -> Iterator[str]:
-    """Find who is named and does not exist, where all who do are known."""
-    if known.domain is None:
-        return
-    head = f"spiffe://{known.domain}/"
-    for role, patterns in (("caller", grant.caller), ("callee", grant.callee)):
-        for pattern in patterns:
-            if not pattern.startswith(head) or pattern.startswith(f"{head}agentweave/"):
-                continue
-            if not any(pattern_matches(pattern, one) for one in known.identities):
-                close = get_close_matches(pattern, known.identities, n=1)
-                meant = f"; did you mean {close[0]}?" if close else ""
-                yield f"the {role} {pattern!r} is nobody here{meant}"
 
 
 def _shut_out(grant: Grant, known: Known) -> Iterator[str]:

@@ -106,9 +106,16 @@ def test_a_stack_that_is_right_has_no_warning(run: Callable, shop: Path) -> None
 @pytest.mark.parametrize(
     ("grant", "says"),
     [
-        (("client/cli", "agent/paymnet", "pay"), "no callee spiffe://shop.test/agent/paymnet; did you mean"),
-        (("agent/order", "agent/payment", "pay"), "grants[2]: the stack has no caller"),
-        (("client/bob", "agent/payment", "pay"), "no caller spiffe://shop.test/client/bob"),
+        (
+            ("client/cli", "agent/paymnet", "pay"),
+            "the callee 'spiffe://shop.test/agent/paymnet' is nobody here; did you mean",
+        ),
+        (
+            ("agent/order", "agent/payment", "pay"),
+            "grants[2]: the caller 'spiffe://shop.test/agent/order' is nobody here",
+        ),
+        (("client/bob", "agent/payment", "pay"), "the caller 'spiffe://shop.test/client/bob' is nobody here"),
+        (("team/*", "agent/payment", "pay"), "the caller 'spiffe://shop.test/team/*' is nobody here"),
         (("client/cli", "agent/payment", "pya"), "has no capability 'pya'; did you mean 'pay'?"),
     ],
 )

@@ -19,7 +19,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision, Grants
 from agentweave_bus.authz.circuit_breaker import BreakerSettings, CircuitBreaker, Permit
@@ -71,8 +71,7 @@ class Parent:
     trace: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CallOptions:
+class CallOptions(NamedTuple):
     """What may be said about a call beside what is called; see :meth:`Client.call`."""
 
     timeout: float = 30.0

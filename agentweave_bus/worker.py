@@ -18,6 +18,7 @@ from agentweave_bus.agent import SecureAgent
 from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
 from agentweave_bus.runtime import Runner
+from agentweave_bus.runtime.process import settle
 
 __all__ = ["find_agent", "main", "run_on_fastest_loop", "serve"]
 
@@ -105,7 +106,7 @@ async def serve(
     config = load_config(path, environment=environment)
     if path is not None:
         _look_beside(Path(path))
-    await Runner().run(find_agent(config, class_path))
+    await Runner(on_started=settle).run(find_agent(config, class_path))
 
 
 def run_on_fastest_loop(main: Any) -> None:

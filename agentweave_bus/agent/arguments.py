@@ -36,15 +36,16 @@ from agentweave_bus.agent.failures import correlation_id
 from agentweave_bus.agent.policy_form import policy_form
 from agentweave_bus.agent.policy_types import Hidden, hidden_from_policy
 from agentweave_bus.exceptions import ConfigurationError, PayloadError
+from agentweave_bus.strict_json import StrictEncoder
 
 __all__ = ["Arguments", "ValidatedCall"]
 
 _logger: Final = logging.getLogger("agentweave_bus.agent")
 _MAX_PROBLEMS: Final = 5  # told to the caller; a payload can break more rules than an error should list
 _MAX_HINT_CHARACTERS: Final = 64  # comparing names takes time that grows with the square of their length
-_to_json: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _ABSENT: Final = inspect.Parameter.empty
 _MUTABLE: Final = (list, dict, set)
+_to_json: Final = StrictEncoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ class Arguments:
             raise PayloadError(f"{self._name}: {problems}")
         return self._call(self._given(model), extras)
 
-    def _read_known(self, text: str) -> BaseModel:
+    def _read_known(self, text: bytes) -> BaseModel:
         return self._model.model_validate_json(text, strict=True)
 
     def _call(self, given: dict[str, Any], extras: dict[str, Any]) -> ValidatedCall:
@@ -163,7 +164,7 @@ class Arguments:
             return {}
         return self._checked(lambda text: adapter.validate_json(text, strict=True), extra, problems) or {}
 
-    def _checked(self, check: Callable[[str], Any], value: Any, problems: _Problems) -> Any:
+    def _checked(self, check: Callable[[bytes], Any], value: Any, problems: _Problems) -> Any:
         try:
             return check(_to_json(value))
         except ValidationError as error:

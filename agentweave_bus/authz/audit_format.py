@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from agentweave_bus.exceptions import AuditError
+from agentweave_bus.strict_json import StrictEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,10 +40,11 @@ RESERVED_KEYS: Final = frozenset({"audit_id", "ts", "seq", "prev"})
 
 _MAX_NAMED_CHAINS: Final = 64
 _BLOCK_BYTES: Final = 65536
-# The C encoder has no way to write a Decimal as a number. It writes a text with a mark that nobody can
+# The encoders have no way to write a Decimal as a number. They write a text with a mark that nobody can
 # guess (new in each process, and never in a file), and the mark and the quotes are taken off again.
 _MARK: Final = os.urandom(12).hex() + ":"
-_MARKED_NUMBER: Final = re.compile(rf'"{_MARK}(-?[0-9.]+)"')
+_MARK_BYTES: Final = _MARK.encode()
+_MARKED_NUMBER: Final = re.compile(rb'"%b(-?[0-9.]+)"' % _MARK_BYTES)
 _MAX_DIGITS: Final = 400
 
 
@@ -54,7 +56,7 @@ def _marked(value: object) -> str:
     return f"{_MARK}{value:f}"
 
 
-_ENCODE: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_marked).encode
+_encode: Final = StrictEncoder(default=_marked)
 _FILE: Final = re.compile(
     r"(?P<stem>.+)\.(?P<start>\d{8}T\d{6}Z)\.(?P<chain>[0-9a-f]{32})\.(?P<number>\d{4,})\.jsonl"
 )
@@ -68,12 +70,12 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
 
     """
     try:
-        text = _ENCODE(record)
+        line = _encode(record)
     except (TypeError, ValueError, RecursionError) as problem:
         raise AuditError(f"the audit record is no JSON: {problem}") from problem
-    if _MARK in text:
-        text = _MARKED_NUMBER.sub(r"\1", text)
-    return text.encode()
+    if _MARK_BYTES in line:
+        line = _MARKED_NUMBER.sub(rb"\1", line)
+    return line
 
 
 def line_hash(line: bytes) -> bytes:

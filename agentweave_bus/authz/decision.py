@@ -197,15 +197,18 @@ class AuthzContext:
         What is not known is left out rather than null: in Rego a null is a value, and
         ``not input.context.principal`` would be false for it.
         """
-        context = {key: value for key, value in self.extra.items() if key not in _OWN_KEYS}
-        context.update(self._shared_facts())
+        context = self._shared_facts()
         context["payload"] = self.payload
         context["task_id"] = self.task_id
         context["via"] = [dict(link) for link in self.via]
         context["evidence"] = self.evidence
         context["sender_expired"] = self.sender_expired
-        _put_known(context, "stored_at", self.stored_at)
-        _put_known(context, "reissued_by", self.reissued_by)
+        if self.stored_at is not None:
+            context["stored_at"] = self.stored_at
+        if self.reissued_by is not None:
+            context["reissued_by"] = self.reissued_by
+        if self.extra:
+            context |= {key: value for key, value in self.extra.items() if key not in _OWN_KEYS}
         return self._document(context)
 
     def standing_input(self) -> dict[str, Any]:
@@ -225,8 +228,10 @@ class AuthzContext:
             "transport": self.transport,
             "caller_trust_domain": self.caller_trust_domain,
         }
-        _put_known(facts, "principal", None if self.principal is None else dict(self.principal))
-        _put_known(facts, "scope", None if self.scope is None else list(self.scope))
+        if self.principal is not None:
+            facts["principal"] = dict(self.principal)
+        if self.scope is not None:
+            facts["scope"] = list(self.scope)
         return facts
 
     def _document(self, context: dict[str, Any]) -> dict[str, Any]:
@@ -237,8 +242,3 @@ class AuthzContext:
             "direction": self.direction,
             "context": context,
         }
-
-
-def _put_known(facts: dict[str, Any], key: str, value: object) -> None:
-    if value is not None:
-        facts[key] = value

@@ -44,13 +44,14 @@ class Redaction:
     def _without_names(self, value: Any) -> Any:
         names, inner = self._names, self._without_names
         if isinstance(value, dict):
-            return {
-                key: REDACTED
-                if key in names
-                else (item if type(item) in _SCALARS else inner(item))  # spares most of the calls
-                for key, item in value.items()
-            }
-        if isinstance(value, list | tuple):
+            cleaned = {}
+            for key, item in value.items():
+                if key in names:
+                    cleaned[key] = REDACTED
+                else:
+                    cleaned[key] = item if type(item) in _SCALARS else inner(item)  # spares most of the calls
+            return cleaned
+        if value and isinstance(value, (list, tuple)):
             return [item if type(item) in _SCALARS else inner(item) for item in value]
         return value
 

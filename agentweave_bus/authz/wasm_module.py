@@ -278,4 +278,5 @@ def _cause(error: Exception) -> str:
 def _engine_settings() -> wasmtime.Config:
     settings = wasmtime.Config()
     settings.consume_fuel = True
+    settings.parallel_compilation = False  # one small module: threads save no time, and take memory
     return settings

@@ -32,9 +32,8 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision
 from agentweave_bus.bus.claims import NEW_STREAM_S, ClaimOutcome, Claims, PendingClaim
@@ -146,8 +145,7 @@ class AdmissionRefusedError(AgentWeaveError):
         self.audit_id = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """How a frame came: the subject it was delivered on and the reply subject that the broker names."""
 
     subject: str
@@ -184,8 +182,7 @@ class Capability(Protocol):
         """Return why ``caller`` may not use it whatever the policy says, or ``None``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(NamedTuple):
     """A request that has passed every step and may run now."""
 
     request: OpenedEnvelope

@@ -12,10 +12,9 @@ each caller in flight.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Final
-
-import anyio
 
 from agentweave_bus.spiffe_id import SpiffeID
 
@@ -28,7 +27,7 @@ _TAKEN_IN_PER_PLACE: Final = 4
 
 @dataclass(slots=True)
 class _Caller:
-    share: anyio.Semaphore
+    share: asyncio.Semaphore
     taken_in: int = 0
     bytes: int = 0
 
@@ -44,7 +43,7 @@ class Occupancy:
         self.taken_in = places * _TAKEN_IN_PER_PLACE
         self.max_bytes = max_bytes
         self._bytes = 0
-        self._places = anyio.Semaphore(places, fast_acquire=True)
+        self._places = asyncio.Semaphore(places)
         self._share = max(1, places // 2)
         self._callers: dict[SpiffeID, _Caller] = {}
 
@@ -52,18 +51,17 @@ class Occupancy:
         """Wait for a place for a call of ``size`` bytes; say false at once where there is no room for it."""
         known = self._callers.get(caller)
         if known is None:
-            known = self._callers[caller] = _Caller(anyio.Semaphore(self._share, fast_acquire=True))
-        if known.taken_in >= max(1, self.taken_in // 2):
+            known = _Caller(asyncio.Semaphore(self._share))
+        if known.taken_in >= max(1, self.taken_in // 2) or not self._has_room(known, size):
             return False
-        if not self._has_room(known, size):
-            return False
+        self._callers[caller] = known
         known.taken_in += 1
         known.bytes += size
         self._bytes += size
         try:
-            await _take(known.share)
+            await known.share.acquire()
             try:
-                await _take(self._places)
+                await self._places.acquire()
             except BaseException:
                 known.share.release()
                 raise
@@ -90,11 +88,3 @@ class Occupancy:
         self._bytes -= size
         if not known.taken_in:
             del self._callers[caller]
-
-
-async def _take(semaphore: anyio.Semaphore) -> None:
-    """Take a place without asking the event loop, where one is free."""
-    try:
-        semaphore.acquire_nowait()
-    except anyio.WouldBlock:
-        await semaphore.acquire()

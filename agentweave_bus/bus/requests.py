@@ -27,11 +27,11 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import anyio
 from nats.aio.msg import Msg
@@ -94,8 +94,7 @@ class RetryRule:
         return delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(NamedTuple):
     """A call that is allowed and now to be made. ``deadline_ms`` is in milliseconds since the epoch."""
 
     callee: SpiffeID
@@ -112,11 +111,10 @@ class Request:
 
     def recorded_by(self, on_sealed: Callable[[Sealed], Awaitable[None]]) -> Request:
         """Return the same request whose sealed attempts are shown to ``on_sealed``."""
-        return replace(self, on_sealed=on_sealed)
+        return self._replace(on_sealed=on_sealed)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A verified reply: its decoded payload and the digest of its head."""
 
     value: Any
@@ -291,7 +289,7 @@ class Requests:
         session.watch(woken)
         share = 1 if final else 2
         try:
-            with anyio.fail_after(max(0.001, self._until(call.deadline) / share)):
+            async with asyncio.timeout(max(0.001, self._until(call.deadline) / share)):
                 await self._send(session, call)
                 signal = await woken
         except BusError as error:

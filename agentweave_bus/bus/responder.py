@@ -81,7 +81,7 @@ class Responder:
         self._audit = audit
         self._metrics = metrics
         self._clock_ms = clock_ms
-        self._places = anyio.Semaphore(taken_in, fast_acquire=True)
+        self._places = asyncio.Semaphore(taken_in)
         self._queued = max(_LEAST_QUEUED_BYTES, queued_bytes // max(1, len(self._capabilities)))
         self._group: asyncio.TaskGroup | None = None
         self._handling: set[asyncio.Task[None]] = set()

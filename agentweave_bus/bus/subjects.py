@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from agentweave_bus.exceptions import ConfigurationError, MalformedEnvelopeError
@@ -38,6 +39,7 @@ __all__ = [
 
 MAX_SUBJECT_BYTES: Final = 1024
 
+_REMEMBERED: Final = 1024
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_=/-]+")
 
 
@@ -86,12 +88,17 @@ def agent_prefix(family: Family, agent: SpiffeID) -> str:
         raise ConfigurationError(f"{agent} is a trust domain; a subject belongs to an agent below it")
     domain = agent.trust_domain.replace(".", "=")
     path = agent.path[1:].replace(".", "=")
-    return f"aw.{family.value}.{domain}.{path}"
+    return f"aw.{family}.{domain}.{path}"
 
 
 def call_subject(callee: SpiffeID, capability: str) -> str:
     """Where calls of ``capability`` reach ``callee``."""
-    return _bounded(f"{agent_prefix(Family.CALL, callee)}.{check_capability(capability)}")
+    return _call_subject(callee, check_capability(capability))
+
+
+@lru_cache(_REMEMBERED)  # asked for several times in each call
+def _call_subject(callee: SpiffeID, capability: str) -> str:
+    return _bounded(f"{agent_prefix(Family.CALL, callee)}.{capability}")
 
 
 def claim_subject(callee: SpiffeID, key: str) -> str:
@@ -104,6 +111,7 @@ def api_inbox(agent: SpiffeID, instance: str) -> str:
     return _bounded(f"{agent_prefix(Family.INBOX, agent)}.{instance}.api")
 
 
+@lru_cache(_REMEMBERED)
 def reply_inbox(agent: SpiffeID, instance: str) -> str:
     """Return the prefix under which a connection of ``agent`` receives its peers' answers."""
     return _bounded(f"{agent_prefix(Family.INBOX, agent)}.{instance}.rpc")

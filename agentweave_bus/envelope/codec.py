@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
@@ -173,13 +173,10 @@ class _Budget:
 def _check_json(value: object, budget: _Budget, depth: int = 0) -> None:
     """Refuse whatever is no plain JSON value; the exact types that the decoder makes."""
     kind = type(value)
-    if kind in _SCALARS:
-        return
-    if kind is dict:
-        _check_keys(value)  # type: ignore[arg-type]
-        _check_items(value.values(), budget, depth + 1)  # type: ignore[attr-defined]
-    elif kind is list:
+    if kind is dict or kind is list:
         _check_items(value, budget, depth + 1)  # type: ignore[arg-type]
+    elif kind in _SCALARS:
+        return
     elif kind is int:
         _check_int(value)  # type: ignore[arg-type]
     elif kind is float:
@@ -188,16 +185,17 @@ def _check_json(value: object, budget: _Budget, depth: int = 0) -> None:
         raise PayloadError(f"the payload holds {_name(value)}, which JSON has not")
 
 
-def _check_keys(value: dict[object, object]) -> None:
-    for key in value:
-        if type(key) is not str:
-            raise PayloadError(f"a key of the payload is {_name(key)}, not text")
-
-
-def _check_items(items: Collection[object], budget: _Budget, depth: int) -> None:
+def _check_items(items: dict[object, object] | list[object], budget: _Budget, depth: int) -> None:
     budget.spend(len(items), depth)
-    for item in items:
-        if type(item) not in _SCALARS:  # spares most of the calls
+    if type(items) is dict:
+        for key in items:
+            if type(key) is not str:
+                raise PayloadError(f"a key of the payload is {_name(key)}, not text")
+    for item in items.values() if type(items) is dict else items:
+        kind = type(item)
+        if kind is dict or kind is list:
+            _check_items(item, budget, depth + 1)  # type: ignore[arg-type]
+        elif kind not in _SCALARS:  # spares most of the calls
             _check_json(item, budget, depth)
 
 
@@ -266,12 +264,16 @@ def _convert(value: object, budget: _Budget, depth: int) -> JsonValue:
 
 def _convert_map(value: Mapping[object, object], budget: _Budget, depth: int) -> dict[str, JsonValue]:
     budget.spend(len(value), depth)
-    result = {
-        key if type(key) is str else _convert_key(key): (
-            item if type(item) in _SCALARS else _convert(item, budget, depth)  # spares most of the calls
-        )
-        for key, item in value.items()
-    }
+    result = {}
+    for key, item in value.items():
+        kind = type(item)
+        name = key if type(key) is str else _convert_key(key)
+        if kind in _SCALARS:  # this and the next spare most of the calls
+            result[name] = item
+        elif kind is dict:
+            result[name] = _convert_map(item, budget, depth + 1)  # type: ignore[arg-type]
+        else:
+            result[name] = _convert(item, budget, depth)
     if len(result) != len(value):
         raise PayloadError("two keys of the payload are the same text")
     return result

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agentweave_bus.envelope.codec import occurrence_id
 from agentweave_bus.envelope.envelope import DEFAULT_LIMITS, Head, Kind, Limits
@@ -100,8 +100,7 @@ class VerifiedLink:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Requester:
+class Requester(NamedTuple):
     """Who asks with the envelope in hand, when reissues are seen through.
 
     ``iss`` is the caller for authorization and keys, ``digest`` that of the head which ``re`` of every

@@ -7,7 +7,7 @@ frame is still a stranger's claim.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from agentweave_bus.envelope.codec import pack, unpack_exact
 from agentweave_bus.envelope.envelope import DEFAULT_LIMITS, FRAME_VERSION, Head, Limits, head_digest
@@ -69,11 +69,12 @@ class Link:
 
     def to_wire(self) -> list[Any]:
         """Return the link as it stands in ``via``."""
-        return [self.head_bytes, _proof_to_wire(self.proof), list(self.chain)]
+        proof = self.proof
+        wire = [proof.signature, proof.size, proof.index, list(proof.path)]
+        return [self.head_bytes, wire, list(self.chain)]
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """A decoded frame, and the bytes it was decoded from. Nothing of it is verified."""
 
     data: bytes
@@ -112,7 +113,7 @@ def encode_frame(
         )
     if len(via) > limits.max_via_links:
         raise MalformedEnvelopeError(f"a request is delegated at most {limits.max_via_links} times")
-    data = pack([FRAME_VERSION, *link.to_wire(), payload, [one.to_wire() for one in via]])
+    data = pack([FRAME_VERSION, *link.to_wire(), payload, [one.to_wire() for one in via] if via else []])
     check_size(data, limits)
     return data
 
@@ -136,7 +137,7 @@ def decode_frame(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Frame:
         raise MalformedEnvelopeError(f"the payload is not at most {limits.max_payload_bytes} bytes")
     if type(via) is not list or len(via) > limits.max_via_links:
         raise MalformedEnvelopeError(f"'via' is no list of at most {limits.max_via_links} links")
-    links = tuple(_link(one, limits) for one in via)
+    links = tuple([_link(one, limits) for one in via]) if via else ()
     return Frame(data, _head(head, limits), _proof(proof, limits), _chain(chain, limits), payload, links)
 
 
@@ -180,20 +181,20 @@ def _proof(value: Any, limits: Limits) -> Proof:
         raise MalformedEnvelopeError(f"the proof's size is not 1 to {limits.max_batch_heads}")
     if type(index) is not int or not 0 <= index < size:
         raise MalformedEnvelopeError("the proof's index lies outside its tree")
-    if type(path) is not list or any(type(one) is not bytes or len(one) != _HASH_BYTES for one in path):
-        raise MalformedEnvelopeError("the proof's path is no list of 32 bytes each")
+    if type(path) is not list:
+        raise MalformedEnvelopeError("the proof's path is no list")
+    for one in path:
+        if type(one) is not bytes or len(one) != _HASH_BYTES:
+            raise MalformedEnvelopeError("the proof's path is no list of 32 bytes each")
     return Proof(signature, size, index, tuple(path))
 
 
 def _chain(value: Any, limits: Limits) -> tuple[bytes, ...]:
     if type(value) is not list or not 1 <= len(value) <= limits.max_chain_certificates:
         raise MalformedEnvelopeError(f"the chain has not 1 to {limits.max_chain_certificates} certificates")
-    if any(type(one) is not bytes for one in value):
-        raise MalformedEnvelopeError("a certificate of the chain is not bytes")
+    for one in value:
+        if type(one) is not bytes:
+            raise MalformedEnvelopeError("a certificate of the chain is not bytes")
     if sum(map(len, value)) > limits.max_chain_bytes:
         raise MalformedEnvelopeError(f"the chain has more than {limits.max_chain_bytes} bytes")
     return tuple(value)
-
-
-def _proof_to_wire(proof: Proof) -> list[Any]:
-    return [proof.signature, proof.size, proof.index, list(proof.path)]

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["head_from_map", "map_from_draft", "pack_head", "parse_head"]
 
 _LARGEST_INT: Final = 2**53 - 1  # what every JSON reader holds exactly
+_HASH_BYTES: Final = 32  # SHA-256
 _MOST_REMEMBERED: Final = 1024
+_NONE: Final[dict[str, Any]] = {}
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[57][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _SUBJECT: Final = re.compile(r"[!-)+-=?-~]{1,1024}")  # printable ASCII without the wildcards '*' and '>'
@@ -70,18 +72,7 @@ def head_from_map(value: Any, limits: Limits = DEFAULT_LIMITS) -> Head:
     """
     if type(value) is not dict:
         raise MalformedEnvelopeError("the head is no map")
-    fields: dict[str, Any] = {}
-    for key, item in value.items():
-        known = _REMEMBERED.get(key)
-        if known is not None and type(item) is str and (passed := known.get(item)) is not None:
-            fields[key] = passed
-            continue
-        check = _CHECKS.get(key)
-        if check is None:
-            raise MalformedEnvelopeError(f"the head has an unknown key: {str(key)[:40]!r}")
-        fields[key] = check(key, item, limits)
-        if known is not None:
-            _remember(known, item, fields[key])
+    fields = _checked_fields(value, limits)
     if not fields.keys() >= _REQUIRED:
         missing = ", ".join(sorted(_REQUIRED - fields.keys()))
         raise MalformedEnvelopeError(f"the head lacks: {missing}")
@@ -91,10 +82,43 @@ def head_from_map(value: Any, limits: Limits = DEFAULT_LIMITS) -> Head:
     return head
 
 
-def _remember(known: dict[str, Any], text: str, passed: Any) -> None:
-    if len(known) >= _MOST_REMEMBERED:
-        known.clear()
-    known[text] = passed
+def _checked_fields(value: dict[Any, Any], limits: Limits) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    # Each call makes four heads of some fifteen keys, so what most of them are is seen without a call.
+    # Whatever is not recognized so goes to its check.
+    for key, item in value.items():
+        form = type(item)
+        if form is bytes:
+            if len(item) == _HASH_BYTES and key in _HASHES:
+                fields[key] = item
+                continue
+        elif form is int:
+            if 0 <= item <= _LARGEST_INT and key in _COUNTS:
+                fields[key] = item
+                continue
+        elif form is str:
+            if (passed := _REMEMBERED.get(key, _NONE).get(item)) is not None:
+                fields[key] = passed
+                continue
+            if (matches := _PATTERNS.get(key)) is not None and matches(item):
+                fields[key] = item
+                continue
+        fields[key] = _checked(key, item, limits)
+    return fields
+
+
+def _checked(key: Any, item: Any, limits: Limits) -> Any:
+    """Put one value through the check of its key; what passed is remembered where it will come again."""
+    check = _CHECKS.get(key)
+    if check is None:
+        raise MalformedEnvelopeError(f"the head has an unknown key: {str(key)[:40]!r}")
+    passed = check(key, item, limits)
+    known = _REMEMBERED.get(key)
+    if known is not None:
+        if len(known) >= _MOST_REMEMBERED:
+            known.clear()
+        known[item] = passed
+    return passed
 
 
 _DRAFT_FIELDS: Final = Draft._fields[2:]  # after kind and id; in the order of Head
@@ -105,7 +129,7 @@ def map_from_draft(
     draft: Draft, *, iss: SpiffeID, x5t: bytes, pd: bytes, par: bytes | None
 ) -> dict[str, Any]:
     """Build the map of a head, in a fixed order of keys, without those that are not set."""
-    value: dict[str, Any] = {"kind": draft.kind.value, "id": draft.id, "iss": str.__str__(iss), "x5t": x5t}
+    value: dict[str, Any] = {"kind": str(draft.kind), "id": draft.id, "iss": str.__str__(iss), "x5t": x5t}
     for name, item in zip(_DRAFT_FIELDS, draft[2:], strict=True):
         if item is not None:
             value[name] = item if type(item) in _PLAIN else _plain(item)
@@ -119,7 +143,7 @@ def _plain(item: Any) -> Any:
     if isinstance(item, str):
         return str.__str__(item)
     if isinstance(item, tuple):
-        return [_plain(one) for one in item]
+        return [one if type(one) in _PLAIN else _plain(one) for one in item]
     if isinstance(item, (dict, MappingProxyType)):
         return {_plain(key): _plain(one) for key, one in item.items()}
     return item
@@ -166,7 +190,7 @@ def _spiffe_id(key: str, value: Any, _limits: Limits) -> SpiffeID:
 
 
 def _hash(key: str, value: Any, _limits: Limits) -> bytes:
-    if type(value) is not bytes or len(value) != 32:  # noqa: PLR2004 - SHA-256
+    if type(value) is not bytes or len(value) != _HASH_BYTES:
         raise _wrong(key, "is not 32 bytes")
     return value
 
@@ -260,6 +284,10 @@ _CHECKS: Final[dict[str, Callable[[str, Any, Limits], Any]]] = {
     "log": _log,
     "trace": _text,
 }
+
+_HASHES: Final = frozenset(key for key, check in _CHECKS.items() if check is _hash)
+_COUNTS: Final = frozenset(key for key, check in _CHECKS.items() if check is _count)
+_PATTERNS: Final = {"id": _UUID.fullmatch, "sub": _SUBJECT.fullmatch}  # new in each head
 
 # What passed its check, by its text, for keys whose values come again with each call.
 _REMEMBERED: Final[dict[str, dict[str, Any]]] = {

@@ -64,7 +64,8 @@ class Tree:
 
 
 def _parents(level: list[bytes]) -> list[bytes]:
-    parents = [node_hash(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+    pairs = zip(level[::2], level[1::2], strict=False)  # an odd last one is left out
+    parents = [sha256(b"\x01" + left + right).digest() for left, right in pairs]
     if len(level) % 2:
         parents.append(level[-1])
     return parents
@@ -86,12 +87,12 @@ def root_from_path(leaf: bytes, *, size: int, index: int, path: Sequence[bytes])
         if sn == 0:
             raise SignatureRefusedError("the path of the proof is too long for its tree")
         if fn & 1 or fn == sn:
-            root = node_hash(entry, root)
+            root = sha256(b"\x01" + entry + root).digest()  # as node_hash, of which there are many
             while not fn & 1 and fn:
                 fn >>= 1
                 sn >>= 1
         else:
-            root = node_hash(root, entry)
+            root = sha256(b"\x01" + root + entry).digest()
         fn >>= 1
         sn >>= 1
     if sn != 0:

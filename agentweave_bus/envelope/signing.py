@@ -9,9 +9,8 @@ verifiable by itself.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from agentweave_bus.envelope.delegation import check_rules
 from agentweave_bus.envelope.envelope import DEFAULT_LIMITS, Draft, Head, Limits, protected_head, sha256
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Sealed", "Sealer"]
 
 
-@dataclass(frozen=True, slots=True)
-class Sealed:
+class Sealed(NamedTuple):
     """An envelope ready to be sent: its bytes, and what its sender wants to know of it."""
 
     frame: bytes
@@ -38,8 +36,7 @@ class Sealed:
     link: Link
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
+class _Prepared(NamedTuple):
     """A head that waits for its signature."""
 
     head: Head

@@ -19,8 +19,7 @@ for this agent, or that it is allowed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -32,6 +31,7 @@ from agentweave_bus.envelope.envelope import (
     Head,
     Kind,
     Limits,
+    head_digest,
     pae,
     protected_head,
     sha256,
@@ -75,8 +75,7 @@ def signature_algorithm(curve: ec.EllipticCurve) -> ec.ECDSA:
     return algorithm
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedEnvelope:
+class OpenedEnvelope(NamedTuple):
     """An envelope whose sender is proved (steps 1 to 5).
 
     ``digest`` is the head's; ``link`` is the envelope without its payload, as a nested call carries it;
@@ -177,8 +176,9 @@ class EnvelopeVerifier:
         self.check_sender(head, sender)
         if sha256(parts.payload) != head.pd:
             raise SignatureRefusedError("the payload is not the one whose hash the head holds")
-        link = Link(parts.head, parts.proof, parts.chain, head)
-        return OpenedEnvelope(parts.data, head, link.digest, parts.payload, sender, link, parts.via)
+        digest = head_digest(parts.head)
+        link = Link(parts.head, parts.proof, parts.chain, head, digest)
+        return OpenedEnvelope(parts.data, head, digest, parts.payload, sender, link, parts.via)
 
     def check_sender(self, head: Head, sender: VerifiedChain) -> None:
         """Compare who a head says it is from with whose certificate verified."""

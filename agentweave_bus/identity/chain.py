@@ -238,11 +238,9 @@ class ChainVerifier:
 
 
 def _chain_key(chain: Sequence[bytes]) -> bytes:
-    digest = hashlib.sha256()
-    for der in chain:
-        digest.update(len(der).to_bytes(8, "big"))  # so that bytes can't move between certificates
-        digest.update(der)
-    return digest.digest()
+    # With the lengths, so that bytes can't move between certificates.
+    parts = [part for der in chain for part in (len(der).to_bytes(8, "big"), der)]
+    return hashlib.sha256(b"".join(parts)).digest()
 
 
 def _check_chain_bounds(chain: Sequence[bytes]) -> None:

@@ -11,10 +11,8 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 from agentweave_bus.config import LoggingConfig
 from agentweave_bus.observability.printable import escape_line
@@ -32,8 +30,7 @@ __all__ = [
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-@dataclass(frozen=True, slots=True)
-class LogContext:
+class LogContext(NamedTuple):
     """What the records of one request have in common; None where it is not known."""
 
     trace_id: str | None = None
@@ -55,24 +52,31 @@ def current_log_context() -> LogContext:
     return _current.get()
 
 
-@contextmanager
-def log_context(
-    *, trace: str | None = None, task: str | None = None, caller: str | None = None
-) -> Iterator[LogContext]:
-    """Bind ids to every record inside the block; what is not given stays as it was.
+class log_context:  # noqa: N801 - used like a function; a class, because each call makes one
+    """Bind ids to every record inside the ``with`` block; what is not given stays as it was.
 
     ``trace`` is a W3C traceparent, ``caller`` a SPIFFE ID that has been verified.
     """
-    outer = _current.get()
-    parent = TraceParent.parse(trace)
-    bound = LogContext(
-        outer.trace_id if parent is None else parent.trace_id, task or outer.task_id, caller or outer.caller
-    )
-    token = _current.set(bound)
-    try:
-        yield bound
-    finally:
-        _current.reset(token)
+
+    __slots__ = ("_bound", "_token")
+
+    def __init__(
+        self, *, trace: str | None = None, task: str | None = None, caller: str | None = None
+    ) -> None:
+        outer = _current.get()
+        parent = TraceParent.parse(trace)
+        self._bound = LogContext(
+            outer.trace_id if parent is None else parent.trace_id,
+            task or outer.task_id,
+            caller or outer.caller,
+        )
+
+    def __enter__(self) -> LogContext:
+        self._token = _current.set(self._bound)
+        return self._bound
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._token)
 
 
 class JsonFormatter(logging.Formatter):

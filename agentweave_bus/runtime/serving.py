@@ -124,18 +124,21 @@ class Runner:
 
     The order of stopping: no new calls; those in flight finish, for 30 s at most; ``on_stop``, for 10 s at
     most; disconnect. While it serves, the process's log is the configured one, unless the program has
-    configured logging itself.
+    configured logging itself. ``on_started`` is called once, before it is said that calls are taken.
     """
 
-    def __init__(self, surroundings: Surroundings = REAL) -> None:
+    def __init__(
+        self, surroundings: Surroundings = REAL, *, on_started: Callable[[], None] = lambda: None
+    ) -> None:
         self._surroundings = surroundings
+        self._on_started = on_started
 
     async def run(self, agent: SecureAgent) -> None:
         """Serve ``agent`` until cancelled, or until SIGINT or SIGTERM. Errors as of :func:`connected`."""
         with _logging_of(agent.config.observability.logging):
             for warning in agent.config.warnings:
                 _log.warning("%s", warning)
-            served = _Served(agent)
+            served = _Served(agent, self._on_started)
             async with connected(
                 agent.config,
                 identity_provider=agent.identity_provider,
@@ -161,8 +164,9 @@ def _logging_of(settings: LoggingConfig) -> Iterator[None]:
 class _Served:
     """One agent while it is served."""
 
-    def __init__(self, agent: SecureAgent) -> None:
+    def __init__(self, agent: SecureAgent, on_started: Callable[[], None] = lambda: None) -> None:
         self._agent = agent
+        self._on_started = on_started
         self._responder: Responder | None = None
         self._claims: Claims | None = None
         self._started = anyio.Event()
@@ -214,6 +218,7 @@ class _Served:
             with stop_signals() as stop_signal, _health_listener(parts) as metrics_url:
                 await self._agent.begin_serving(_ConnectedAgent(parts))
                 try:
+                    self._on_started()
                     self._started.set()
                     group.start_soon(self._announce_rotations, parts)
                     _say_ready(parts.me, metrics_url)

@@ -96,8 +96,7 @@ class Claims:
 
     async def on_session(self, session: Session) -> None:
         """Learn when the stream was made: a new broker may have a new, empty one."""
-        self._created_ms = None
-        self._confirmed = False
+        self._confirmed = False  # what is known stands until then, or every claim under way would be unclear
         await self._learn(session)
 
     async def created_ms(self) -> int | None:

@@ -40,7 +40,7 @@ from agentweave_bus.identity import ChainVerifier, IdentitySource, PeerRefusedEr
 from agentweave_bus.observability.metrics import Metrics
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["BusAddress", "Keeper", "PermissionListener", "Session"]
+__all__ = ["BrokerClient", "BusAddress", "Keeper", "PermissionListener", "Session"]
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +77,20 @@ class BusAddress:
     server_id: SpiffeID
     connect_timeout: float = 5.0
     longest_wait: float = 2.0
+
+
+class BrokerClient(Client):
+    """The library's client, whose :meth:`flush` covers all that was sent before it.
+
+    The library writes a ping past its buffer, so the first answer may come before what was buffered has been
+    sent; the second can't. Draining a subscription rests on it, too: with one, the broker would go on sending
+    to a subscription that is forgotten here, and those calls would be lost.
+    """
+
+    async def flush(self, timeout: int = 10) -> None:  # noqa: ASYNC109 - the library's signature
+        """Wait until the broker has processed what was sent; ``timeout`` seconds for each round trip."""
+        await super().flush(timeout)
+        await super().flush(timeout)
 
 
 class Session:
@@ -184,10 +198,7 @@ class Session:
         """Wait until the broker has processed all that was sent so far."""
         try:
             with anyio.fail_after(timeout_s):  # the library's own timeout does not cover the writing
-                # Twice, because the library writes a ping past its buffer: the first answer may come
-                # before what was buffered has been sent, the second can't.
-                for _ in range(2):
-                    await self._client.flush(timeout=max(1, int(timeout_s)))
+                await self._client.flush(timeout=max(1, int(timeout_s)))
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise BusError("the broker does not answer") from error
 
@@ -292,7 +303,7 @@ class Keeper:
         *,
         metrics: Metrics | None = None,
         name: str = "",
-        new_client: Callable[[], Client] = Client,
+        new_client: Callable[[], Client] = BrokerClient,
     ) -> None:
         self._metrics = metrics if metrics is not None else Metrics.create()
         self._source = source

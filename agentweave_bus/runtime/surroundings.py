@@ -15,6 +15,7 @@ from typing import Final
 from nats.aio.client import Client
 
 from agentweave_bus.authz import PolicyEngine
+from agentweave_bus.bus.connection import BrokerClient
 
 __all__ = ["REAL", "Surroundings"]
 
@@ -38,7 +39,7 @@ class Surroundings:
 
     time_ns: Callable[[], int] = time.time_ns
     monotonic_ns: Callable[[], int] = time.monotonic_ns
-    new_client: Callable[[], Client] = Client
+    new_client: Callable[[], Client] = BrokerClient
     around_engine: Callable[[PolicyEngine], PolicyEngine] = _as_it_is
     stop_signals: Callable[[], AbstractContextManager[Callable[[], Awaitable[None]]]] | None = None
     on_wired: Callable[[object], None] = _nothing

@@ -13,9 +13,9 @@ When an attempt is made again, with the same ``id``:
 - no answer came in the attempt's share of the time, or the connection was lost: only for calls said to be
   ``safe``; others fail at once with ``CallTimeoutError`` or ``ConnectionLostError``, since the work may have
   been done;
-- the callee refused with ``retry_after``: nothing ran there. Elsewhere it may have, on another replica to
-  which the broker has given the request as well, or in an attempt before; so the ``id``, whose claim lets the
-  work be done once, stays here, too, and an answer to any attempt still counts.
+- the callee refused with ``retry_after``: nothing ran, so a new call with a new ``id`` is made. Not so when
+  an earlier attempt ended by the word, which nobody signs, that nobody was there: that attempt may have been
+  received, so the ``id`` stays, whose claim lets the work be done once.
 
 Whether the call is allowed was asked before; see ``client.py``.
 """
@@ -137,7 +137,6 @@ class _Call:
         self.id = call_id
         self.deadline = deadline  # by the monotonic clock, in seconds
         self.attempts: dict[bytes, bool] = {}
-        self.refused: set[bytes] = set()  # by a signed answer
         self.in_doubt = False  # an attempt ended without a signed answer, so it may have been received
         self.dropped: Counter[WhyDropped] = Counter()
         self.subjects: set[str] = set()
@@ -153,7 +152,7 @@ class _Call:
     def nobody_there(self) -> None:
         """Note that the broker had nobody to give an attempt to. It names none, so it means all so far.
 
-        That may be a lie, so whoever is told how the call ended is told of the doubt.
+        That may be a lie, so from here on the call keeps its id; see docs/security.md.
         """
         self.in_doubt = True
         self.attempts = dict.fromkeys(self.attempts, True)
@@ -161,8 +160,16 @@ class _Call:
 
     @property
     def is_answered(self) -> bool:
-        """Whether no other answer can count. A refusal says nothing of what another replica does."""
-        return self.answer is not None and self.answer.head.kind is Kind.REPLY
+        """Whether no other answer can count. In doubt a refusal of one attempt leaves the others open."""
+        answer = self.answer
+        return answer is not None and not (self.in_doubt and answer.head.kind is Kind.REFUSAL)
+
+    def go_on_after(self, refusal: OpenedEnvelope) -> None:
+        """Count ``refusal`` as the end of its attempt only; what came after it stands."""
+        assert refusal.head.re is not None
+        self.attempts.pop(refusal.head.re, None)
+        if self.answer is refusal:
+            self.answer = None
 
     def renew(self) -> asyncio.Future[_Signal | OpenedEnvelope]:
         """Return the future of the next attempt; already answered if an answer came meanwhile."""
@@ -236,15 +243,18 @@ class Requests:
             opened = await self._answered(call)
             asked = 1
             while (wait := self._asks_again(call, opened, asked)) is not None:
-                if call.answer is opened:
-                    call.answer = None
-                opened = await self._pause(call, wait) or await self._answered(call)
+                if call.in_doubt:
+                    call.go_on_after(opened)
+                    opened = await self._pause(call, wait) or await self._answered(call)
+                else:
+                    self._forget(call)
+                    await asyncio.sleep(wait)
+                    call = _Call(request, new_id(self._clock_ms()), deadline)
+                    opened = await self._answered(call)
                 asked += 1
             return _answer_of(call, opened)
         finally:
-            call.woken.cancel()
-            for subject in call.subjects:
-                self._calls.pop(subject, None)
+            self._forget(call)
 
     def _asks_again(self, call: _Call, opened: OpenedEnvelope, asked: int) -> float | None:
         """Return after how many seconds to ask again, where the answer is to come again and there is time."""
@@ -252,6 +262,11 @@ class Requests:
             return None
         wait = _retry_after(opened)
         return None if wait is None or wait >= self._until(call.deadline) else wait
+
+    def _forget(self, call: _Call) -> None:
+        call.woken.cancel()
+        for subject in call.subjects:
+            self._calls.pop(subject, None)
 
     async def _answered(self, call: _Call) -> OpenedEnvelope:
         """Make attempts until there is an answer, or no reason to make another one."""
@@ -413,9 +428,6 @@ class Requests:
     def _all_refused(call: _Call, refusal: OpenedEnvelope) -> bool:
         """Note a refusal; it ends the wait only when no attempt is left that may still be answered."""
         assert refusal.head.re is not None
-        if refusal.head.re in call.refused:
-            return False  # said before
-        call.refused.add(refusal.head.re)
         call.attempts[refusal.head.re] = True
         return all(call.attempts.values())
 

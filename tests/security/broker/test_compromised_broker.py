@@ -12,9 +12,8 @@ import pytest
 from agentweave_bus.bus.admission import Step
 from agentweave_bus.bus.streams import claim_stream_name
 from agentweave_bus.bus.subjects import call_subject
-from agentweave_bus.envelope import Kind
 from agentweave_bus.exceptions import CallRefusedError
-from tests.integration.callee import reply_to, request_of
+from tests.integration.callee import request_of
 from tests.integration.connections import heard_within, until
 from tests.integration.probes import CLI, ECHO, PATIENCE, data_of
 from tests.security.catalogue import Adversary, Layer, refused_by
@@ -103,29 +102,6 @@ async def test_nobody_there_and_then_never_ready(deceived):
     assert refused.value.retry_after is None
     deceived.echo.gate.set()
     assert deceived.echo.ran == ["wait"]
-
-
-@refused_by(
-    Step.REPLAY,
-    "a call given to two replicas, of which the second is busy, so that the caller asks anew",
-    by=Adversary.BROKER,
-)
-async def test_the_same_call_to_a_replica_that_is_busy(deceived):
-    """Its refusal is true and signed, and says nothing of the replica that took the call."""
-    liar, echo = deceived.liar, deceived.echo
-    heard, first, task = await asked_to_wait(deceived, deceived.cli)
-    body = {"step": "room", "reason": "busy", "audit_id": "a-1", "retry_after": 0.05}
-    refusal = reply_to(first, liar.world.issue(ECHO), body, kind=Kind.REFUSAL)
-    for _ in range(3):  # said thrice, it counts once
-        await liar.raw.send(first.reply, refusal.frame)
-    await heard_within(heard)
-    await until(lambda: len(deceived.refusals()) == 1, "the second attempt's refusal")
-    refused = deceived.refusals()[0]
-    assert (refused["step"], refused["reason"]) == (Step.REPLAY.number, "this id is claimed already")
-    echo.gate.set()
-    assert data_of(await task) == {"waited": True}
-    assert echo.ran == ["wait"]
-    assert heard.empty()
 
 
 async def asked_to_wait(deceived, caller):

@@ -89,16 +89,15 @@ MUTANTS = (
     ),
     REQUESTS(
         what="the end of a call: its subjects are forgotten",
-        function="Requests._call",
+        function="Requests._forget",
         find="self._calls.pop(subject, None)",
         put="None",
         tests=("replies/test_late_answer.py::test_an_answer_again",),
     ),
     REQUESTS(
-        what="the id of a call that is made again after a refusal",
+        what="the id of a call that may have been received",
         function="Requests._call",
-        find="await self._pause(call, wait) or await self._answered(call)",
-        put="await self._answered(_Call(request, new_id(self._clock_ms()), deadline))",
-        tests=("broker/test_compromised_broker.py",),
+        find="call.in_doubt",
+        tests=("broker/test_compromised_broker.py::test_nobody_there_and_then_not_ready",),
     ),
 )

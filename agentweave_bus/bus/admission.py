@@ -392,7 +392,7 @@ class Admission:
         head = request.head
         if not self._rates.take(head.iss, now_ms):
             raise self._not_ready(request, "claims of this sender come too fast", 1.0)
-        created_ms = await self._claims.created_ms()
+        created_ms = await self._claims.created_ms(now_ms)
         if created_ms is None:
             raise self._not_ready(request, "the claim stream does not answer", 1.0)
         if head.iat <= created_ms + _NEW_STREAM_MS:

@@ -99,12 +99,13 @@ class Claims:
         self._confirmed = False  # what is known stands until then, or every claim under way would be unclear
         await self._learn(session)
 
-    async def created_ms(self) -> int | None:
+    async def created_ms(self, now_ms: int) -> int | None:
         """When the stream was created, in milliseconds since the epoch; ``None`` if it can't be told.
 
-        A call sealed before that may have been claimed in a stream that is lost, so it must not run.
+        A call sealed before that may have been claimed in a stream that is lost, so it must not run. An age
+        in the future keeps every call from running, so it is asked for again and not believed for good.
         """
-        if self._created_ms is None:
+        if self._created_ms is None or self._created_ms > now_ms:
             try:
                 await self._learn(await self._keeper.session(_TIMEOUT_S))
             except UnreachableError:

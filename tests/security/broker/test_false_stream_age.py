@@ -67,3 +67,4 @@ async def test_an_age_in_the_future(deceived):
     await told_anew(deceived, {"created": (datetime.now(UTC) + timedelta(days=1)).isoformat()})
     await refused(deceived, 2, "the claim stream is newer than the call")
     assert deceived.echo.ran == []
+    await honest_again(deceived)

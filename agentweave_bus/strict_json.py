@@ -29,7 +29,7 @@ class StrictEncoder:
     """Encodes JSON values as ASCII, without spaces; ``default`` turns other objects into JSON values.
 
     Call it with a value. It raises ``TypeError``, ``ValueError`` or ``RecursionError`` for what JSON hasn't:
-    other types, NaN, cycles.
+    other types, NaN, cycles. UUIDs and plain enums are not for it: only one of the two would take them.
     """
 
     __slots__ = ("_default", "_strict")

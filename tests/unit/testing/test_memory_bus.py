@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,36 @@ async def test_what_keeps_an_agent_from_running_is_told(bus: Bus) -> None:
 
     with pytest.raises(RuntimeError, match="no database"):
         await bus.start(BrokenAgent)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            lambda bus: bus.start({"name": "stock"}),
+            "takes a subclass of SecureAgent or an agent, not an object of dict",
+        ),
+        (lambda bus: bus.start(dict), "not the class dict"),
+        (lambda bus: bus.grant("client/cli", "agent/stock"), 'or "\\*" for all capabilities'),
+        (lambda bus: bus.grant("cli", "agent/stock", "look"), "did you mean 'agent/cli' or 'client/cli'"),
+        (
+            lambda bus: bus.client("cli"),
+            "did you mean 'client/cli'\\? If it is spiffe://test.local/cli, write",
+        ),
+    ],
+)
+async def test_what_is_meant_otherwise_is_told(
+    bus: Bus, wrong: Callable[[Bus], Awaitable[object]], told: str
+) -> None:
+    with pytest.raises(AgentWeaveError, match=told):
+        await wrong(bus)
+
+
+async def test_who_is_named_whole_or_by_a_prefix(bus: Bus) -> None:
+    await bus.grant("client/*", "spiffe://test.local/stock", "look")
+    (entry,) = bus.grants.grants
+    assert entry.caller == ("spiffe://test.local/client/*",)
+    assert entry.callee == ("spiffe://test.local/stock",)
 
 
 async def test_wrong_arguments_are_told_to_who_may_call(bus: Bus, stock: StockAgent) -> None:

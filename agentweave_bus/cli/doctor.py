@@ -14,7 +14,7 @@ import anyio.to_thread
 from agentweave_bus.authz import DEFAULT_POLICY_PATH
 from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.bus.connection import Session
-from agentweave_bus.cli.checks import broker, identity, machine, policy
+from agentweave_bus.cli.checks import broker, identity, machine, policy, workers
 from agentweave_bus.cli.checks.finding import (
     Check,
     Finding,
@@ -31,7 +31,7 @@ from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import print_result, table
 from agentweave_bus.cli.stack_check import capabilities_of
 from agentweave_bus.config import AgentConfig
-from agentweave_bus.embedded.assembly import policy_source, revocations_file
+from agentweave_bus.embedded.assembly import noted_workers, policy_source, revocations_file
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
 from agentweave_bus.identity import IdentitySource, X509Svid
 from agentweave_bus.spiffe_id import SpiffeID
@@ -47,7 +47,7 @@ CHECKS: Final = {
     "policy": "whether the policy is there, compiles, and has the package",
     "agents": "whether the classes of a stack's agents can be made",
     "grants": "grants that can never match, or add nothing",
-    "stack": "whether the stack of this file is running",
+    "stack": "whether the stack of this file is running, and each of its workers lives",
     "workload-api": "whether there is a Workload API, and an identity for this process",
     "svid": "whether the SVID is valid, and for how long",
     "broker": "whether the broker is there, is the right one, is recent enough, and lets this identity in",
@@ -295,14 +295,15 @@ class Doctor:
     # --- what others give --------------------------------------------------------------------------------
 
     async def _stack(self) -> Iterable[Finding]:
-        if self._patient.stack is None:
+        stack = self._patient.stack
+        if stack is None:
             return [skipped("this is no stack's file")]
         if self._patient.left_behind:
             text = "the stack ended without stopping, and left its clients' files behind"
             return [warning(text, "Start agentweave up again.")]
         if not self._patient.running:
             return [warning("the stack is not running, so nobody can be reached", "Start agentweave up.")]
-        return [ok("the stack is running")]
+        return workers.worker_findings(self._patient.agents, noted_workers(stack.state_dir.absolute()))
 
     async def _workload_api(self) -> Iterable[Finding]:
         config = self._patient.caller

@@ -27,7 +27,15 @@ from agentweave_bus.embedded.stack import EmbeddedStack, StackSettings, embedded
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["LocalStack", "Override", "PlannedAgent", "client_file", "local_stack", "plan_agents"]
+__all__ = [
+    "LocalStack",
+    "Override",
+    "PlannedAgent",
+    "client_file",
+    "local_stack",
+    "noted_workers",
+    "plan_agents",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -147,6 +155,7 @@ async def local_stack(
             with _client_files(config, stack, clients) as files:
                 await workers.start(_specs(config, agents, stack, environment, text_logs))
                 await stack.settled()
+                lock.note_workers(workers)
                 yield LocalStack(
                     config=config,
                     agents=agents,
@@ -161,6 +170,19 @@ async def local_stack(
 def client_file(state_dir: Path, name: str) -> Path:
     """Return where the configuration of the client ``name`` lies while a stack runs."""
     return state_dir / "clients" / f"{name}.yaml"
+
+
+def noted_workers(state_dir: Path) -> dict[str, int]:
+    """Return the process of each worker that the stack in ``state_dir`` has started, dead or alive.
+
+    Empty until all of them are ready, and where no stack runs.
+    """
+    try:
+        lines = (state_dir / "lock").read_text().splitlines()[2:]
+    except OSError:
+        return {}
+    pairs = [line.rpartition(" ") for line in lines]
+    return {name: int(pid) for name, _, pid in pairs if name and pid.isdecimal()}
 
 
 def policy_source(config: StackConfig) -> Path | None:
@@ -310,7 +332,10 @@ def _yaml(value: str) -> str:
 
 
 class _Lock:
-    """The held lock of a state directory; its file says who holds it and where that one's sockets are."""
+    """The held lock of a state directory.
+
+    Its file says who holds it, where that one's sockets are, and a line for each worker: name, process.
+    """
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -318,6 +343,10 @@ class _Lock:
     def note_sockets(self, stack: EmbeddedStack) -> None:
         """Let a successor find the sockets, should this process be killed."""
         self.write(f"{stack.api.directory}\n")
+
+    def note_workers(self, workers: WorkerProcesses) -> None:
+        """Let others (``agentweave doctor``) look whether each still lives."""
+        self.write("".join(f"{worker.spec.name} {worker.pid}\n" for worker in workers.all))
 
     def write(self, text: str) -> None:
         self._file.write(text)
@@ -356,14 +385,14 @@ def _locked(state_dir: Path) -> Iterator[_Lock]:
 
 
 def _clear_after(noted: str, state_dir: Path) -> None:
-    """Remove what a killed predecessor left; ``noted`` is what its lock says: process, socket directory."""
+    """Remove what a killed predecessor left; ``noted`` is what its lock says (:class:`_Lock`)."""
     for path in (state_dir / "clients").glob("*.yaml"):
         with suppress(OSError, UnicodeDecodeError):
             if path.read_text().startswith(_CLIENT_HEAD):
                 path.unlink()
-    _process, _, directory = noted.partition("\n")
-    if directory.endswith("\n"):  # whole
-        _remove_sockets(Path(directory[:-1]))
+    _process, directory, *rest = (*noted.split("\n", 2), "")
+    if rest[:-1]:  # the line is whole
+        _remove_sockets(Path(directory))
 
 
 def _remove_sockets(directory: Path) -> None:

@@ -472,6 +472,10 @@ def test_a_worker_that_dies_is_reported_and_replicas_go_on(
     assert gone([one["pid"]], 5)
     assert call(folder, "greet").returncode == 0
     assert "hello/1 was ended by SIGKILL; 1 of the stack's workers go on" in up.messages
+    seen = agentweave(folder, "doctor")
+    (row,) = [check for check in json.loads(seen.stdout)["checks"] if check["check"] == "stack"]
+    assert (seen.returncode, row["status"]) == (0, "warning")
+    assert row["found"] == f"hello/1 (process {one['pid']}) has ended; other replicas of it go on"
     os.kill(two["pid"], signal.SIGKILL)
     assert up.process.wait(20) == 1
 

@@ -1,0 +1,63 @@
+"""The workers of a running stack: whether each that its file plans was started, and lives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from agentweave_bus.cli.checks.finding import Finding, failed, ok, warning
+from agentweave_bus.cli.exit_codes import ExitCode
+from agentweave_bus.embedded.assembly import PlannedAgent
+
+__all__ = ["is_worker", "worker_findings"]
+
+_MODULE: Final = b"agentweave_bus.worker"
+_RESTART: Final = "agentweave up said how it ended, and why. Start agentweave up again: it restarts nobody."
+
+
+def worker_findings(agents: Iterable[PlannedAgent], noted: Mapping[str, int]) -> Iterator[Finding]:
+    """Compare the agents of a stack's file with the processes that the running stack noted, by name."""
+    planned = list(agents)
+    if planned and not noted:
+        yield warning("the stack is starting: not every worker is ready yet", "Ask again in a moment.")
+        return
+    found = [finding for agent in planned for finding in _of_agent(agent, noted)]
+    yield from found
+    if not found:
+        yield ok("the stack is running" + (", and every worker of it" if planned else ""))
+
+
+def _of_agent(agent: PlannedAgent, noted: Mapping[str, int]) -> Iterator[Finding]:
+    absent = [name for name in agent.replicas if name not in noted]
+    dead = [name for name in agent.replicas if name in noted and not is_worker(noted[name])]
+    if absent:
+        yield warning(
+            f"the running stack was started without {', '.join(absent)}",
+            "The file was changed since: start agentweave up again.",
+        )
+    if not dead:
+        return
+    gone = ", ".join(f"{name} (process {noted[name]})" for name in dead)
+    gone += " has ended" if len(dead) == 1 else " have ended"
+    if len(dead) + len(absent) < len(agent.replicas):
+        yield warning(f"{gone}; other replicas of it go on", _RESTART)
+    else:
+        yield failed(f"{gone}: nobody serves {agent.spiffe_id}", _RESTART, ExitCode.UNREACHABLE)
+
+
+def is_worker(pid: int) -> bool:
+    """Say whether the process ``pid`` lives and is a worker, not another that got its number."""
+    if Path("/proc/self/cmdline").exists():
+        try:
+            return _MODULE in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

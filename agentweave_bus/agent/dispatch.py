@@ -37,6 +37,9 @@ from agentweave_bus.types import Capability, DataPart, JsonValue, Message, TaskR
 
 __all__ = ["BoundCapability", "CapabilityTable", "ValidatedCall", "to_result"]
 
+_ANSWER_SECONDS: Final = 0.1
+"""What a handler that is too late leaves of its caller's time, for the answer that says so."""
+
 
 def to_result(value: Any) -> TaskResult:
     """Return what a handler returned as a result whose data are JSON values.
@@ -95,7 +98,7 @@ class BoundCapability:
         return self.arguments.validate(value)
 
     async def invoke(self, call: ValidatedCall) -> TaskResult:
-        """Run the handler with a validated call, until the deadline of the current request.
+        """Run the handler with a validated call, until just before the deadline of the current request.
 
         Never raises for what the handler does: an exception becomes a failed result with a correlation
         id, and goes to the log with its traceback.
@@ -133,6 +136,8 @@ class BoundCapability:
     def _seconds_left(self) -> float:
         context = find_context()
         remaining = context.remaining() if context else math.inf
+        # Who calls stops waiting at the deadline, and the answer that says so has to be there by then.
+        remaining -= min(_ANSWER_SECONDS, remaining / 10)
         return min(remaining, self.timeout or math.inf)
 
     def _broken(self, error: BaseException) -> TaskResult:

@@ -12,6 +12,8 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
+import anyio
+
 from agentweave_bus import (
     SecureAgent,
     TaskFailedError,
@@ -162,6 +164,12 @@ class Probe(SecureAgent):
     async def wait_safe(self) -> dict[str, Any]:
         """Likewise, and harmless."""
         return await self.wait()
+
+    @capability("stubborn")
+    async def stubborn(self) -> dict[str, Any]:
+        """Likewise, whatever its deadline."""
+        with anyio.CancelScope(shield=True):
+            return await self.wait()
 
     @capability("block")
     def block(self) -> dict[str, Any]:

@@ -232,10 +232,11 @@ async def test_the_synchronous_client_calls_from_threads(world, echo):
 
 async def test_no_answer_in_time_is_a_timeout_and_the_late_answer_is_dropped(echo, cli):
     with pytest.raises(
-        CallTimeoutError, match=r"no answer from .*agent/echo to 'wait' in time; the work may"
+        CallTimeoutError, match=r"no answer from .*agent/echo to 'stubborn' in time; the work may"
     ):
-        await cli.call(str(ECHO), "wait", timeout=0.5)
+        await cli.call(str(ECHO), "stubborn", timeout=0.5)
     assert echo.ran == ["wait"]
+    echo.gate.set()
     await until(lambda: cli.dropped("late") == 1, "the late answer")
 
 
@@ -246,3 +247,11 @@ async def test_answers_of_one_turn_share_a_signature(echo, cli):
         for _ in range(64):
             group.start_soon(cli.ask, ECHO, "say", {"text": "x"})
     assert len(cli.parts.verifier._roots) - before < 48
+
+
+async def test_a_handler_that_takes_too_long_is_told_of_while_its_caller_still_waits(world, echo, cli):
+    """With a signed answer, whose correlation id finds it in the callee's log; not by silence."""
+    result = await cli.call(str(ECHO), "wait", timeout=1.0)
+    assert result.status == "failed"
+    assert result.error.startswith("deadline exceeded; correlation id ")
+    assert echo.ran == ["wait"]

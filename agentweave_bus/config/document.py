@@ -24,6 +24,8 @@ MAX_DEPTH: Final = 24
 
 KeyPath = tuple[str | int, ...]
 
+_UP_WRITES_IT: Final = "It is there while the stack runs that has this client: start `agentweave up`."
+
 _MERGE_TAG: Final = "tag:yaml.org,2002:merge"
 _MAP_TAG: Final = "tag:yaml.org,2002:map"
 _SEQ_TAG: Final = "tag:yaml.org,2002:seq"
@@ -75,13 +77,19 @@ def _read_text(path: Path) -> str:
         with open_regular(path) as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigurationError(f"{path} can't be read: {error.strerror or error}.") from error
+        hint = _UP_WRITES_IT if isinstance(error, FileNotFoundError) and _of_a_client(path) else None
+        raise ConfigurationError(f"{path} can't be read: {error.strerror or error}.", hint=hint) from error
     if len(data) > MAX_FILE_BYTES:
         raise ConfigurationError(f"{path} is larger than {MAX_FILE_BYTES // 1024} KiB.")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+
+
+def _of_a_client(path: Path) -> bool:
+    """Say whether a stack's client is configured there, for as long as the stack runs."""
+    return path.absolute().parent.parts[-2:] == (".agentweave", "clients")
 
 
 def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:

@@ -486,6 +486,9 @@ def test_an_alias_is_an_ordinary_value(write) -> None:
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"missing\.yaml can't be read: No such file"):
         load_config(tmp_path / "missing.yaml")
+    with pytest.raises(ConfigurationError, match=r"No such file.*start `agentweave up`") as refusal:
+        load_config(tmp_path / ".agentweave" / "clients" / "cli.yaml")
+    assert refusal.value.hint is not None
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"agent: \xff\xfe")
     with pytest.raises(ConfigurationError, match="not UTF-8"):

@@ -11,7 +11,7 @@ from typing import Any
 import nats.errors
 import pytest
 
-from agentweave_bus import Agent
+from agentweave_bus import Agent, SecureAgent, capability
 from agentweave_bus.authz import verify_audit
 from agentweave_bus.bus.subjects import call_subject
 from agentweave_bus.exceptions import (
@@ -305,6 +305,26 @@ async def test_what_is_meant_otherwise_is_told(
 ) -> None:
     with pytest.raises(AgentWeaveError, match=told):
         await wrong(bus)
+
+
+class CircleAgent(SecureAgent):
+    """Asks itself, as two agents may that each think that the other knows."""
+
+    @capability("ask")
+    async def ask(self) -> dict[str, Any]:
+        try:
+            return (await self.call_agent(self.config.agent.spiffe_id, "ask", {})).data
+        except CallRefusedError as error:
+            return {"handed on": len(self.context.via), "error": str(error)}
+
+
+async def test_a_circle_ends_after_eight_links(bus: Bus) -> None:
+    await bus.grant("client/cli", CircleAgent, "ask")
+    await bus.grant(CircleAgent, CircleAgent, "ask")
+    circle = await bus.start(CircleAgent)
+    result = await (await bus.client()).call(circle.spiffe_id, "ask")
+    assert result.data["handed on"] == 8
+    assert "the call can't be sealed: a request is delegated at most 8 times" in result.data["error"]
 
 
 async def test_who_is_named_whole_or_by_a_prefix(bus: Bus) -> None:

@@ -423,6 +423,13 @@ MUTANTS = (
         tests=(f"{DOWNGRADE}::test_a_head_that_names_an_algorithm",),
     ),
     HEAD(
+        what="counts beyond their ends",
+        function="_checked_fields",
+        find="0 <= item <= _LARGEST_INT",
+        put="True",
+        tests=("test_clock_skew.py::test_times_that_are_none",),
+    ),
+    HEAD(
         what="IDs in another spelling",
         function="_spiffe_id",
         find="SpiffeID(value)",

@@ -39,6 +39,7 @@ from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecisi
 from agentweave_bus.bus.claims import NEW_STREAM_S, ClaimOutcome, Claims, PendingClaim
 from agentweave_bus.bus.occupancy import Occupancy
 from agentweave_bus.bus.records import WitnessNotes, decision_facts, envelope_facts
+from agentweave_bus.bus.refusal_rate import RefusalRate
 from agentweave_bus.bus.subjects import call_subject, reply_subject
 from agentweave_bus.envelope import (
     EnvelopeVerifier,
@@ -223,6 +224,7 @@ class Admission:
         self._clock_ms = clock_ms
         self._replays = ReplayFilter()
         self._rates = _ClaimRates()
+        self._unknown = RefusalRate()
         self._notes = WitnessNotes()
 
     async def admit(self, frame: bytes, arrival: Arrival) -> Admitted:
@@ -476,12 +478,20 @@ class Admission:
         """Count, log once and audit. A refusal stands also when its record can't be written."""
         step = refusal.step
         self._metrics.admission_refused(step.label, "denied" if refusal.decision is not None else "refused")
+        unwritten = 0
+        if refusal.request is None:
+            written = self._unknown.take(self._clock_ms())
+            if written is None:
+                return
+            unwritten = written
         record: dict[str, Any] = {
             "event": "refusal",
             "step": step.number,
             "step_name": step.label,
             "reason": refusal.reason,
         }
+        if unwritten:
+            record["unwritten"] = unwritten
         if refusal.request is not None:
             record |= envelope_facts(refusal.request, self._notes)
         if refusal.facts is not None and refusal.decision is not None:

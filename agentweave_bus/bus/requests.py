@@ -72,6 +72,8 @@ __all__ = ["Answer", "Request", "Requests", "RetryRule"]
 
 _NO_RESPONDERS: Final = "503"
 _MOST_DOUBLINGS: Final = 32
+_MOST_FORGED: Final = 1_000
+"""How many answers to one call are verified in vain, a tenth of a second in all. Then no more are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,6 +399,8 @@ class Requests:
             call.nobody_there()
         elif call.is_answered:
             self._metrics.reply_dropped(DropReason.DUPLICATE)
+        elif call.dropped.total() >= _MOST_FORGED:
+            self._metrics.reply_dropped(DropReason.FORGED)  # unopened, or they would keep all others waiting
         elif isinstance(opened := self._open(me, call, message), WhyDropped):
             self._metrics.reply_dropped(DropReason.FORGED)
             call.dropped[opened] += 1

@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import IO, Any, Final, NamedTuple
 
@@ -91,9 +91,7 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **_current.get().fields(),
         }
-        for name, value in _extras(record):
-            # A record's own fields can't be forged through ``extra``.
-            entry[f"{name}_" if name in entry else name] = value
+        _add_extras(entry, record)
         if (trouble := _trouble(self, record)) is not None:
             entry["exception"] = trouble
         return json.dumps(_plain(entry), separators=(",", ":"))
@@ -104,7 +102,8 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the text for ``record``."""
-        fields = {**_current.get().fields(), **dict(_extras(record))}
+        fields: dict[str, Any] = {**_current.get().fields()}
+        _add_extras(fields, record)
         tail = "".join(f" {name}={value}" for name, value in fields.items())
         line = escape_line(
             f"{_timestamp(record)} {record.levelname:<7} {record.name}: {record.getMessage()}{tail}"
@@ -159,8 +158,19 @@ def _timestamp(record: logging.LogRecord) -> str:
     return f"{seconds}.{int(record.msecs):03d}Z"
 
 
-def _extras(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
-    return ((name, value) for name, value in vars(record).items() if name not in _STANDARD)
+def _add_extras(fields: dict[str, Any], record: logging.LogRecord) -> None:
+    """Add what ``extra`` gave; in place of a field that is there it comes beside it, unless it says the same.
+
+    So what is known of a record can't be forged through ``extra``.
+    """
+    own = dict(fields)
+    for name, value in vars(record).items():
+        if name in _STANDARD:
+            continue
+        if name not in own:
+            fields[name] = value
+        elif not (isinstance(value, str) and value == own[name]):
+            fields[f"{name}_"] = value
 
 
 def _trouble(formatter: logging.Formatter, record: logging.LogRecord) -> str | None:

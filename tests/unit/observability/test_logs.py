@@ -100,6 +100,24 @@ def test_extras_can_not_pose_as_the_records_own_fields(logged) -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
+def test_an_extra_that_says_the_same_is_not_shown_twice(logged, form: str) -> None:
+    lines = logged(format=form)
+    with log_context(task="t-1", caller="spiffe://a.io/agent/x"):
+        logging.getLogger("x").info("hello", extra={"caller": "spiffe://a.io/agent/x", "task_id": "t-2"})
+    (line,) = lines()
+    if form == "json":
+        entry = json.loads(line)
+        assert (entry["caller"], entry["task_id"], entry["task_id_"]) == (
+            "spiffe://a.io/agent/x",
+            "t-1",
+            "t-2",
+        )
+        assert "caller_" not in entry
+    else:
+        assert line.endswith("x: hello task_id=t-1 caller=spiffe://a.io/agent/x task_id_=t-2")
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
 def test_a_message_can_not_write_a_line_of_its_own(logged, form: str) -> None:
     lines = logged(format=form)
     logging.getLogger("x").info("bad\nINFO forged\r\x1b[2J\u2028", extra={"note": "a\nb"})

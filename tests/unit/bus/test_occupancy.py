@@ -82,6 +82,7 @@ async def test_one_caller_gets_half_of_the_bytes_and_all_together_no_more_than_a
     assert await room.enter(B, 49)
     assert not await room.enter(B, 2)
     assert not await room.enter(C, 2)
+    assert set(room._callers) == {A, B}  # who is refused is not remembered
     assert await room.enter(C, 1)
     for caller, size in ((A, 30), (A, 20), (B, 49), (C, 1)):
         room.leave(caller, size)

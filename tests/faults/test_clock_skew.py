@@ -199,4 +199,4 @@ async def test_a_clock_that_is_set_while_a_call_is_in_flight_neither_ends_nor_pr
 
 async def times_out(caller, seconds):
     with pytest.raises(CallTimeoutError):
-        await caller.call(str(ECHO), "wait", timeout=seconds)
+        await caller.call(str(ECHO), "stubborn", timeout=seconds)

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from agentweave_bus.bus.subjects import call_subject
 from agentweave_bus.envelope import Kind
 from agentweave_bus.exceptions import CallTimeoutError
 from tests.integration.callee import reply_to, result_of
@@ -53,10 +54,12 @@ async def test_an_answer_again(question):
 async def test_an_answer_after_the_deadline(question):
     await question.honest()
     question.echo.gate.clear()
+    overheard = await question.mallory.listen(call_subject(ECHO, "stubborn"))
     with pytest.raises(CallTimeoutError, match="the work may have been done"):
-        await question.cli.call(str(ECHO), "wait", timeout=0.2)
+        await question.cli.call(str(ECHO), "stubborn", timeout=0.2)
+    question.echo.gate.set()
     await until(lambda: question.dropped("late") == 1, "the callee's own word that its time was up")
-    late = await heard_within(question.overheard)
+    late = await heard_within(overheard)
     await question.mallory.send(late.reply, reply_to(late, question.world.issue(ECHO)).frame)
     await until(lambda: question.dropped("late") == 2, "the drop")
 

@@ -21,7 +21,7 @@ from tests.integration.probes import PATIENCE
 from tests.integration.world import World
 
 AGENT_FILE = """
-import asyncio, os, time
+import asyncio, gc, os, sys, time
 from agentweave_bus import SecureAgent, capability
 
 class Worker(SecureAgent):
@@ -43,6 +43,14 @@ class Worker(SecureAgent):
 class Broken(SecureAgent):
     async def on_start(self) -> None:
         raise RuntimeError("no database")
+
+class Frozen(Worker):
+    async def on_start(self) -> None:
+        freeze = gc.freeze
+        def tell() -> None:
+            freeze()
+            print("frozen", file=sys.stderr, flush=True)
+        gc.freeze = tell
 """
 
 

@@ -77,6 +77,15 @@ async def test_a_worker_that_can_not_start_says_why_and_does_not_say_ready(world
         assert "live_agents has no 'Nothing'" in worker.log.read_text()
 
 
+async def test_what_starting_left_is_settled_once_and_before_the_worker_says_ready(world, cli):
+    async with worker_process(world, ECHO, klass="live_agents:Frozen") as worker:
+        assert worker.ready.startswith("ready")
+        await cli.ask(ECHO, "work", {"text": "x"})
+        before, after = worker.log.read_text().split("is ready")
+    assert before.splitlines().count("frozen") == 1
+    assert "frozen" not in after
+
+
 async def test_300_calls_are_in_flight_at_the_same_time(world, cli):
     echo = await world.agent(ECHO, bus__max_in_flight=600)  # half of the places, for one caller
     async with anyio.create_task_group() as group:

@@ -17,6 +17,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Final
 
+import anyio
 from nats.aio.msg import Msg
 
 from agentweave_bus.bus.connection import Keeper, Session
@@ -25,7 +26,7 @@ from agentweave_bus.bus.subjects import claim_subject
 from agentweave_bus.exceptions import BusError, UnreachableError
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["NEW_STREAM_S", "ClaimOutcome", "Claims", "PendingClaim"]
+__all__ = ["NEW_STREAM_S", "ClaimOutcome", "Claims", "PendingClaim", "StreamAge"]
 
 _WRONG_SEQUENCE: Final = 10071
 _NOT_STORED: Final = 10077
@@ -37,6 +38,9 @@ _NOT_UNDERSTOOD: Final = (ValueError, KeyError, TypeError, AttributeError, Recur
 """What reading an answer can raise that is no JSON, too deep, or of another shape than JetStream's."""
 
 _TIMEOUT_S: Final = 5.0
+
+_PART_OF_CONNECTING: Final = 0.25
+"""Of the time that is left for connecting, the part after which a session opens without knowing the age."""
 
 NEW_STREAM_S: Final = 2.0
 """A call sealed this close to the making of a claim stream may have been claimed in its predecessor."""
@@ -60,25 +64,55 @@ class PendingClaim:
         claims: Claims | None = None,
         answer: asyncio.Future[Msg] | None = None,
         stream_ms: int | None = None,
+        age: StreamAge | None = None,
     ) -> None:
         self._claims = claims
         self._answer = answer
         self._stream_ms = stream_ms
+        self._age = age
 
     async def outcome(self) -> ClaimOutcome:
         """Wait for the broker's word, within the time that a claim may take."""
-        if self._claims is None or self._answer is None:
+        if self._claims is None or self._answer is None or self._age is None:
             return ClaimOutcome.UNAVAILABLE
         try:
             message = await asyncio.wait_for(self._answer, _TIMEOUT_S)
         except (BusError, TimeoutError):
             return ClaimOutcome.UNAVAILABLE
-        return await self._claims.judge(message.data, self._stream_ms)
+        return await self._claims.judge(message.data, self._stream_ms, self._age)
 
     def abandon(self) -> None:
         """Wait no more. The claim may stand all the same; nothing runs on it."""
         if self._answer is not None:
             self._answer.cancel()
+
+
+class StreamAge:
+    """What one session has told of the stream. Another session may lead to another stream."""
+
+    def __init__(self, session: Session, subject: str) -> None:
+        self.session = session
+        self.confirmed = False  # by an answer that came after a claim on this session
+        self.highest = 0  # the largest sequence number of a claim on this session
+        self._subject = subject
+        self._asking = asyncio.Lock()
+        self._begun = 0
+        self._answered = 0
+        self._told: int | None = None
+
+    async def ask(self, *, anew: bool) -> int | None:
+        """Return when the stream was made, in milliseconds since the epoch; ``None`` if it can't be told.
+
+        Of many who want to know at once one asks. With ``anew`` only a question that begins from now on
+        counts, else also one that is under way.
+        """
+        first_that_counts = self._begun + (1 if anew or not self._asking.locked() else 0)
+        async with self._asking:
+            if self._answered < first_that_counts:  # also if who asked was cancelled
+                self._begun = number = self._begun + 1
+                self._told = await _created_ms(self.session, self._subject, _TIMEOUT_S)
+                self._answered = number
+            return self._told
 
 
 class Claims:
@@ -89,15 +123,21 @@ class Claims:
         self._keeper = keeper
         self._info_subject = f"$JS.API.STREAM.INFO.{claim_stream_name(me)}"
         self._created_ms: int | None = None
-        self._highest = 0
-        self._confirmed = False  # by an answer that came after a claim of this session
-        self._asking = asyncio.Lock()
-        self._asked = 0
+        self._age: StreamAge | None = None  # of the session on which claims are sent now
 
     async def on_session(self, session: Session) -> None:
-        """Learn when the stream was made: a new broker may have a new, empty one."""
-        self._confirmed = False  # what is known stands until then, or every claim under way would be unclear
-        await self._learn(session)
+        """Learn when the stream was made: a new broker may have a new, empty one.
+
+        That is a head start and no more, so it takes a part only of the time for connecting. Without an
+        answer what is known stands, or every claim under way would be unclear; the first claim of the
+        session is measured by an age that is asked for after it in any case.
+        """
+        left_s = anyio.current_effective_deadline() - anyio.current_time()
+        created_ms = await _created_ms(
+            session, self._info_subject, min(_TIMEOUT_S, left_s * _PART_OF_CONNECTING)
+        )
+        if created_ms is not None:
+            self._created_ms = created_ms
 
     async def created_ms(self, now_ms: int) -> int | None:
         """When the stream was created, in milliseconds since the epoch; ``None`` if it can't be told.
@@ -107,9 +147,10 @@ class Claims:
         """
         if self._created_ms is None or self._created_ms > now_ms:
             try:
-                await self._learn(await self._keeper.session(_TIMEOUT_S))
+                age = self._age_by(await self._keeper.session(_TIMEOUT_S))
             except UnreachableError:
                 return None
+            self._note(age, await age.ask(anew=False))
         return self._created_ms
 
     async def begin(self, key: str, digest: bytes) -> PendingClaim:
@@ -120,53 +161,56 @@ class Claims:
         stream_ms = self._created_ms  # what the call was measured by
         try:
             session = await self._keeper.session(_TIMEOUT_S)
+            age = self._age_by(session)
             answer = await session.post(claim_subject(self._me, key), digest)
-            return PendingClaim(self, answer, stream_ms)
+            return PendingClaim(self, answer, stream_ms, age)
         except (BusError, UnreachableError):
             return PendingClaim()
 
-    async def judge(self, answer: bytes, stream_ms: int | None) -> ClaimOutcome:
+    async def judge(self, answer: bytes, stream_ms: int | None, age: StreamAge) -> ClaimOutcome:
         """Say what the broker's ``answer`` to a claim means, for a call measured by the age ``stream_ms``.
 
         Sequence numbers grow. One that does not may be late, or of a stream that was made anew and has
         forgotten what was claimed; nor does the first one of a session say of which stream it is. Then the
-        stream is asked once more for its age, which decides.
+        claim's own session, of which ``age`` is, asks once more for the stream's age, which decides.
         """
         outcome, sequence = _outcome(answer)
         if outcome is not ClaimOutcome.HELD:
             return outcome
         if stream_ms is None or stream_ms != self._created_ms:
             return ClaimOutcome.UNAVAILABLE
-        if sequence > self._highest and self._confirmed:
-            self._highest = sequence
+        if sequence > age.highest and age.confirmed:
+            age.highest = sequence
             return outcome
-        await self._learn_anew()
-        if self._created_ms == stream_ms:
-            self._confirmed = True
-            self._highest = max(self._highest, sequence)
-            return outcome
-        self._highest = 0
-        return ClaimOutcome.UNAVAILABLE
+        created_ms = await age.ask(anew=True)
+        self._note(age, created_ms)
+        age.confirmed = created_ms == stream_ms
+        if not age.confirmed:
+            age.highest = 0
+            return ClaimOutcome.UNAVAILABLE
+        age.highest = max(age.highest, sequence)
+        return outcome
 
-    async def _learn_anew(self) -> None:
-        """Ask for the stream's age; of many who want to know at once one asks, after the last has come."""
-        asked_before = self._asked
-        async with self._asking:
-            if self._asked > asked_before:
-                return
-            self._asked += 1
-            try:
-                await self._learn(await self._keeper.session(_TIMEOUT_S))
-            except UnreachableError:
-                self._created_ms = None
+    def _age_by(self, session: Session) -> StreamAge:
+        """Return what ``session``, the current one, has told; claims under way keep that of their own."""
+        if self._age is None or self._age.session is not session:
+            self._age = StreamAge(session, self._info_subject)
+        return self._age
 
-    async def _learn(self, session: Session) -> None:
-        try:
-            answer = await session.ask(self._info_subject, b"", timeout_s=_TIMEOUT_S)
-            created = json.loads(answer.data)["created"]
-            self._created_ms = int(datetime.fromisoformat(_microseconds(created)).timestamp() * 1000)
-        except (BusError, TimeoutError, *_NOT_UNDERSTOOD):
-            self._created_ms = None
+    def _note(self, age: StreamAge, created_ms: int | None) -> None:
+        """Measure calls by ``created_ms`` from now on, unless a retired session said so."""
+        if age is self._age:
+            self._created_ms = created_ms
+
+
+async def _created_ms(session: Session, subject: str, timeout_s: float) -> int | None:
+    """Ask a session when the stream was made; ``None`` for no answer in time, or none that can be read."""
+    try:
+        answer = await session.ask(subject, b"", timeout_s=timeout_s)
+        created = json.loads(answer.data)["created"]
+        return int(datetime.fromisoformat(_microseconds(created)).timestamp() * 1000)
+    except (BusError, TimeoutError, *_NOT_UNDERSTOOD):
+        return None
 
 
 def _outcome(data: bytes) -> tuple[ClaimOutcome, int]:

@@ -314,15 +314,15 @@ MUTANTS = (
     CLAIMS(
         what="sequence numbers that do not grow",
         function="Claims.judge",
-        find="sequence > self._highest",
+        find="sequence > age.highest",
         put="True",
         tests=("broker/test_false_acknowledgement.py::test_a_sequence_that_does_not_grow",),
     ),
     CLAIMS(
         what="the stream's age after a session's first claim",
         function="Claims.judge",
-        find="sequence > self._highest and self._confirmed",
-        put="sequence > self._highest",
+        find="sequence > age.highest and age.confirmed",
+        put="sequence > age.highest",
         tests=("test_replay_new_claims.py::test_a_process_that_has_claimed_nothing",),
     ),
     Mutant(

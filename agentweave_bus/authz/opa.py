@@ -63,7 +63,7 @@ class OpaSettings:
     Attributes:
         environment: ``development`` or anything else, which counts as production.
         strategy: ``round_robin`` takes turns; ``priority`` asks the first that works.
-        budget_ms: for one attempt (milliseconds).
+        budget_ms: for one attempt (milliseconds), with seeing to the revision that came.
         breaker: of each endpoint.
         accepted_revisions: the only revisions to believe; None: whatever an endpoint reports as current.
         require_revision: refuse servers without bundles. Can be switched off in development only.
@@ -209,7 +209,8 @@ class OpaServerEngine:
             PolicyUnavailableError: none answered with a revision.
 
         """
-        problems = await asyncio.gather(*(self._poll(endpoint) for endpoint in self._endpoints))
+        until = asyncio.get_running_loop().time() + _POLL_SECONDS
+        problems = await asyncio.gather(*(self._poll(endpoint, until) for endpoint in self._endpoints))
         if all(problems) and self._settings.require_revision:
             raise unavailable(f"no OPA endpoint is of use: {'; '.join(filter(None, problems))}")
 
@@ -222,10 +223,10 @@ class OpaServerEngine:
         """Close all connections."""
         self.drop_connections()
 
-    async def _poll(self, endpoint: _Endpoint, seconds: float = _POLL_SECONDS) -> str:
-        """Return what is wrong with ``endpoint``; empty if nothing is."""
+    async def _poll(self, endpoint: _Endpoint, until: float) -> str:
+        """Return what is wrong with ``endpoint``; empty if nothing is. ``until`` is on the loop's clock."""
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(until):
                 answer = await endpoint.connections.ask("GET", f"/v1/data/{CHECKED_DOCUMENT}?provenance")
             result = _read(answer)
         except (OSError, UnusableAnswerError, AgentWeaveError, _EndpointFailedError) as error:
@@ -301,16 +302,17 @@ class OpaServerEngine:
     async def _exchange(self, endpoint: _Endpoint, path: str, body: bytes) -> _Result:
         if self._on_request is not None:
             self._on_request()
+        until = asyncio.get_running_loop().time() + self._settings.budget_ms / 1000
         try:
-            async with asyncio.timeout(self._settings.budget_ms / 1000):
+            async with asyncio.timeout_at(until):
                 answer = await endpoint.connections.ask("POST", f"/v1/data/{path}?provenance", body)
         except (OSError, UnusableAnswerError, AgentWeaveError) as error:
             raise _EndpointFailedError(_words(error)) from error
         result = _read(answer)
-        return await self._accepted(endpoint, result)
+        return await self._accepted(endpoint, result, until)
 
-    async def _accepted(self, endpoint: _Endpoint, result: _Result) -> _Result:
-        """Return ``result`` if its revision may be believed."""
+    async def _accepted(self, endpoint: _Endpoint, result: _Result, until: float) -> _Result:
+        """Return ``result`` if its revision may be believed; there is time ``until`` then to ask for it."""
         pinned = self._settings.accepted_revisions
         if pinned is not None:
             if result.revision not in pinned:
@@ -318,7 +320,7 @@ class OpaServerEngine:
         elif not result.revision and not self._settings.require_revision:
             return _Result(result.defined, result.value, _NO_REVISION)
         elif not result.revision or result.revision != endpoint.revision:
-            problem = await self._poll(endpoint, self._settings.budget_ms / 1000)
+            problem = await self._poll(endpoint, until)
             if problem or result.revision != endpoint.revision:
                 raise _EndpointFailedError(problem or "its revision is not its current one")
         return result

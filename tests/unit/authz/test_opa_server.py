@@ -425,6 +425,29 @@ async def test_silence_is_cut_off_after_two_budgets(folder: Path) -> None:
         assert 0.09 < time.monotonic() - started < 1.0
 
 
+async def test_one_budget_is_for_the_answer_and_for_its_revision(folder: Path) -> None:
+    """Else a question would take twice as long as the settings say."""
+    asked: list[bytes] = []
+
+    async def slow_then_mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.read(65536):
+            asked.append(head.split(b" ")[0])
+            if asked[-1] == b"POST":
+                await asyncio.sleep(0.4)
+                writer.write(opa_says(True))
+
+    once = BreakerSettings(failure_threshold=1)
+    async with (
+        serving(folder, "slow.sock", slow_then_mute) as url,
+        asking(url, budget_ms=500, breaker=once) as engine,
+    ):
+        started = time.monotonic()
+        with pytest.raises(PolicyUnavailableError, match="no answer in time"):
+            await ask(engine)
+        assert time.monotonic() - started < 0.75
+    assert asked == [b"POST", b"GET"]
+
+
 async def test_another_endpoint_is_asked_when_one_fails(folder: Path) -> None:
     async with (
         serving(folder, "mute.sock", silence) as mute,

@@ -3,6 +3,9 @@
 A thread can't be stopped. When a deadline passes its caller stops waiting, but the thread keeps its
 place in the limit until it really ends, so that stuck handlers can't pile up. Work whose caller left
 before it began does not begin.
+
+One caller has at most half of the threads, those included that are past their deadline, so that nobody's
+slow calls keep everybody else's waiting.
 """
 
 from __future__ import annotations
@@ -10,10 +13,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Final
 
 from anyio import CapacityLimiter, to_thread
+
+from agentweave_bus.agent.context import find_context
 
 __all__ = ["DEFAULT_HANDLER_THREADS", "HandlerThreads"]
 
@@ -21,10 +27,15 @@ DEFAULT_HANDLER_THREADS: Final = 32
 
 
 class HandlerThreads:
-    """At most ``size`` handlers in threads at a time; others wait, within their own deadline."""
+    """At most ``size`` handlers in threads at a time; others wait, within their own deadline.
+
+    Who asks is the caller of the current request: half of ``size`` (at least one) is the most that one
+    caller has, and its further calls wait for one of its own to end. Outside a request ``size`` alone counts.
+    """
 
     def __init__(self, size: int = DEFAULT_HANDLER_THREADS) -> None:
         self._size = size
+        self._shares: Final[dict[str | None, _Share]] = {}  # of callers with calls here, and of no others
 
     @cached_property
     def _limiter(self) -> CapacityLimiter:
@@ -32,10 +43,12 @@ class HandlerThreads:
 
     async def run(self, call: Callable[[], Any]) -> Any:
         """Run ``call`` in a thread, with this task's context variables, and return what it returns."""
+        context = find_context()
+        caller = None if context is None else context.caller_spiffe_id
         work = _Work(call)
-        await self._limiter.acquire_on_behalf_of(work)
+        await self._take_place(work, caller)
         loop = asyncio.get_running_loop()
-        work.when_over = lambda: self._limiter.release_on_behalf_of(work)
+        work.when_over = partial(self._give_back, work, caller)
         try:
             # The place is ours already; a limiter of its own keeps anyio from counting it a second time.
             return await to_thread.run_sync(
@@ -43,6 +56,43 @@ class HandlerThreads:
             )
         finally:
             work.leave()
+
+    async def _take_place(self, work: _Work, caller: str | None) -> None:
+        share = self._shares.get(caller)
+        if share is None:
+            most = self._size if caller is None else max(1, self._size // 2)
+            share = self._shares[caller] = _Share(CapacityLimiter(most))
+        share.calls += 1
+        try:
+            # The caller's own part first: what waits for that must not stand in the way of others.
+            await share.limiter.acquire_on_behalf_of(work)
+            try:
+                await self._limiter.acquire_on_behalf_of(work)
+            except BaseException:
+                share.limiter.release_on_behalf_of(work)
+                raise
+        except BaseException:
+            self._leave(share, caller)
+            raise
+
+    def _give_back(self, work: _Work, caller: str | None) -> None:
+        share = self._shares[caller]
+        self._limiter.release_on_behalf_of(work)
+        share.limiter.release_on_behalf_of(work)
+        self._leave(share, caller)
+
+    def _leave(self, share: _Share, caller: str | None) -> None:
+        share.calls -= 1
+        if not share.calls:
+            del self._shares[caller]
+
+
+@dataclass(slots=True)
+class _Share:
+    """One caller's part: its places, and how many of its calls have or await one."""
+
+    limiter: CapacityLimiter
+    calls: int = 0
 
 
 class _Work:

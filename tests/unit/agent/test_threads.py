@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import anyio
 import pytest
 
+from agentweave_bus.agent.context import RequestContext, bind_context
 from agentweave_bus.agent.threads import HandlerThreads, _Work
 
 pytestmark = pytest.mark.anyio
+
+GREEDY, OTHER = "spiffe://a.test/agent/greedy", "spiffe://a.test/agent/other"
+
+
+async def run_for(threads: HandlerThreads, caller: str, call: Callable[[], object]) -> object:
+    """Run ``call`` as one of ``caller``'s requests; ``None`` when it had no thread or time for it."""
+    with bind_context(RequestContext(caller_spiffe_id=caller)), anyio.move_on_after(0.1):
+        return await threads.run(call)
+    return None
 
 
 async def test_it_returns_what_the_call_returns_from_another_thread() -> None:
@@ -83,3 +94,65 @@ async def test_a_thread_that_comes_too_late_finds_nothing_to_do() -> None:
     work.leave()
     work.run(asyncio.get_running_loop())
     assert (ran, given_back) == ([], [1])
+
+
+@pytest.mark.parametrize(("size", "part"), [(4, 2), (5, 2), (2, 1)])
+async def test_a_caller_s_threads_that_do_not_end_are_half_of_them_at_most(size: int, part: int) -> None:
+    threads, release, began = HandlerThreads(size), threading.Event(), []
+
+    def stuck() -> None:
+        began.append(1)
+        release.wait(10)
+
+    try:
+        async with anyio.create_task_group() as group:
+            for _ in range(size + 2):
+                group.start_soon(run_for, threads, GREEDY, stuck)
+        assert len(began) == part
+        assert await run_for(threads, GREEDY, lambda: "one more") is None
+        assert await run_for(threads, OTHER, lambda: "another's") == "another's"
+    finally:
+        release.set()
+    with anyio.fail_after(5):
+        while await run_for(threads, GREEDY, lambda: "its own ended") is None:
+            pass
+    assert len(began) == part, "what was given up before it began did begin"
+
+
+async def test_who_waits_for_a_thread_of_its_own_gets_it_when_one_ends() -> None:
+    threads, release, entered = HandlerThreads(4), threading.Event(), threading.Semaphore(0)
+    done: list[str] = []
+
+    def hold() -> None:
+        entered.release()
+        release.wait(10)
+
+    async def greedy(call: Callable[[], object]) -> None:
+        with bind_context(RequestContext(caller_spiffe_id=GREEDY)):
+            await threads.run(call)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(greedy, hold)
+            group.start_soon(greedy, hold)
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(greedy, lambda: done.append("third"))
+            await anyio.wait_all_tasks_blocked()
+            await anyio.to_thread.run_sync(lambda: [entered.acquire(timeout=5) for _ in range(2)])
+            assert not done
+            release.set()
+    assert done == ["third"]
+
+
+async def test_nothing_is_kept_of_callers_that_have_no_calls() -> None:
+    threads, release = HandlerThreads(1), threading.Event()
+    try:
+        async with anyio.create_task_group() as group:
+            for caller in (GREEDY, GREEDY, OTHER):  # one has the thread, one awaits its part, one the thread
+                group.start_soon(run_for, threads, caller, lambda: release.wait(10))
+        assert set(threads._shares) == {GREEDY}
+    finally:
+        release.set()
+    with anyio.fail_after(5):
+        assert await threads.run(lambda: "free again") == "free again"
+    assert not threads._shares

@@ -34,12 +34,14 @@ __all__ = [
     "client_file",
     "local_stack",
     "noted_workers",
+    "overrides",
     "plan_agents",
 ]
 
 _log = logging.getLogger(__name__)
 
 _ENDPOINT: Final = "AGENTWEAVE_IDENTITY__SPIFFE_ENDPOINT"
+_METRICS_PORT: Final = "AGENTWEAVE_OBSERVABILITY__METRICS__PORT"
 _CLIENT_HEAD: Final = "# Written by `agentweave up`"
 _STATE: Final = frozenset({"audit", "authority", "broker", "clients", "lock"})
 _SOCKETS_PREFIX: Final = "agentweave-"  # as embedded/stack.py calls them
@@ -162,7 +164,7 @@ async def local_stack(
                     stack=stack,
                     workers=workers,
                     clients=files,
-                    overridden=tuple(o for agent in agents for o in _overridden(agent)),
+                    overridden=overrides(agents),
                     seconds=time.monotonic() - began,
                 )
 
@@ -223,12 +225,11 @@ def _specs(
     environment: str | None,
     text_logs: bool,
 ) -> Iterator[WorkerSpec]:
-    ports = Counter(agent.config.observability.metrics.port for agent in agents)
     for agent in agents:
-        alone = agent.entry.replicas == 1 and ports[agent.config.observability.metrics.port] == 1
         variables = {
             **stack.environment(agent.spiffe_id),
-            **_variables(config, agent, alone=alone),
+            **_variables(config, agent),
+            **({} if _has_its_port(agent, agents) else {_METRICS_PORT: "0"}),
         }
         if environment is not None:
             variables["AGENTWEAVE_ENV"] = environment
@@ -243,7 +244,7 @@ def _specs(
             )
 
 
-def _variables(config: StackConfig, agent: PlannedAgent, *, alone: bool) -> dict[str, str]:
+def _variables(config: StackConfig, agent: PlannedAgent) -> dict[str, str]:
     """Return what the stack decides for an agent beside its identity and broker."""
     settings = agent.config
     variables: dict[str, str] = {}
@@ -259,14 +260,24 @@ def _variables(config: StackConfig, agent: PlannedAgent, *, alone: bool) -> dict
     if settings.authorization.audit.destination == f".agentweave/audit/{settings.agent.name}.jsonl":
         audit = config.state_dir.absolute() / "audit" / f"{settings.agent.name}.jsonl"
         variables["AGENTWEAVE_AUTHORIZATION__AUDIT__DESTINATION"] = _yaml(str(audit))
-    explicit = "port" in settings.observability.metrics.model_fields_set
-    if not (explicit and alone):
-        variables["AGENTWEAVE_OBSERVABILITY__METRICS__PORT"] = "0"
     return variables
 
 
-def _overridden(agent: PlannedAgent) -> Iterator[Override]:
-    """Say which settings that the agent's file really makes are replaced."""
+def _has_its_port(agent: PlannedAgent, agents: tuple[PlannedAgent, ...]) -> bool:
+    """Say whether an agent's metrics are on the port that its file names: nobody else here may want it."""
+    metrics = agent.config.observability.metrics
+    wanted = sum(
+        one.entry.replicas for one in agents if one.config.observability.metrics.port == metrics.port
+    )
+    return "port" in metrics.model_fields_set and wanted == 1
+
+
+def overrides(agents: tuple[PlannedAgent, ...]) -> tuple[Override, ...]:
+    """Return which settings that the agents' files really make a stack of these agents replaces."""
+    return tuple(one for agent in agents for one in _overrides_of(agent, agents))
+
+
+def _overrides_of(agent: PlannedAgent, agents: tuple[PlannedAgent, ...]) -> Iterator[Override]:
     settings, name = agent.config, agent.config.agent.name
     identity, authorization, bus = settings.identity, settings.authorization, settings.bus
     if "spiffe_endpoint" in identity.model_fields_set:
@@ -278,6 +289,10 @@ def _overridden(agent: PlannedAgent) -> Iterator[Override]:
         yield Override(name, "authorization.provider", was, "AGENTWEAVE_AUTHORIZATION__PROVIDER")
     if "servers" in bus.model_fields_set:
         yield Override(name, "bus.servers", ", ".join(bus.servers), "AGENTWEAVE_BUS__SERVERS")
+    metrics = settings.observability.metrics
+    named = "port" in metrics.model_fields_set and metrics.port != 0
+    if metrics.enabled and named and not _has_its_port(agent, agents):
+        yield Override(name, "observability.metrics.port", str(metrics.port), _METRICS_PORT)
 
 
 # --- what clients are given ------------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agentweave_bus.authz.decision import AuthzContext
 from agentweave_bus.authz.grants import Grants
 from agentweave_bus.authz.policy_input import write_input
 from agentweave_bus.authz.policy_source import find_opa
@@ -36,6 +39,23 @@ def test_grants_of_the_page_are_valid() -> None:
     assert whole.grants[0].limits == {"max_amount": 1000, "min_amount": 0.01, "max_per_minute": 60}
     assert whole.partners["other.example"].daily_limit == 10000
     assert whole.operators[0].may == ("control:cancel", "control:watch")
+
+
+def test_the_input_of_the_page_is_the_input_of_a_policy() -> None:
+    (shown,) = (json.loads(block) for block in blocks("json"))
+    question: dict[str, Any] = {
+        "caller": "spiffe://agentweave.io/agent/x",
+        "callee": "spiffe://agentweave.io/agent/y",
+        "action": "create_order",
+        "direction": "outbound",
+    }
+    bare = AuthzContext(**question).to_input()
+    whole = AuthzContext(**question, principal={}, scope=[]).to_input()
+    assert shown.keys() == whole.keys()
+    assert shown["context"].keys() == whole["context"].keys()
+    assert whole["context"].keys() - bare["context"].keys() == {"principal", "scope"}
+    assert (bare["context"]["via"], bare["context"]["task_id"]) == ([], "")
+    assert bare["context"]["evidence"] == shown["context"]["evidence"]
 
 
 @pytest.mark.skipif(find_opa() is None, reason="no opa binary: run 'make tools' to have Rego compiled")

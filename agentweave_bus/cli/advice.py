@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from agentweave_bus.authz import DEFAULT_POLICY_PATH, AuthzContext, Grants
+from agentweave_bus.authz import DEFAULT_POLICY_PATH, AuthzContext, AuthzDecision, Grants
 from agentweave_bus.authz.grants import Grant
 from agentweave_bus.cli.audit_records import Record
-from agentweave_bus.cli.authz import decide
+from agentweave_bus.cli.authz import decide_by
 from agentweave_bus.cli.client_config import STATE_DIR
 from agentweave_bus.cli.policy_choice import PolicyChoice, choose_policy
+from agentweave_bus.cli.stack_agents import unknown_agent, unknown_capability
 from agentweave_bus.config import load_stack
 from agentweave_bus.config.stack import DEFAULT_STACK_FILE
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
@@ -40,13 +41,15 @@ class Denial:
     action: str
     direction: str
     context: dict[str, Any]
+    revision: str = ""
 
     @classmethod
     def of(cls, record: Record) -> Denial:
         """Read it from a record of a decision."""
         caller, callee, action = (str(record[key]) for key in ("caller", "callee", "action"))
         direction = str(record.get("direction", "inbound"))
-        return cls(caller, callee, action, direction, record.get("input", {}).get("context", {}))
+        context, revision = record.get("input", {}).get("context", {}), str(record.get("revision", ""))
+        return cls(caller, callee, action, direction, context, revision)
 
     @property
     def decides(self) -> str:
@@ -109,20 +112,7 @@ def advice_about(denial: Denial, options: argparse.Namespace) -> dict[str, Any]:
 
 def advice_lines(story: dict[str, Any], file: str) -> list[str]:
     """Say for people what :func:`advice_about` found."""
-    lines = []
-    if "denied_by_package" in story:
-        lines.append(f"The grants allow this; the package {story['denied_by_package']} denies it.")
-    elif "allowed_now" in story:
-        lines.append(
-            "The grants as they are now allow this: they changed since, or a limit over time was used up."
-        )
-    elif "would_allow" in story:
-        lines.append(f"No grant is about this. In {file}, this would allow it:")
-        lines += ["  " + line for line in story["would_allow"].rstrip().splitlines()]
-    elif "matching_grants" in story:
-        lines.append(f"Grants of {file} are about this, but do not go as far:")
-        lines += ["  " + json.dumps(grant) for grant in story["matching_grants"]]
-        lines += [f"  Add to one of them: {text}" for text in story.get("add_to_a_grant", ())]
+    lines = _verdict_lines(story, file)
     if "try_the_policy" in story:
         lines += ["Ask the policy again without calling:", f"  {story['try_the_policy']}"]
     if "not_carried" in story:
@@ -130,6 +120,40 @@ def advice_lines(story: dict[str, Any], file: str) -> list[str]:
     if "try_again" in story:
         lines += ["Call again:", f"  {story['try_again']}"]
     return lines
+
+
+def _verdict_lines(story: dict[str, Any], file: str) -> list[str]:
+    if "allowed_now" in story:
+        return [_allowed_now(story)]
+    lines = []
+    if "denied_by_package" in story:
+        lines.append(f"The grants allow this; the package {story['denied_by_package']} denies it.")
+    elif "package" in story:
+        lines.append(
+            f"The package {story['package']} denies it, and so do the grants: {story['grants_say']}."
+        )
+    if "package_says" in story:
+        lines.append(f"  The package's reason, asked again: {story['package_says']}.")
+    if "no_such_capability" in story:
+        lines.append(f"{story['no_such_capability']}")
+    elif "would_allow" in story:
+        lines.append(f"No grant is about this. In {file}, this would allow it:")
+        lines += ["  " + line for line in story["would_allow"].rstrip().splitlines()]
+    elif "matching_grants" in story and "denied_by_package" not in story:
+        lines.append(f"Grants of {file} are about this, but do not go as far:")
+        lines += ["  " + json.dumps(grant) for grant in story["matching_grants"]]
+        lines += [f"  Add to one of them: {text}" for text in story.get("add_to_a_grant", ())]
+    return lines
+
+
+def _allowed_now(story: dict[str, Any]) -> str:
+    if story["changed_since"]:
+        return (
+            f"The policy as it is now allows this: it changed since (revision {story['revision']} then,"
+            f" {story['revision_now']} now)."
+        )
+    left_out = ", or what the command below leaves out matters" if "not_carried" in story else ""
+    return f"The same policy allows this now: a limit over time was used up{left_out}."
 
 
 def _choice(options: argparse.Namespace, denial: Denial) -> PolicyChoice:
@@ -142,17 +166,36 @@ def _choice(options: argparse.Namespace, denial: Denial) -> PolicyChoice:
 
 
 def _about_grants(denial: Denial, choice: PolicyChoice) -> dict[str, Any]:
+    """Ask the policy again as it is now, and the grants alone where an own package decides."""
     asked = (denial.caller, denial.callee, denial.action, denial.kind)
     about = list(choice.grants.find_all(*asked))
-    if not about:
-        return {"would_allow": _entry(choice.grants, denial)}
-    facts: dict[str, Any] = {"matching_grants": [grant.to_data() for grant in about]}
-    if _allowed_by_grants(denial, choice):
-        own_package = choice.package != DEFAULT_POLICY_PATH
-        return facts | ({"denied_by_package": choice.package} if own_package else {"allowed_now": True})
-    if missing := _missing(denial, about):
-        facts["add_to_a_grant"] = missing
-    return facts
+    facts: dict[str, Any] = {"matching_grants": [grant.to_data() for grant in about]} if about else {}
+    own_package = choice.package != DEFAULT_POLICY_PATH
+    may_operate = choice.grants.operator_may(denial.caller, denial.action)
+    # Without an entry about it the shipped package denies, which needs no asking.
+    now = _asked_again(denial, choice) if about or own_package or may_operate else {}
+    package, grants = now.get(choice.package), now.get(DEFAULT_POLICY_PATH)
+    if package is not None and package.allowed:
+        changed = package.revision != denial.revision
+        return facts | {"allowed_now": True, "changed_since": changed, "revision_now": package.revision}
+    if package is not None and grants is not None and own_package:
+        facts["package_says"] = package.reason
+        if grants.allowed:
+            return facts | {"denied_by_package": choice.package}
+        facts |= {"package": choice.package, "grants_say": grants.reason}
+    return facts | _missing_in(choice.grants, denial, about)
+
+
+def _missing_in(grants: Grants, denial: Denial, about: list[Grant]) -> dict[str, Any]:
+    """Say what the grants lack; of what does not exist only that, as granting it would help nobody."""
+    if about:
+        missing = _missing(denial, about)
+        return {"add_to_a_grant": missing} if missing else {}
+    if unknown_agent(denial.callee) is not None:
+        return {}
+    if (unknown := unknown_capability(denial.callee, denial.action)) is not None:
+        return {"no_such_capability": unknown}
+    return {"would_allow": _entry(grants, denial)}
 
 
 def _entry(grants: Grants, denial: Denial) -> str:
@@ -173,13 +216,12 @@ def _missing(denial: Denial, about: list[Grant]) -> list[str]:
     return missing
 
 
-def _allowed_by_grants(denial: Denial, choice: PolicyChoice) -> bool:
-    """Ask the shipped package alone, which knows nothing but the grants."""
-    grants_alone = PolicyChoice(choice.source, DEFAULT_POLICY_PATH, choice.chosen_by)
+def _asked_again(denial: Denial, choice: PolicyChoice) -> dict[str, AuthzDecision]:
+    """Ask the package that decides, and the shipped one, which knows nothing but the grants."""
     try:
-        return decide(grants_alone, denial.question()).allowed
+        return decide_by(choice, denial.question(), {choice.package, DEFAULT_POLICY_PATH})
     except AgentWeaveError:
-        return False  # it can't be asked here, so nothing is claimed
+        return {}  # it can't be asked here, so nothing is claimed
 
 
 # --- commands --------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ For looking, not for proof: nothing is verified here (``agentweave audit verify`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from agentweave_bus.cli.client_config import STATE_DIR
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.observability.printable import escape_line
 
-__all__ = ["audit_paths", "describe", "log_files", "matching", "records_of"]
+__all__ = ["audit_paths", "describe", "log_files", "matching", "on_behalf_of", "records_of"]
 
 Record = dict[str, Any]
 
@@ -68,6 +68,30 @@ def matching(files: Iterable[Path], wanted: Callable[[str], bool], keys: Iterabl
         if any(isinstance(value := record.get(name), str) and wanted(value) for name in names)
     ]
     return sorted(found, key=lambda record: (record.get("ts", 0), record.get("seq", 0)))
+
+
+def on_behalf_of(files: Iterable[Path], tasks: Collection[str]) -> list[Record]:
+    """Return what became of the calls that were made while one of ``tasks`` was handled, by their ids.
+
+    A record of a decision says by ``via`` what led to its call; others go by its digest.
+    """
+    logs = list(files)
+    found = [record for file in logs for record in records_of(file) if _led_to(record, tasks)]
+    digests = {record["digest"] for record in found if "digest" in record}
+    found += [
+        record
+        for file in logs
+        for record in records_of(file)
+        if record.get("digest") in digests and not _led_to(record, tasks)
+    ]
+    return sorted(found, key=lambda record: (record.get("ts", 0), record.get("seq", 0)))
+
+
+def _led_to(record: Record, tasks: Collection[str]) -> bool:
+    asked = record.get("input")
+    context = asked.get("context") if isinstance(asked, dict) else None
+    links = context.get("via") if isinstance(context, dict) else None
+    return isinstance(links, list) and any(isinstance(one, dict) and one.get("id") in tasks for one in links)
 
 
 def describe(record: Record) -> str:

@@ -6,7 +6,8 @@ import argparse
 import asyncio
 import json
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +21,10 @@ from agentweave_bus.cli.authz_cases import Case, read_cases
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import as_json, message, print_result
 from agentweave_bus.cli.policy_choice import PolicyChoice, add_policy_arguments, choose_policy
+from agentweave_bus.cli.stack_agents import unknown_capability, unknown_identity
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["add_arguments", "decide", "run_check", "run_test"]
+__all__ = ["add_arguments", "decide_by", "run_check", "run_test"]
 
 _CHECK_EPILOG: Final = """\
 Example:
@@ -127,9 +129,30 @@ def _question(options: argparse.Namespace) -> AuthzContext:
     )
 
 
-def decide(choice: PolicyChoice, question: AuthzContext) -> AuthzDecision:
-    """Ask one question of a policy, here and now. Raises AgentWeaveError: it can't be loaded."""
-    return asyncio.run(_ask(choice, [question]))[0].decision
+def decide_by(
+    choice: PolicyChoice, question: AuthzContext, packages: Iterable[str]
+) -> dict[str, AuthzDecision]:
+    """Ask one question of several packages of a policy, here and now; the policy is loaded once.
+
+    Raises:
+        AgentWeaveError: it can't be loaded.
+
+    """
+    return asyncio.run(_ask_each(choice, question, packages))
+
+
+async def _ask_each(
+    choice: PolicyChoice, question: AuthzContext, packages: Iterable[str]
+) -> dict[str, AuthzDecision]:
+    engine = EmbeddedEngine()
+    engine.load(choice.source)
+    try:
+        return {
+            package: (await _ask_one(engine, replace(choice, package=package), question)).decision
+            for package in packages
+        }
+    finally:
+        await engine.aclose()
 
 
 async def _ask(choice: PolicyChoice, questions: list[AuthzContext]) -> list[_Answer]:
@@ -163,7 +186,7 @@ def _facts(choice: PolicyChoice, context: AuthzContext, answer: _Answer, *, trac
         },
     }
     if not decision.allowed:
-        facts["would_allow"] = _missing_grant(choice.grants, context)
+        facts |= _way_on(choice.grants, context)
     if trace:
         standing = answer.standing
         facts["input"] = context.to_input()
@@ -175,6 +198,17 @@ def _facts(choice: PolicyChoice, context: AuthzContext, answer: _Answer, *, trac
 
 def _matching(grants: Grants, context: AuthzContext) -> list[Any]:
     return list(grants.find_all(context.caller, context.callee, context.action, context.kind))
+
+
+def _way_on(grants: Grants, context: AuthzContext) -> dict[str, Any]:
+    """Return the grant that is missing; of who or what does not exist here, that instead."""
+    missing = _missing_grant(grants, context)
+    unknown = [unknown_identity(one) for one in dict.fromkeys((context.caller, context.callee))]
+    if missing is not None and context.kind != "event" and not any(unknown):
+        unknown.append(unknown_capability(context.callee, context.action))
+    if not any(unknown):
+        return {"would_allow": missing}
+    return {"would_allow": None, "unknown": [one for one in unknown if one is not None]}
 
 
 def _missing_grant(grants: Grants, context: AuthzContext) -> str | None:
@@ -192,6 +226,7 @@ def _text(choice: PolicyChoice, answer: _Answer, facts: dict[str, Any]) -> str:
         f"{verdict}: {decision.reason}",
         f"  by package {choice.package}, revision {decision.revision or '-'}, from {source}",
     ]
+    lines += facts.get("unknown", ())
     if facts.get("would_allow"):
         lines += ["In grants.yaml, this would allow it:", _indented(facts["would_allow"])]
     if "input" in facts:

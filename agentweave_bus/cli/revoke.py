@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from agentweave_bus.cli.client_config import STATE_DIR
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import message, print_result
+from agentweave_bus.cli.stack_agents import unknown_identity
 from agentweave_bus.config import load_config, load_stack
 from agentweave_bus.config.stack import DEFAULT_STACK_FILE
 from agentweave_bus.exceptions import ConfigurationError, IdentityError
@@ -84,12 +85,19 @@ def run(options: argparse.Namespace) -> int:
         "followed_by": target.followed_by,
     }
     print_result(facts, _text(what, target, changed, undo=options.undo), json_wanted=options.json)
+    if changed and not options.undo and (unknown := _unknown(entry)) is not None:
+        message(f"agentweave: warning: {unknown} It is revoked all the same; --undo takes it back.")
     if target.followed_by is None:
         message(
             f"agentweave: warning: nothing here is known to follow {target.path}; set identity.revocations"
             " (of agents and clients) or revocations (of a stack) to it."
         )
     return ExitCode.DONE
+
+
+def _unknown(entry: RevokedEntry) -> str | None:
+    """Say that nobody here bears the identity: a typo would leave whom it is about trusted."""
+    return None if entry.spiffe_id is None else unknown_identity(entry.spiffe_id)
 
 
 def _text(what: str, target: _Target, changed: bool, *, undo: bool) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.cli.advice import Denial, advice_about, advice_lines
-from agentweave_bus.cli.audit_records import Record, audit_paths, describe, log_files, matching
+from agentweave_bus.cli.audit_records import Record, audit_paths, describe, log_files, matching, on_behalf_of
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import print_result
 from agentweave_bus.cli.policy_choice import add_policy_arguments, choose_policy
@@ -54,10 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Find everything that the logs say about ``ID`` and explain it."""
-    records = _story(options.id, log_files(audit_paths(options.audit)))
+    files = log_files(audit_paths(options.audit))
+    records = _story(options.id, files)
     story = explain(records, options)
-    text = _text(story, records, _grants_name(options))
-    print_result({**story, "records": records}, text, json_wanted=options.json)
+    tasks = {record["id"] for record in records if isinstance(record.get("id"), str)}
+    nested = [record for record in on_behalf_of(files, tasks) if record not in records] if tasks else []
+    story |= _because(nested) if story.get("status") == "failed" else {}
+    text = _text(story, records, nested, _grants_name(options))
+    print_result({**story, "records": records, "nested": nested}, text, json_wanted=options.json)
     return ExitCode.DONE
 
 
@@ -67,7 +71,8 @@ def explain(records: list[Record], options: argparse.Namespace) -> dict[str, Any
     outcomes = [record for record in records if record.get("event") == "outcome"]
     if outcomes and not (refusals and refusals[-1]["ts"] > outcomes[-1]["ts"]):
         status, took = outcomes[-1].get("status"), outcomes[-1].get("ms")
-        return {"verdict": "ran", "sentence": f"It was allowed and ran: {status} after {took} ms."}
+        sentence = f"It was allowed and ran: {status} after {took} ms."
+        return {"verdict": "ran", "status": status, "sentence": sentence}
     if refusals:
         return _refusal(refusals[-1], options)
     if any(record.get("event") == "admission" for record in records):
@@ -99,6 +104,20 @@ def _story(wanted: str, files: list[Path]) -> list[Record]:
     if not related:
         return found
     return matching(files, lambda value: value in related or named(value), _ID_KEYS)
+
+
+def _because(nested: list[Record]) -> dict[str, Any]:
+    """Name the last of its own calls that was refused, which a failed handler often has failed by."""
+    refusals = [record for record in nested if record.get("event") == "refusal" and record.get("audit_id")]
+    if not refusals:
+        return {}
+    last = refusals[-1]
+    callee = last.get("callee") or last.get("aud") or last["log"]
+    return {
+        "refused_within": last["audit_id"],
+        "refused_within_sentence": f"While it ran, a call of it to {callee} was refused:"
+        f" {last.get('reason')}.",
+    }
 
 
 def _grants_name(options: argparse.Namespace) -> str:
@@ -143,13 +162,20 @@ def _layer(record: Record) -> str:
     return f"admission step {step} ({record.get('step_name')}) of {callee}, before any policy was asked"
 
 
-def _text(story: dict[str, Any], records: list[Record], file: str) -> str:
+def _text(story: dict[str, Any], records: list[Record], nested: list[Record], file: str) -> str:
     lines = [escape_line(story["sentence"])]
     if "step" in story:
         revision = f", policy revision {story['revision']}" if "revision" in story else ""
         lines.append(escape_line(f"  step {story['step']}{revision}, audit id {story['audit_id']}"))
+    if "refused_within" in story:
+        lines += [
+            escape_line(story["refused_within_sentence"]),
+            f"  agentweave why {story['refused_within']}",
+        ]
     if "no_such_agent" in story:
         lines.append(story["no_such_agent"])
     lines += advice_lines(story, file)
     lines += ["What the logs say:", *(f"  {describe(record)}" for record in records)]
+    if nested:
+        lines += ["Of the calls made while it ran:", *(f"  {describe(record)}" for record in nested)]
     return "\n".join(lines)

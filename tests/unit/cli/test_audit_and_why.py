@@ -13,6 +13,7 @@ import pytest
 
 from agentweave_bus.agent.failures import correlation_id
 from agentweave_bus.authz import AuditLog, AuthzContext, AuthzDecision
+from agentweave_bus.authz.policy_source import find_opa
 from agentweave_bus.bus.records import decision_facts
 
 CLI = "spiffe://shop.test/client/cli"
@@ -151,10 +152,76 @@ def test_what_the_grants_allow_and_another_package_denies(run: Callable, place: 
     assert "denied_by_package" not in why_denied(run, place)  # over the limit: the grants deny, too
 
 
+MILL = """package mill.authz
+
+import rego.v1
+
+default allow := false
+
+allow if {
+	data.agentweave.grants.allow
+	input.context.payload.amount < 50
+}
+"""
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.skipif(find_opa() is None, reason="needs opa")
+def test_an_own_package_is_asked_again(run: Callable, place: Path) -> None:
+    """What is blamed is what denies it now: nobody, the package, or the grants behind it."""
+    (place / "mill").mkdir()
+    (place / "mill" / "mill.rego").write_text(MILL)
+    (place / "grants.yaml").rename(place / "mill" / "grants.yaml")
+    asks = ("--policy", "mill", "--policy-path", "mill/authz")
+    texts = {}
+    for amount in (5, 70, 500):
+        record = refusal(11, "authorization", **ENVELOPE, **decided(allowed=False, asked=paid(amount)))
+        texts[amount] = run("why", answered(place, record), *asks).out
+    assert "The policy as it is now allows this: it changed since (revision r1 then, " in texts[5]
+    assert "denies it" not in texts[5]
+    assert "The grants allow this; the package mill/authz denies it." in texts[70]
+    assert "mill/authz denies it, and so do the grants: grant 1 " in texts[500]
+    assert "max_amount" in texts[500]
+
+
+def paid(amount: int) -> dict[str, Any]:
+    return {"payload": {"amount": amount}}
+
+
+@pytest.mark.usefixtures("terminal")
+def test_what_the_same_policy_allows_now(run: Callable, place: Path) -> None:
+    checked = ["--caller", CLI, "--target", PAYMENT, "--action", "pay", "--payload", '{"amount": 5}']
+    revision = run("authz", "check", *checked, "--json").json["policy"]["revision"]
+    facts = decided(allowed=False, revision=revision, asked=paid(5))
+    text = run("why", answered(place, refusal(11, "authorization", **ENVELOPE, **facts))).out
+    assert "The same policy allows this now: a limit over time was used up." in text
+
+
+def add_agent(place: Path, name: str) -> None:
+    """Give the stack an agent whose class has the capabilities ``pay`` and ``health``."""
+    (place / "agentweave.yaml").write_text(
+        "trust_domain: shop.test\ngrants: grants.yaml\nagents: [{config: p.yaml}]\n"
+    )
+    (place / "p.yaml").write_text(f"agent: {{name: {name}, trust_domain: shop.test, class: 'pay:Pay'}}\n")
+    (place / "pay.py").write_text(
+        "from agentweave_bus import SecureAgent, capability\n\n\nclass Pay(SecureAgent):\n"
+        "    @capability('pay')\n    async def pay(self, amount: int) -> dict:\n        return {}\n"
+    )
+
+
+def test_nobody_is_advised_to_grant_what_does_not_exist(run: Callable, place: Path) -> None:
+    add_agent(place, "payment")
+    story = why_denied(run, place, "paye")
+    assert story["no_such_capability"] == f"{PAYMENT} has no capability paye; did you mean pay?"
+    assert "would_allow" not in story
+
+
 def test_an_agent_that_the_stack_does_not_have(run: Callable, place: Path) -> None:
     (place / "agentweave.yaml").write_text("trust_domain: shop.test\nagents: [{config: p.yaml}]\n")
     (place / "p.yaml").write_text("agent: {name: payments, trust_domain: shop.test, class: 'a:B'}\n")
-    assert why_denied(run, place)["no_such_agent"].endswith("has no agent payment; did you mean payments?")
+    story = why_denied(run, place)
+    assert story["no_such_agent"].endswith("has no agent payment; did you mean payments?")
+    assert "would_allow" not in story
     (place / "p.yaml").write_text("agent: {name: payment, trust_domain: shop.test, class: 'a:B'}\n")
     assert "no_such_agent" not in why_denied(run, place)
 
@@ -193,6 +260,38 @@ def test_a_call_is_found_by_task_and_digest(run: Callable, place: Path, wanted: 
     assert story["verdict"] == "ran"
     assert "completed after 3.5 ms" in story["sentence"]
     assert [record["event"] for record in story["records"]] == ["call", "admission", "outcome"]
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_failed_handler_whose_own_call_was_denied(run: Callable, place: Path) -> None:
+    links = [{"iss": CLI, "aud": PAYMENT, "cap": "pay", "id": "task-1"}]
+    ended = {"event": "outcome", "digest": DIGEST, "status": "failed", "ms": 4.88}
+    asked = {"caller": PAYMENT, "via": links}
+    inner = refusal(0, "outbound", **decided("refund", allowed=False, direction="outbound", asked=asked))
+    other = inner | {"input": {"context": {"via": [{"id": "task-2"}]}}}
+    with log(place, "payment") as theirs:
+        theirs.append({"event": "admission", **ENVELOPE, **decided(allowed=True)})
+        denied = theirs.append(inner).audit_id
+        theirs.append(other)
+        theirs.append(ended)
+    text = run("why", "task-1").out
+    assert f"a call of it to {PAYMENT} was refused: because.\n  agentweave why {denied}\n" in text
+    assert text.partition("Of the calls made while it ran:\n")[2].count("REFUSED") == 1
+    nested = run("why", "task-1", "--json").json["nested"]
+    assert [record["audit_id"] for record in nested] == [denied]
+
+
+def test_a_nested_call_s_outcome_is_told(run: Callable, place: Path) -> None:
+    links = [{"iss": CLI, "aud": PAYMENT, "cap": "pay", "id": "task-1"}]
+    inner = ENVELOPE | {"digest": "cd" * 32, "id": "task-9"}
+    sent(place)
+    answered(
+        place,
+        {"event": "admission", **inner, **decided(allowed=True, asked={"via": links})},
+        {"event": "outcome", "digest": "cd" * 32, "status": "completed", "ms": 1.0},
+    )
+    nested = run("why", "task-1").json["nested"]
+    assert [record["event"] for record in nested] == ["admission", "outcome"]
 
 
 def test_a_call_that_never_ended(run: Callable, place: Path) -> None:

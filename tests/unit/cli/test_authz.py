@@ -37,6 +37,29 @@ def test_what_nobody_granted_is_denied_with_the_missing_grant(run: Callable) -> 
     assert "capabilities: [refund]" in ran.json["would_allow"]
 
 
+@pytest.mark.usefixtures("terminal")
+def test_what_does_not_exist_is_named_and_not_granted(run: Callable, place: Path) -> None:
+    with (place / "agentweave.yaml").open("a") as file:
+        file.write("agents: [{config: payment.yaml}]\n")
+    (place / "payment.yaml").write_text("agent: {name: payment, trust_domain: shop.test, class: 'pay:Pay'}\n")
+    (place / "pay.py").write_text(
+        "from agentweave_bus import SecureAgent, capability\n\n\nclass Pay(SecureAgent):\n"
+        "    @capability('pay')\n    async def pay(self, amount: int) -> dict:\n        return {}\n"
+    )
+    for asked, said in (
+        (question("paye"), f"{PAYMENT} has no capability paye; did you mean pay?"),
+        (
+            [one.replace("/payment", "/pament") for one in question()],
+            "no agent pament; did you mean payment?",
+        ),
+        ([one.replace("client/cli", "client/clo") for one in question()], "no client clo; did you mean cli?"),
+    ):
+        ran = run(*asked)
+        assert ran.code == 3
+        assert said in ran.out
+        assert "would allow" not in ran.out
+
+
 def test_that_grant_would_really_do(run: Callable, place: Path) -> None:
     (place / "more.yaml").write_text(run(*question(action="refund")).json["would_allow"])
     assert run(*question(action="refund"), "--policy", "more.yaml").code == 0

@@ -41,6 +41,20 @@ def test_an_identity_goes_into_the_stacks_file_and_out_again(run: Run, configure
     assert load_revocations(configured).revoked == ()
 
 
+def test_a_name_that_nobody_bears_is_revoked_with_a_warning(run: Run, configured: Path, place: Path) -> None:
+    with (place / "agentweave.yaml").open("a") as stack:
+        stack.write("agents: [{config: order.yaml}]\n")
+    (place / "order.yaml").write_text("agent: {name: order, trust_domain: shop.test, class: 'a:B'}\n")
+    for typo, meant in (("agent/oder", "agent oder; did you mean order?"), ("client/clo", "mean cli?")):
+        done = run("authz", "revoke", "--spiffe-id", f"spiffe://shop.test/{typo}", *WHY)
+        assert (done.code, done.json["changed"]) == (0, True)
+        assert meant in done.err
+        assert "It is revoked all the same" in done.err
+    for known in (ORDER, "spiffe://shop.test/client/cli", "spiffe://other.test/agent/oder"):
+        assert run("authz", "revoke", "--spiffe-id", known, *WHY).err == ""
+    assert len(load_revocations(configured).revoked) == 5
+
+
 @pytest.mark.usefixtures("terminal")
 def test_people_read_a_sentence(run: Run, configured: Path) -> None:
     assert run("authz", "revoke", "--spiffe-id", ORDER, *WHY).out == f"{configured}: {ORDER} is revoked.\n"

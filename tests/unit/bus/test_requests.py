@@ -9,9 +9,11 @@ import anyio
 import pytest
 
 from agentweave_bus.bus.requests import Request, Requests, RetryRule
-from agentweave_bus.exceptions import CallTimeoutError, NoResponderError
+from agentweave_bus.envelope import Kind, decode_frame, encode_payload, head_digest, new_id, parse_head
+from agentweave_bus.exceptions import CallRefusedError, CallTimeoutError, NoResponderError
 from agentweave_bus.observability.metrics import Metrics
 from agentweave_bus.spiffe_id import SpiffeID
+from tests.unit.envelope.world import CLIENT, NOW, ORDER, World, draft
 
 pytestmark = pytest.mark.anyio
 
@@ -130,3 +132,101 @@ def test_delays_double_up_to_the_last_and_any_number_of_them_can_be_had():
     rule = RetryRule(first_delay=0.1, last_delay=1.0)
     for attempt, most in ((1, 0.1), (2, 0.2), (3, 0.4), (9, 1.0), (5000, 1.0)):
         assert most / 2 <= rule.delay(attempt) <= most
+
+
+NOBODY = "nobody"
+COME_AGAIN = {"step": "replay", "reason": "not ready", "audit_id": "a", "retry_after": 0.01}
+NO = {"step": "payload", "reason": "wrong", "audit_id": "a"}
+
+
+class Answering(Session):
+    """A connection on which each attempt meets what is written for it, in one turn: (which attempt, answer)."""
+
+    me = CLIENT
+
+    def __init__(self, world, *script):
+        super().__init__(silent=True)
+        self.world, self.script = world, script
+        self.heads, self.replies = [], []
+
+    async def publish(self, subject, data, reply):
+        await super().publish(subject, data, reply)
+        self.heads.append(decode_frame(data).head)
+        for attempt, answer in self.script[len(self.heads) - 1]:
+            await self.on_reply(self.message(reply, self.heads[attempt], answer))
+        self.replies.append(reply)
+
+    def message(self, reply, asked, answer):
+        if answer is NOBODY:
+            return SimpleNamespace(subject=reply, data=b"", headers={"Status": "503"})
+        head = parse_head(asked)
+        kind = Kind.REFUSAL if "step" in answer else Kind.REPLY
+        said = draft(CLIENT, head.cap, kind=kind, sub=reply, re=head_digest(asked), id=new_id(NOW))
+        frame = self.world.sealer(ORDER).seal_now(said, encode_payload(answer), ()).frame
+        return SimpleNamespace(subject=reply, data=frame, headers=None)
+
+
+class Caller:
+    """One that asks ``ORDER``; envelopes and their verification are real."""
+
+    def __init__(self, *script, **rule):
+        world = World()
+        self.session = Answering(world, *script)
+        self.metrics = Metrics.create()
+        self.keeper = Keeper(self.session)
+        self.requests = Requests(
+            keeper=self.keeper,
+            sealer=world.sealer(CLIENT),
+            verifier=world.verifier(),
+            retry=RetryRule(**{"first_delay": 0.01, "last_delay": 0.05} | rule),
+            metrics=self.metrics,
+            clock_ms=lambda: NOW,
+            witness=lambda: None,
+            max_pending=8,
+        )
+
+    async def call(self):
+        await self.keeper.listener(self.session)
+        with anyio.fail_after(5):
+            return await self.requests.call(Request(ORDER, "do", encode_payload({}), NOW + 4_000))
+
+    @property
+    def duplicates(self):
+        return self.metrics.registry.get_sample_value(
+            "agentweave_replies_dropped_total", {"reason": "duplicate"}
+        )
+
+
+async def test_in_doubt_a_reply_counts_beside_the_refusal_of_another_attempt():
+    caller = Caller([(0, NOBODY)], [(1, COME_AGAIN), (0, {"n": 1})])
+    assert (await caller.call()).value == {"n": 1}
+    assert len(caller.session.sent) == 2
+    assert caller.duplicates == 0
+
+
+async def test_in_doubt_the_first_of_two_replies_counts():
+    caller = Caller([(0, NOBODY)], [(1, {"n": 1}), (0, {"n": 2})])
+    assert (await caller.call()).value == {"n": 1}
+    assert caller.duplicates == 1
+
+
+async def test_without_doubt_nothing_counts_beside_a_refusal():
+    caller = Caller([(0, NO), (0, {"n": 1})])
+    with pytest.raises(CallRefusedError, match="wrong"):
+        await caller.call()
+    assert caller.duplicates == 1
+
+
+async def test_what_is_no_answer_ends_no_pause():
+    """The broker says twice that nobody was there; the second time while the next attempt is waited for."""
+    caller = Caller([(0, NOBODY)], [(1, {"n": 1})], first_delay=0.2, last_delay=0.2)
+    session = caller.session
+    async with anyio.create_task_group() as group:
+        group.start_soon(caller.call)
+        await anyio.wait_all_tasks_blocked()
+        while len(session.replies) < 1:  # the envelope is sealed beside the loop
+            await anyio.sleep(0.001)
+            await anyio.wait_all_tasks_blocked()
+        await session.on_reply(session.message(session.replies[0], session.heads[0], NOBODY))
+    first, second = session.sent
+    assert second - first >= 0.1  # half of the delay, at least

@@ -49,12 +49,12 @@ def test_agents_follow_the_stacks_file_unless_they_name_one(tmp_path: Path) -> N
     (tmp_path / "stack.yaml").write_text(yaml.safe_dump(stack))
     config = load_stack(tmp_path / "stack.yaml")
     (agent,) = plan_agents(config)
-    told = _variables(config, agent, alone=True)["AGENTWEAVE_IDENTITY__REVOCATIONS"]
+    told = _variables(config, agent)["AGENTWEAVE_IDENTITY__REVOCATIONS"]
     assert yaml.safe_load(told) == str(tmp_path / "revoked.yaml")
     own = {"agent": about, "identity": {"revocations": "mine.yaml"}}
     (tmp_path / "order.yaml").write_text(yaml.safe_dump(own))
     (agent,) = plan_agents(config)
-    assert "AGENTWEAVE_IDENTITY__REVOCATIONS" not in _variables(config, agent, alone=True)
+    assert "AGENTWEAVE_IDENTITY__REVOCATIONS" not in _variables(config, agent)
     assert load_config(tmp_path / "order.yaml").identity.revocations == tmp_path / "mine.yaml"
 
 

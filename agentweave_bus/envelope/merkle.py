@@ -15,7 +15,7 @@ from agentweave_bus.exceptions import SignatureRefusedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Tree", "leaf_hash", "node_hash", "root_from_path"]
+__all__ = ["Tree", "leaf_hash", "root_from_path"]
 
 
 def leaf_hash(entry: bytes) -> bytes:
@@ -23,8 +23,7 @@ def leaf_hash(entry: bytes) -> bytes:
     return sha256(b"\x00" + entry).digest()
 
 
-def node_hash(left: bytes, right: bytes) -> bytes:
-    """Hash of a node with two children, 32 bytes."""
+def _node(left: bytes, right: bytes) -> bytes:
     return sha256(b"\x01" + left + right).digest()
 
 
@@ -65,7 +64,7 @@ class Tree:
 
 def _parents(level: list[bytes]) -> list[bytes]:
     pairs = zip(level[::2], level[1::2], strict=False)  # an odd last one is left out
-    parents = [sha256(b"\x01" + left + right).digest() for left, right in pairs]
+    parents = [_node(left, right) for left, right in pairs]
     if len(level) % 2:
         parents.append(level[-1])
     return parents
@@ -87,12 +86,12 @@ def root_from_path(leaf: bytes, *, size: int, index: int, path: Sequence[bytes])
         if sn == 0:
             raise SignatureRefusedError("the path of the proof is too long for its tree")
         if fn & 1 or fn == sn:
-            root = sha256(b"\x01" + entry + root).digest()  # as node_hash, of which there are many
+            root = _node(entry, root)
             while not fn & 1 and fn:
                 fn >>= 1
                 sn >>= 1
         else:
-            root = sha256(b"\x01" + root + entry).digest()
+            root = _node(root, entry)
         fn >>= 1
         sn >>= 1
     if sn != 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import msgpack
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -13,7 +15,7 @@ from agentweave_bus.bus.subjects import call_subject
 from agentweave_bus.envelope import Proof
 from agentweave_bus.envelope.codec import pack
 from agentweave_bus.envelope.envelope import HEAD_TYPE, ROOT_TYPE, pae, protected_head
-from agentweave_bus.envelope.merkle import Tree, leaf_hash, node_hash
+from agentweave_bus.envelope.merkle import Tree, leaf_hash
 from agentweave_bus.envelope.verification import protected_root
 from tests.integration.connections import heard_within
 from tests.integration.probes import CLI, ECHO
@@ -154,7 +156,7 @@ def _leaf(head):
 
 
 def head_hash_as_node(head):
-    return node_hash(protected_head(head)[:32], protected_head(head)[32:])
+    return sha256(b"\x01" + protected_head(head)).digest()
 
 
 @pytest.fixture

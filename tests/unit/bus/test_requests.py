@@ -224,7 +224,7 @@ async def test_what_is_no_answer_ends_no_pause():
     async with anyio.create_task_group() as group:
         group.start_soon(caller.call)
         await anyio.wait_all_tasks_blocked()
-        while len(session.replies) < 1:  # the envelope is sealed beside the loop
+        while len(session.replies) < 1:  # what is sealed is sealed in a later turn
             await anyio.sleep(0.001)
             await anyio.wait_all_tasks_blocked()
         await session.on_reply(session.message(session.replies[0], session.heads[0], NOBODY))

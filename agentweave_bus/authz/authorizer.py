@@ -205,9 +205,9 @@ class Authorizer:
         try:
             if self._refresh is not None:
                 await self._refresh()
-        except (AgentWeaveError, OSError) as problem:
+        except Exception as problem:  # noqa: BLE001 - whatever it is, the agent goes on
             self.forget_standing()  # nobody knows whether what stood still does
-            self._raise_alarm(f"the policy's revision is unknown: {problem}")
+            self._raise_alarm("the policy's revision is unknown", problem)
             return False
         return True
 
@@ -216,8 +216,8 @@ class Authorizer:
             if self._watch is not None and await self._watch.refresh(force=force):
                 self.forget_standing()
                 _log.info("policy and grants read again, revision %s", self.revision)
-        except (AgentWeaveError, OSError) as problem:
-            self._raise_alarm(f"the new policy was refused, the old one stays: {problem}")
+        except Exception as problem:  # noqa: BLE001 - a slip in a file must not end an agent that runs
+            self._raise_alarm("the new policy was refused, the old one stays", problem)
             return False
         return True
 
@@ -307,11 +307,13 @@ class Authorizer:
         )
         return replace(decision, allowed=True, reason=f"log-only: would be denied: {decision.reason}")
 
-    def _raise_alarm(self, sentence: str) -> None:
+    def _raise_alarm(self, trouble: str, problem: Exception) -> None:
+        foreseen = isinstance(problem, AgentWeaveError | OSError)
+        sentence = f"{trouble}: {problem if foreseen else type(problem).__name__}"
         if sentence == self._alarm:
             return
         self._alarm = sentence
-        _log.error("%s", sentence)
+        _log.error("%s", sentence, exc_info=None if foreseen else problem)
         if self._on_alarm is not None:
             self._on_alarm(sentence)
 

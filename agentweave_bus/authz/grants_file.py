@@ -1,8 +1,8 @@
-"""Reading a YAML file into a model, with mistakes that name their line.
+"""Reading a grants file into a model, with mistakes that name their line.
 
-YAML is parsed into nodes first, which know where they stand, and into values second; what the model
-refuses is then looked up among the nodes. A key that stands twice is refused (YAML would keep the
-last one silently: half of a security file could go unread).
+The file is read as configuration is (:mod:`agentweave_bus.config.document`), with room for more: it is
+bounded, also in what its aliases stand for, and a key that stands twice is refused (half of a security
+file could go unread). What the model refuses is looked up among the lines of the keys.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from agentweave_bus.config.document import Bounds, Document, KeyPath, parse_document, read_document
 from agentweave_bus.exceptions import ConfigurationError
-from agentweave_bus.regular_files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pydantic_core import ErrorDetails
 
-__all__ = ["MAX_GRANTS_BYTES", "load_grants_document"]
+__all__ = ["load_grants_document"]
 
-MAX_GRANTS_BYTES: Final = 4 * 1024 * 1024
+_BOUNDS: Final = Bounds(file_bytes=4 * 1024 * 1024, nodes=250_000)
 
 _SENTENCES: Final = {
     "missing": "this key is missing.",
@@ -46,124 +45,45 @@ def load_grants_document(model: type[_ModelT], path: str | Path, *, text: str | 
         ConfigurationError: with every mistake, its line and place; ``key`` is the first one's place.
 
     """
-    name = str(path)
-    root, values = _parse(_read(Path(path)) if text is None else text, name)
-    if root is None or values is None:
-        return model()
+    if text is None:
+        document = read_document(Path(path), _BOUNDS)
+    else:
+        document = parse_document(text, str(path), _BOUNDS)
     try:
-        return model.model_validate(values)
+        return model.model_validate(document.value)
     except ValidationError as refused:
-        raise _explained(refused, model, root, name) from None
+        raise _explained(refused, model, document) from None
 
 
-def _read(path: Path) -> str:
-    try:
-        with open_regular(path) as file:
-            raw = file.read(MAX_GRANTS_BYTES + 1)
-        if len(raw) > MAX_GRANTS_BYTES:
-            raise ConfigurationError(f"{path} is larger than {MAX_GRANTS_BYTES} bytes.")
-        return raw.decode()
-    except (OSError, UnicodeDecodeError) as problem:
-        reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8"
-        raise ConfigurationError(f"{path} can't be read: {reason}.") from problem
-
-
-def _parse(text: str, name: str) -> tuple[yaml.Node | None, Any]:
-    """Return the nodes and the values of ``text``, both None for an empty document."""
-    loader = yaml.SafeLoader(text)
-    try:
-        root = loader.get_single_node()
-        if root is None:
-            return None, None
-        _refuse_repeated(root, name)
-        return root, loader.construct_document(root)
-    except yaml.YAMLError as problem:
-        mark = getattr(problem, "problem_mark", None)
-        line = "" if mark is None else f":{mark.line + 1}"
-        what = getattr(problem, "problem", None) or str(problem)
-        raise ConfigurationError(f"{name}{line}: this can't be read as YAML: {what}.") from problem
-    except RecursionError as problem:
-        raise ConfigurationError(f"{name}: nested too deeply.") from problem
-    finally:
-        loader.dispose()
-
-
-def _refuse_repeated(root: yaml.Node, name: str) -> None:
-    for place, key in _repeated(root, (), set()):
-        dotted = _dotted((*place, str(key.value)))
-        raise ConfigurationError(
-            f"{name}:{key.start_mark.line + 1}: {dotted} stands twice.", key=dotted, hint="Join the two."
-        )
-
-
-def _repeated(
-    node: yaml.Node, place: tuple[str | int, ...], visited: set[int]
-) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    if id(node) in visited:  # an alias; a few of them could stand for more nodes than there is time for
-        return
-    visited.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            yield from _repeated(item, (*place, index), visited)
-    elif isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                yield place, key
-            seen.add(str(key.value))
-            yield from _repeated(value, (*place, str(key.value)), visited)
-
-
-def _explained(
-    refused: ValidationError, model: type[BaseModel], root: yaml.Node, name: str
-) -> ConfigurationError:
-    found = sorted(_mistakes(refused, model, root))
-    text = "\n".join(f"{name}:{line}: {place}: {sentence}" for line, place, sentence in found)
+def _explained(refused: ValidationError, model: type[BaseModel], document: Document) -> ConfigurationError:
+    found = sorted(_mistakes(refused, model, document))
+    text = "\n".join(f"{document.name}:{line}: {place}: {sentence}" for line, place, sentence in found)
     return ConfigurationError(text, key=found[0][1])
 
 
 def _mistakes(
-    refused: ValidationError, model: type[BaseModel], root: yaml.Node
+    refused: ValidationError, model: type[BaseModel], document: Document
 ) -> Iterator[tuple[int, str, str]]:
     for error in refused.errors():
-        place = _place_in(root, error["loc"])
-        yield _line_of(root, place), _dotted(place), _sentence(error, model)
+        place = _place_in(document, error["loc"])
+        yield _line_of(document, place), _dotted(place), _sentence(error, model)
 
 
-def _place_in(root: yaml.Node, loc: Sequence[str | int]) -> tuple[str | int, ...]:
+def _place_in(document: Document, loc: KeyPath) -> KeyPath:
     """Return the part of ``loc`` that exists in the file: pydantic adds steps of its own."""
-    place: list[str | int] = []
-    node: yaml.Node | None = root
+    place: KeyPath = ()
+    value: Any = document.value
     for step in loc:
-        child = _child(node, step)
-        if child is None and not (isinstance(step, str) and isinstance(node, yaml.MappingNode)):
-            break
-        place.append(step)
-        node = child
-    return tuple(place)
+        if (*place, step) in document.lines:
+            place, value = (*place, step), value[step]
+            continue
+        return (*place, step) if isinstance(step, str) and isinstance(value, dict) else place
+    return place
 
 
-def _child(node: yaml.Node | None, step: str | int) -> yaml.Node | None:
-    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-        return node.value[step]  # type: ignore[no-any-return]
-    if isinstance(node, yaml.MappingNode):
-        return next((value for key, value in node.value if key.value == str(step)), None)
-    return None
-
-
-def _line_of(root: yaml.Node, place: Sequence[str | int]) -> int:
-    node = root
-    line: int = root.start_mark.line
-    for step in place:
-        if isinstance(node, yaml.MappingNode):
-            line = next((key.start_mark.line for key, _ in node.value if key.value == str(step)), line)
-        child = _child(node, step)
-        if child is None:
-            break
-        node = child
-        if not isinstance(step, str):
-            line = node.start_mark.line
-    return line + 1
+def _line_of(document: Document, place: KeyPath) -> int:
+    written = (place[:length] for length in range(len(place), 0, -1))
+    return next((document.lines[part] for part in written if part in document.lines), 1)
 
 
 def _dotted(place: Sequence[str | int]) -> str:

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import yaml
-
 from agentweave_bus.authz.grants import Grants
 from agentweave_bus.authz.policy_input import parse_strict, write_input
+from agentweave_bus.config.document import Bounds, read_document
 from agentweave_bus.exceptions import ConfigurationError, PayloadError, PolicyLoadError
 from agentweave_bus.regular_files import open_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
     from pathlib import Path
 
 __all__ = ["DATA_FILES", "GRANTS_FILES", "MAX_FILE_BYTES", "grants_file", "read_bytes", "read_data"]
@@ -28,6 +26,7 @@ __all__ = ["DATA_FILES", "GRANTS_FILES", "MAX_FILE_BYTES", "grants_file", "read_
 GRANTS_FILES: Final = ("grants.yaml", "grants.yml")
 DATA_FILES: Final = ("data.yaml", "data.yml", "data.json")
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+_BOUNDS: Final = Bounds(MAX_FILE_BYTES, nodes=250_000, depth=40, dates=False)
 
 
 def grants_file(source: Path | None) -> Path | None:
@@ -95,10 +94,12 @@ def _read_grants(source: Path) -> dict[str, Any]:
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
+    if path.suffix != ".json":
+        return _read_yaml(path)
     raw = read_bytes(path)
     try:
-        value = parse_strict(raw) if path.suffix == ".json" else _parse_yaml(raw)
-    except (PayloadError, yaml.YAMLError, ValueError, RecursionError) as error:
+        value = parse_strict(raw)
+    except (PayloadError, ValueError, RecursionError) as error:
         raise PolicyLoadError(f"{path} is malformed: {error}") from error
     if value is None:
         return {}
@@ -107,8 +108,11 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return value
 
 
-def _parse_yaml(raw: bytes) -> Any:
-    return yaml.load(raw, _StrictLoader)  # noqa: S506 - it is a SafeLoader
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        return read_document(path, _BOUNDS).value
+    except ConfigurationError as error:
+        raise PolicyLoadError(str(error)) from error
 
 
 def _merge(document: dict[str, Any], more: dict[str, Any], path: Path) -> None:
@@ -120,23 +124,3 @@ def _merge(document: dict[str, Any], more: dict[str, Any], path: Path) -> None:
             _merge(mine, value, path)
         else:
             raise PolicyLoadError(f"{path} says {key!r}, and so does another file beside it; keep one")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML without its traps: no key twice, keys are text, a date stays text."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a mapping, refusing a key that is no text or comes twice."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if not isinstance(key, str) or keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} comes twice, or is no text (quote it)", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, expression) for tag, expression in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}

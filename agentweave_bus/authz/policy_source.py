@@ -210,7 +210,7 @@ def _locked(directory: Path, digest: str) -> bytes | None:
     wasm = read_bytes(directory / _WASM)
     try:
         lock = json.loads(read_bytes(directory / _LOCK))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PolicyLoadError(f"{directory / _LOCK} is malformed; compile the directory again") from error
     fits = lock == {"sources": digest, "wasm": hashlib.sha256(wasm).hexdigest()}
     return wasm if fits else None

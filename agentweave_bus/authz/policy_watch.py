@@ -7,6 +7,7 @@ leaves the engine and the grants as they were, and is not tried again until some
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -15,7 +16,7 @@ import anyio.to_thread
 
 from agentweave_bus.authz.grants import Grants
 from agentweave_bus.authz.policy_data import grants_file
-from agentweave_bus.exceptions import AgentWeaveError
+from agentweave_bus.exceptions import AgentWeaveError, PolicyLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,8 @@ _LOOKS: Final = 20
 """How often that is waited for; files that still change then are left for the next time."""
 
 _SUFFIXES: Final = frozenset({".rego", ".yaml", ".yml", ".json", ".wasm", ".lock"})
+
+_log = logging.getLogger(__name__)
 
 _Fingerprint: TypeAlias = "tuple[tuple[str, int, int, int], ...]"
 
@@ -65,7 +68,7 @@ class PolicyWatch:
         """Look for a change and follow it; ``force`` reads everything anyway. Return whether it did.
 
         Raises:
-            PolicyLoadError: the engine refused what it found, now or before.
+            PolicyLoadError: the engine refused what it found, now or before, or failed over it.
             ConfigurationError: the grants are malformed.
 
         """
@@ -79,7 +82,7 @@ class PolicyWatch:
         found = self._fingerprint()
         if found == self._seen and not force:
             if self._failure is not None:
-                raise self._failure
+                raise self._failure.with_traceback(None)  # else it would grow each time
             return False
         settled = found if force else self._settled(found)
         if settled is None:
@@ -90,6 +93,10 @@ class PolicyWatch:
         except AgentWeaveError as problem:
             self._failure = problem
             raise
+        except Exception as problem:
+            _log.exception("reading %s failed in a way that nobody foresaw", self._source)
+            self._failure = PolicyLoadError(f"{self._source} can't be read ({type(problem).__name__})")
+            raise self._failure from problem
         self._failure = None
         return True
 

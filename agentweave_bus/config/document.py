@@ -16,11 +16,23 @@ import yaml
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.regular_files import open_regular
 
-__all__ = ["MAX_DEPTH", "MAX_FILE_BYTES", "MAX_NODES", "Document", "KeyPath", "parse_value", "read_document"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_FILE_BYTES",
+    "MAX_NODES",
+    "Bounds",
+    "Document",
+    "KeyPath",
+    "parse_document",
+    "parse_value",
+    "read_document",
+]
 
 MAX_FILE_BYTES: Final = 256 * 1024
 MAX_NODES: Final = 10_000
 MAX_DEPTH: Final = 24
+MAX_NUMBER: Final = 400
+"""Characters of a number; Python takes its time over longer ones, and does not write them out."""
 
 KeyPath = tuple[str | int, ...]
 
@@ -29,9 +41,32 @@ _UP_WRITES_IT: Final = "It is there while the stack runs that has this client: s
 _MERGE_TAG: Final = "tag:yaml.org,2002:merge"
 _MAP_TAG: Final = "tag:yaml.org,2002:map"
 _SEQ_TAG: Final = "tag:yaml.org,2002:seq"
+_STR_TAG: Final = "tag:yaml.org,2002:str"
+_DATE_TAG: Final = "tag:yaml.org,2002:timestamp"
+_NUMBER_TAGS: Final = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 _SCALAR_TAGS: Final = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "timestamp")
 )
+
+
+# What PyYAML raises besides its own errors, over an escape, a directive or a value that is not of its type.
+_FAULTS: Final = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one document may hold at most: its bytes, its values (with what aliases stand for), its depth.
+
+    Without ``dates`` what looks like a date is text.
+    """
+
+    file_bytes: int = MAX_FILE_BYTES
+    nodes: int = MAX_NODES
+    depth: int = MAX_DEPTH
+    dates: bool = True
+
+
+_USUAL: Final = Bounds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +78,7 @@ class Document:
     lines: dict[KeyPath, int] = field(default_factory=dict)
 
 
-def read_document(path: Path) -> Document:
+def read_document(path: Path, bounds: Bounds = _USUAL) -> Document:
     """Read one YAML file whose top level is a mapping; an empty file is an empty mapping.
 
     Raises:
@@ -51,13 +86,17 @@ def read_document(path: Path) -> Document:
             names file and line.
 
     """
-    text = _read_text(path)
-    value, lines = _parse(text, str(path))
+    return parse_document(_read_text(path, bounds.file_bytes), str(path), bounds)
+
+
+def parse_document(text: str, name: str, bounds: Bounds = _USUAL) -> Document:
+    """Parse what such a file would hold; ``name`` is what messages call it. Raises like reading it."""
+    value, lines = _parse(text, name, bounds)
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        raise ConfigurationError(f"{path}: expected keys and values at the top level.")
-    return Document(str(path), value, lines)
+        raise ConfigurationError(f"{name}: expected keys and values at the top level.")
+    return Document(name, value, lines)
 
 
 def parse_value(text: str, name: str) -> Any:
@@ -69,18 +108,18 @@ def parse_value(text: str, name: str) -> Any:
     """
     if len(text) > MAX_FILE_BYTES:
         raise ConfigurationError(f"{name}: the value is longer than {MAX_FILE_BYTES} characters.")
-    return _parse(text, name)[0]
+    return _parse(text, name, _USUAL)[0]
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, limit: int) -> str:
     try:
         with open_regular(path) as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = file.read(limit + 1)
     except OSError as error:
         hint = _UP_WRITES_IT if isinstance(error, FileNotFoundError) and _of_a_client(path) else None
         raise ConfigurationError(f"{path} can't be read: {error.strerror or error}.", hint=hint) from error
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigurationError(f"{path} is larger than {MAX_FILE_BYTES // 1024} KiB.")
+    if len(data) > limit:
+        raise ConfigurationError(f"{path} is larger than {limit // 1024} KiB.")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -92,17 +131,20 @@ def _of_a_client(path: Path) -> bool:
     return path.absolute().parent.parts[-2:] == (".agentweave", "clients")
 
 
-def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
+def _parse(text: str, name: str, bounds: Bounds) -> tuple[Any, dict[KeyPath, int]]:
     loader: _Loader | None = None
     try:
-        loader = _Loader(text)
+        loader = _Loader(text, bounds)
         node = loader.get_single_node()
         if node is None:
             return None, {}
-        converter = _Converter(loader, name)
+        converter = _Converter(loader, name, bounds)
         return converter.convert(node, (), 0), converter.lines
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{name}{_where(error)}: {_what(error)}.") from error
+    except _FAULTS as error:
+        where = "" if loader is None else f":{loader.get_mark().line + 1}"
+        raise ConfigurationError(f"{name}{where}: not valid YAML ({type(error).__name__}).") from error
     finally:
         if loader is not None:
             loader.dispose()
@@ -121,18 +163,24 @@ def _what(error: yaml.YAMLError) -> str:
 class _Loader(yaml.SafeLoader):
     """The safe loader, with a bound on how deep and how much is composed."""
 
-    depth = 0
-    nodes = 0
+    def __init__(self, text: str, bounds: Bounds) -> None:
+        super().__init__(text)
+        self.bounds = bounds
+        self.depth = 0
+        self.nodes = 0
+        if not bounds.dates:
+            self.yaml_implicit_resolvers = _WITHOUT_DATES
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth += 1
         self.nodes += 1
         # Checked before descending: the composer recurses, and a deep file must not reach
         # Python's own recursion limit.
-        if self.depth > MAX_DEPTH or self.nodes > MAX_NODES:
+        bounds = self.bounds
+        if self.depth > bounds.depth or self.nodes > bounds.nodes:
             mark = self.get_mark()
             raise yaml.MarkedYAMLError(
-                problem=f"more than {MAX_DEPTH} levels or {MAX_NODES} values", problem_mark=mark
+                problem=f"more than {bounds.depth} levels or {bounds.nodes} values", problem_mark=mark
             )
         try:
             return super().compose_node(parent, index)
@@ -140,18 +188,25 @@ class _Loader(yaml.SafeLoader):
             self.depth -= 1
 
 
+_WITHOUT_DATES: Final = {
+    first: [(tag, expression) for tag, expression in resolvers if tag != _DATE_TAG]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 class _Converter:
     """Turns composed nodes into plain values; counts what aliases expand to."""
 
-    def __init__(self, loader: _Loader, name: str) -> None:
+    def __init__(self, loader: _Loader, name: str, bounds: Bounds) -> None:
         self._loader = loader
         self._name = name
+        self._bounds = bounds
         self._visited = 0
         self.lines: dict[KeyPath, int] = {}
 
     def convert(self, node: yaml.Node, path: KeyPath, depth: int) -> Any:
         self._visited += 1
-        if self._visited > MAX_NODES or depth > MAX_DEPTH:
+        if self._visited > self._bounds.nodes or depth > self._bounds.depth:
             raise self._refused(node, "aliases expand to too many values or refer to themselves")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, depth)
@@ -162,10 +217,23 @@ class _Converter:
     def _scalar(self, node: yaml.Node) -> Any:
         if node.tag not in _SCALAR_TAGS:
             raise self._refused(node, f"the tag {node.tag!r} is not allowed")
+        if node.tag in _NUMBER_TAGS and len(node.value) > MAX_NUMBER:
+            raise self._refused(node, f"a number of more than {MAX_NUMBER} characters")
+        if node.tag == _STR_TAG:
+            return self._text(node)
         try:
             return self._loader.construct_object(node, deep=True)
-        except ValueError as error:  # such as an integer of more digits than Python converts
-            raise self._refused(node, str(error)) from error
+        except (yaml.YAMLError, *_FAULTS) as error:  # such as a date that no calendar has
+            kind = node.tag.rpartition(":")[2]
+            raise self._refused(node, f"this can't be read as the {kind} that YAML takes it for") from error
+
+    def _text(self, node: yaml.Node) -> str:
+        text = str(node.value)
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # an escape can name half of a character, which nobody can write out
+            raise self._refused(node, "this text holds half of a character") from None
+        return text
 
     def _sequence(self, node: yaml.SequenceNode, path: KeyPath, depth: int) -> list[Any]:
         if node.tag != _SEQ_TAG:
@@ -193,7 +261,7 @@ class _Converter:
             raise self._refused(node, "merge keys ('<<') are not supported; write the keys out")
         if not isinstance(node, yaml.ScalarNode):
             raise self._refused(node, "a key must be a word")
-        return str(node.value)
+        return self._text(node)
 
     def _refused(self, node: yaml.Node, problem: str) -> ConfigurationError:
         return ConfigurationError(f"{self._name}:{node.start_mark.line + 1}: {problem}.")

@@ -164,7 +164,7 @@ class EmbeddedStack:
 
     def waits_on(self, waiting: list[anyio.Event]) -> None:
         """Have them told another time: the broker could not be told."""
-        self._waiting += waiting
+        self._waiting += [one for one in waiting if one not in self._waiting]
 
     def environment(self, identity: SpiffeID) -> Mapping[str, str]:
         """Return the variables that point a process with ``identity`` at this stack.
@@ -231,7 +231,7 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
                 async with owned_tasks() as group:
                     group.start_soon(broker_source.run)
                     group.start_soon(control_source.run)
-                    group.start_soon(_keep_in_line, stack, files, access, broker_source, control_source)
+                    group.start_soon(_Keeper(stack, files, access, broker_source, control_source).run)
                     yield stack
                     group.cancel_scope.cancel()
 
@@ -265,45 +265,64 @@ async def _make_streams(stack: EmbeddedStack, source: IdentitySource) -> None:
         stack.claimable_from(began + NEW_STREAM_S + 0.1)
 
 
-async def _keep_in_line(
-    stack: EmbeddedStack,
-    files: BrokerFiles,
-    access: _Access,
-    source: IdentitySource,
-    control: IdentitySource,
-) -> None:
-    """Reload the broker when its certificate was renewed, the grants changed or somebody was revoked."""
-    renewed = anyio.Event()
+@dataclass(slots=True)
+class _Keeper:
+    """Reloads the broker when its certificate was renewed, the grants changed or somebody was revoked."""
 
-    def note(_snapshot: object) -> None:
-        renewed.set()
-        stack.look_again()
+    stack: EmbeddedStack
+    files: BrokerFiles
+    access: _Access
+    source: IdentitySource
+    control: IdentitySource
+    in_line: bool = True
+    renewed: bool = False
+    fault: str = ""
 
-    unsubscribe = source.subscribe(note)
-    in_line = True
-    try:
-        while True:
-            waiting = await stack.next_look()
-            if waiting:
-                in_line = False
-            if renewed.is_set():
-                renewed = anyio.Event()
-                await anyio.to_thread.run_sync(_write_identity, files, source)
-                in_line = False
-            if await anyio.to_thread.run_sync(access.grants.changed):
-                in_line = False
-            if await anyio.to_thread.run_sync(access.revoked.changed):
-                access.revoked.note_owners(stack.api)
-                in_line = False
-            if not in_line and stack.nats.running:
-                in_line = await _reload(stack, files, access)
-            if waiting:
-                await _tell(stack, waiting, control, in_line=in_line)
-            # Once their connections are gone they may come back, with new certificates.
-            if in_line and access.revoked.let_in_again(stack.api):
-                in_line = await _reload(stack, files, access)
-    finally:
-        unsubscribe()
+    async def run(self) -> None:
+        """Keep the broker in line until cancelled. The caller owns this task."""
+        unsubscribe = self.source.subscribe(self._note)
+        try:
+            while True:
+                waiting = await self.stack.next_look()
+                try:
+                    await self._look(waiting)
+                    self.fault = ""
+                except Exception as error:  # noqa: BLE001 - the stack and its broker go on as they are
+                    self._failed(error, waiting)
+        finally:
+            unsubscribe()
+
+    def _note(self, _snapshot: object) -> None:
+        self.renewed = True
+        self.stack.look_again()
+
+    async def _look(self, waiting: list[anyio.Event]) -> None:
+        stack, files, access = self.stack, self.files, self.access
+        if waiting:
+            self.in_line = False
+        if self.renewed:
+            self.in_line = self.renewed = False
+            await anyio.to_thread.run_sync(_write_identity, files, self.source)
+        if await anyio.to_thread.run_sync(access.grants.changed):
+            self.in_line = False
+        if await anyio.to_thread.run_sync(access.revoked.changed):
+            access.revoked.note_owners(stack.api)
+            self.in_line = False
+        if not self.in_line and stack.nats.running:
+            self.in_line = await _reload(stack, files, access)
+        if waiting:
+            await _tell(stack, waiting, self.control, in_line=self.in_line)
+        # Once their connections are gone they may come back, with new certificates.
+        if self.in_line and access.revoked.let_in_again(stack.api):
+            self.in_line = await _reload(stack, files, access)
+
+    def _failed(self, error: Exception, waiting: list[anyio.Event]) -> None:
+        """Have all of it done again at the next look, and tell it once."""
+        self.in_line, self.renewed = False, True
+        self.stack.waits_on([one for one in waiting if not one.is_set()])
+        if (fault := repr(error)) != self.fault:
+            self.fault = fault
+            _log.error("the broker goes on as before, and is looked at again", exc_info=error)
 
 
 async def _tell(
@@ -355,6 +374,9 @@ class _Grants:
             self.current = self._read()
         except ConfigurationError as error:
             _log.error("the grants stay as they were: %s", error)
+            return False
+        except Exception:  # noqa: BLE001 - a slip in a file must not end the stack
+            _log.exception("the grants stay as they were: reading them failed in a way that nobody foresaw")
             return False
         return True
 

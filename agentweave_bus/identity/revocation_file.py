@@ -186,9 +186,9 @@ class RevocationWatch:
             return False
         try:
             revoked = load_revocations(self._path).to_set()
-        except ConfigurationError as error:
+        except Exception as error:  # noqa: BLE001 - a slip in the file must not end what runs
             self._seen = stamp
-            self._raise_alarm(f"the revocations stay as they were: {error}")
+            self._raise_alarm(error)
             return False
         self._seen, self._alarm = stamp, ""
         if revoked == self.list.revoked:
@@ -205,10 +205,12 @@ class RevocationWatch:
                 for listener in self._listeners:
                     listener()
 
-    def _raise_alarm(self, sentence: str) -> None:
+    def _raise_alarm(self, error: Exception) -> None:
+        foreseen = isinstance(error, ConfigurationError)
+        sentence = f"the revocations stay as they were: {error if foreseen else type(error).__name__}"
         if sentence != self._alarm:
             self._alarm = sentence
-            _log.error("%s", sentence)
+            _log.error("%s", sentence, exc_info=None if foreseen else error)
             self._on_alarm(sentence)
 
 

@@ -25,6 +25,8 @@ HONEST = {"caller": str(CLI), "callee": str(ECHO), "capabilities": ["work", "say
 GRANTS = yaml.safe_dump({"grants": [HONEST]})
 WIDER = {"caller": str(CLI), "callee": str(ECHO), "capabilities": ["*"]}
 """What whoever replaces the file wants."""
+SLIPS = ("[", "note: 2026-02-30", "note: 0b_", "note: !!bool x", "note: !!int ''", "? [a]")
+"""Lines under good grants; each is refused in another way."""
 WIDER_TEXT = yaml.safe_dump({"grants": [WIDER]})
 
 
@@ -114,15 +116,15 @@ def bomb():
 @pytest.mark.parametrize(
     ("replace", "said"),
     [
-        (text(WIDER_TEXT + "  - ["), "this can't be read as YAML"),
+        (text(WIDER_TEXT + "  - ["), "not valid YAML"),
         (text(WIDER_TEXT + "operator: []\n"), "unknown key"),
-        (text(WIDER_TEXT + "grants: []\n"), "stands twice"),
+        (text(WIDER_TEXT + "grants: []\n"), "'grants' is written twice"),
         (text(WIDER_TEXT.replace("caller:", "callers:")), "callers"),
         (text(WIDER_TEXT.replace(str(ECHO), str(ECHO).upper())), "callee"),
         (text(WIDER_TEXT.replace(str(ECHO), f"{ECHO}/*")), "a callee is named exactly"),
         (text(WIDER_TEXT + "  limits: {max_size: lots}\n"), "is no number"),
-        (text("grants: " + "[" * 1_000), "nested too deeply"),
-        (text("!!python/object/apply:os.system ['true']\n"), "YAML"),
+        (text("grants: " + "[" * 1_000), "more than 24 levels"),
+        (text("!!python/object/apply:os.system ['true']\n"), "is not allowed"),
         (text(bomb()), "grants.yaml:"),
         (text(WIDER_TEXT + "#" * 4_200_000), "larger than"),
         (lambda grants: grants.write_bytes(b"\xff\xfe" + WIDER_TEXT.encode("utf-16-le")), "not UTF-8"),
@@ -189,18 +191,20 @@ async def test_a_file_in_the_middle_of_being_written(attack, grants, monkeypatch
 async def test_a_running_agent_sees_for_itself_that_its_grants_turned_bad_and_good_again(
     attack, tmp_path, monkeypatch
 ):
-    """Honest operator, who slips. Nobody calls ``reload`` here."""
-    monkeypatch.setattr(authorizer, "POLL_SECONDS", 0.1)
+    """Honest operator, who slips, and slips again. Nobody calls ``reload`` here."""
+    monkeypatch.setattr(authorizer, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(policy_watch, "QUIET_SECONDS", 0.01)
     own, ask = tmp_path / "grants.yaml", attack.cli.ask
     own.write_text(GRANTS.replace(str(ECHO), str(ABSENT)))
     agent = await attack.world.agent(ABSENT, authorization__bundle=str(own))
     revision = agent.parts.authorizer.revision
     assert metric(agent.parts, ALARMS) == 0
-    own.write_text("grants: [")
-    await until(lambda: metric(agent.parts, ALARMS) == 1, "the alarm")
-    assert agent.parts.authorizer.revision == revision
-    await ask(ABSENT, "say", {"text": "by the old grants"})
+    for told, slip in enumerate(SLIPS, 1):
+        own.write_text(f"{WIDER_TEXT}{slip}\n")
+        await until(lambda told=told: metric(agent.parts, ALARMS) == told, "the alarm")
+        assert agent.parts.authorizer.revision == revision
+        await ask(ABSENT, "say", {"text": "by the old grants"})
     own.write_text(WIDER_TEXT.replace(str(ECHO), str(ABSENT)))
     await until(lambda: agent.parts.authorizer.revision != revision, "the new revision")
-    assert metric(agent.parts, ALARMS) == 1
+    assert metric(agent.parts, ALARMS) == len(SLIPS)
     await ask(ABSENT, "whoami")

@@ -229,6 +229,43 @@ class TestReload:
         (shop / "grants.yaml").write_text(SHOP)
         assert await authorizer.reload(force=False)
 
+    async def test_a_fault_that_nobody_foresaw_keeps_the_old_one_too(
+        self, shop: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        engine, alarms = EmbeddedEngine(), []
+        watch = PolicyWatch(shop, engine.load)
+        authorizer = Authorizer(engine, watch=watch, on_alarm=alarms.append)
+
+        def fails(*_: object) -> None:
+            raise KeyError("a secret of the file")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Grants, "load", fails)
+            (shop / "grants.yaml").write_text(SHOP.replace("get_order", "get_orders"))
+            assert not await authorizer.reload(force=False)
+        assert not await authorizer.reload(force=False)  # until it changes again
+        with monkeypatch.context() as patch:
+            patch.setattr(watch, "_fingerprint", fails)
+            assert not await authorizer.reload(force=False)
+        assert [one.rpartition("(")[2].rpartition(" ")[2] for one in alarms] == ["KeyError)", "KeyError"]
+        traced = [record.exc_info[0] for record in caplog.records if record.exc_info]
+        assert traced == [KeyError, KeyError]
+        assert (await authorizer.authorize(asking())).allowed
+        (shop / "grants.yaml").write_text(SHOP)
+        assert await authorizer.reload(force=False)
+
+    async def test_run_outlives_a_refresh_that_fails_in_any_way(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def refresh() -> None:
+            raise KeyError("revision")
+
+        alarms: list[str] = []
+        authorizer = Authorizer(ScriptedEngine(), refresh=refresh, on_alarm=alarms.append)
+        assert not await authorizer.reload(force=False)
+        assert alarms == ["the policy's revision is unknown: KeyError"]
+        assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [KeyError]
+
     async def test_run_follows_the_files(
         self, authorizer: Authorizer, shop: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -233,15 +234,46 @@ class TestMistakes:
             ("other.example:", "Other.Example:", "no trust domain"),
             ("control:cancel", "control:cancle", "no operator's act"),
             ("grants:\n", "grants: 3\nx:\n", "write a list here"),
-            ("partners:", "grants: []\npartners:", "grants stands twice"),
-            ("    kinds: [call]", "    kinds: [call]\n    kinds: [task]", "grants[1].kinds stands twice"),
-            ("    kinds: [call]", "    kinds: [call", "can't be read as YAML"),
-            ("    kinds: [call]", "    kinds: !!python/tuple [call]", "can't be read as YAML"),
+            ("partners:", "grants: []\npartners:", "'grants' is written twice"),
+            (
+                "    kinds: [call]",
+                "    kinds: [call]\n    kinds: [task]",
+                "11: the key 'kinds' is written twice",
+            ),
+            ("    kinds: [call]", "    kinds: [call", "not valid YAML"),
+            ("    kinds: [call]", "    kinds: !!python/tuple [call]", "is not allowed"),
+            ("grants:\n", "note: 2026-02-30\ngrants:\n", "can't be read as the timestamp"),
+            ("grants:\n", "note: 0b_\ngrants:\n", "can't be read as the int"),
+            ("grants:\n", "note: !!bool x\ngrants:\n", "can't be read as the bool"),
+            ("grants:\n", "note: !!timestamp x\ngrants:\n", "can't be read as the timestamp"),
+            ("grants:\n", "note: !!int ''\ngrants:\n", "can't be read as the int"),
+            ("grants:\n", "? [a]\n: b\ngrants:\n", "a key must be a word"),
         ],
     )
     def test_each_mistake_is_refused_with_its_reason(self, old: str, new: str, said: str) -> None:
         assert old in SHOP
         assert said in str(refusal(SHOP.replace(old, new, 1)))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "m0: &m0 {k: v}\n"
+            + "".join(f"m{n}: &m{n}\n  <<: [{', '.join([f'*m{n - 1}'] * 9)}]\n" for n in range(1, 9)),
+            f"grants:\n- &g {{caller: {GATEWAY}, callee: {ORDER}, capabilities: [{'go, ' * 2_000}]}}\n"
+            + "- *g\n" * 3_000,
+        ],
+        ids=["merges", "aliases"],
+    )
+    def test_what_a_small_file_stands_for_is_bounded(self, text: str) -> None:
+        before = time.process_time()
+        error = refusal(text)
+        assert "merge keys" in str(error) or "too many values" in str(error)
+        assert time.process_time() - before < 10  # it was minutes, or gigabytes
+
+    def test_aliases_are_values(self) -> None:
+        text = f"grants: [{{caller: &me {GATEWAY}, callee: {ORDER}, capabilities: [go]}}]\n"
+        both = text + "operators: [{who: *me, may: [control:cancel]}]\n"
+        assert Grants.parse(both).operators[0].who == (GATEWAY,)
 
     def test_files(self, tmp_path: Path) -> None:
         path = tmp_path / "grants.yaml"

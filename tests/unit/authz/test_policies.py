@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from agentweave_bus.authz import policy_source
+from agentweave_bus.authz.policy_data import read_data
 from agentweave_bus.authz.policy_input import write_input
 from agentweave_bus.authz.policy_source import OPA_VERSION, SHIPPED, compile_policies, find_opa
 from agentweave_bus.authz.wasm import EmbeddedEngine
+from agentweave_bus.exceptions import PolicyLoadError
 
 POLICIES = Path(__file__).parents[3] / "policies"
 PACKAGES = {
@@ -102,6 +104,29 @@ def test_business_hours_in_the_embedded_engine(tmp_path: Path, hour: int, allowe
         }
     )
     assert engine.evaluate_now("agentweave/authz", asked).result["allow"] is allowed
+
+
+def test_a_lock_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.rego").write_text("package own.authz\n\nallow := true\n")
+    (tmp_path / "policy.wasm").write_bytes(b"x")
+    (tmp_path / "policy.lock").write_text("[" * 100_000)
+    with pytest.raises(PolicyLoadError, match="is malformed"):
+        policy_source.load_policy(tmp_path, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "slip",
+    ["a: !!bool x", "a: !!timestamp x", "a: !!int ''", "? [a]", "a: &a {b: c}\nd: {<<: *a}", "a: &a [*a]"],
+)
+def test_a_slip_of_any_kind_in_the_data_is_refused(tmp_path: Path, slip: str) -> None:
+    (tmp_path / "data.yaml").write_text(f"day: 2026-02-30\n{slip}\n")
+    with pytest.raises(PolicyLoadError, match=r"data\.yaml:[23]: "):
+        read_data(tmp_path)
+
+
+def test_a_date_in_the_data_is_text(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("day: 2026-02-28\n")
+    assert b'"day":"2026-02-28"' in read_data(tmp_path).replace(b" ", b"")
 
 
 def test_partners_of_a_grants_file_reach_the_partner_policy(tmp_path: Path) -> None:

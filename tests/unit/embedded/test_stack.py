@@ -8,8 +8,10 @@ import anyio
 import nats
 import pytest
 
+from agentweave_bus.authz import Grants
 from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.bus.subjects import call_subject
+from agentweave_bus.embedded import stack as stack_module
 from agentweave_bus.embedded.stack import StackSettings, embedded_stack
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.identity import IdentitySource, SpiffeID, SPIFFEIdentityProvider, client_context
@@ -85,6 +87,39 @@ async def test_a_policy_directory_without_grants_grants_nothing_until_one_comes(
         await asked_until(stack, wanted=True)
         (policies / "grants.yaml").unlink()
         await asked_until(stack, wanted=False)
+
+
+@pytest.mark.anyio
+async def test_whatever_is_wrong_with_its_files_the_stack_goes_on(policies, tmp_path, monkeypatch, caplog):
+    def fails(*_):
+        raise KeyError("nobody foresaw this")
+
+    async def told(count):
+        with anyio.fail_after(15):
+            while len(caplog.records) < count:  # noqa: ASYNC110 - there is no event for it
+                await anyio.sleep(0.02)
+
+    caplog.set_level("ERROR", logger="agentweave_bus.embedded.stack")
+    (policies / "grants.yaml").write_text(GRANTS)
+    async with running(policies, tmp_path) as stack:
+        (policies / "grants.yaml").write_text(GRANTS + "note: 2026-02-30\n")
+        stack.look_again()
+        await told(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Grants, "load", fails)
+            (policies / "grants.yaml").write_text(GRANTS + "operators: []\n")
+            stack.look_again()
+            await told(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(stack_module, "broker_users", fails)
+            (policies / "grants.yaml").write_text("grants: []\n")
+            stack.look_again()
+            await told(3)
+            stack.look_again()
+            assert await may_ask(stack)
+        assert [bool(record.exc_info) for record in caplog.records] == [False, True, True]
+        await stack.in_line()
+        assert not await may_ask(stack)
 
 
 def test_a_file_is_its_own_grants_file_and_nothing_has_none(policies):

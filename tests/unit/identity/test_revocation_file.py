@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from agentweave_bus.exceptions import ChainRefusedError, ConfigurationError
-from agentweave_bus.identity import Authority, ChainVerifier, RevocationWatch, RevokedSet
+from agentweave_bus.identity import Authority, ChainVerifier, RevocationWatch, RevokedSet, revocation_file
 from agentweave_bus.identity.revocation_file import (
     RevokedEntry,
     add_revocation,
@@ -110,6 +110,38 @@ def test_a_bad_or_missing_file_leaves_what_was_revoked_and_alarms_once(tmp_path:
     written(tmp_path, "revoked: []")
     assert watch.refresh() is True
     assert watch.list.reason_against(ORDER, b"", ()) is None
+
+
+@pytest.mark.parametrize(
+    "slip",
+    ["!!timestamp soon", "!!bool maybe", "!!int ''", "0x" + "f" * 100_000, "2026-02-30"],
+    ids=["no time", "no yes or no", "no number", "a long number", "no day"],
+)
+def test_a_slip_of_any_kind_is_an_alarm(tmp_path: Path, slip: str) -> None:
+    alarms: list[str] = []
+    watch = RevocationWatch(written(tmp_path), on_alarm=alarms.append)
+    in_force = watch.list.revoked
+    written(tmp_path, f"revoked: {slip}")
+    assert (watch.refresh(), watch.refresh()) == (False, False)
+    assert watch.list.revoked == in_force
+    assert ["revoked.yaml:1: " in one for one in alarms] == [True]
+
+
+def test_a_fault_that_nobody_foresaw_leaves_what_was_revoked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_path: Path) -> None:
+        raise KeyError("a secret of the file")
+
+    alarms: list[str] = []
+    watch = RevocationWatch(written(tmp_path), on_alarm=alarms.append)
+    in_force = watch.list.revoked
+    monkeypatch.setattr(revocation_file, "load_revocations", fails)
+    written(tmp_path, "revoked: []")
+    assert (watch.refresh(), watch.refresh()) == (False, False)
+    assert watch.list.revoked == in_force
+    assert alarms == ["the revocations stay as they were: KeyError"]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [KeyError]
 
 
 @pytest.mark.anyio

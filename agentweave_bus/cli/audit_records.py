@@ -1,6 +1,8 @@
 """Finding and reading audit records: the logs of a directory, as they lie there.
 
-For looking, not for proof: nothing is verified here (``agentweave audit verify`` does that).
+For looking, not for proof: nothing is verified here (``agentweave audit verify`` does that). Whoever can
+write a log can write nonsense into it, so what is no record by its form is said to be malformed, and
+nothing is concluded from it.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from agentweave_bus.cli.client_config import STATE_DIR
 from agentweave_bus.exceptions import ConfigurationError
@@ -18,6 +20,13 @@ from agentweave_bus.observability.printable import escape_line
 __all__ = ["audit_paths", "describe", "log_files", "matching", "on_behalf_of", "records_of"]
 
 Record = dict[str, Any]
+
+_TEXTS: Final = (
+    *("event", "audit_id", "id", "digest", "decision_id", "caller", "callee", "iss", "aud"),
+    *("action", "cap", "kind", "direction", "revision"),
+)
+_IDS: Final = ("audit_id", "id", "digest", "decision_id")
+_OF_A_DECISION: Final = ("caller", "callee", "action")
 
 
 def audit_paths(given: Iterable[str] | None) -> list[Path]:
@@ -42,7 +51,11 @@ def log_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def records_of(file: Path) -> Iterator[Record]:
-    """Read a file's records; lines that are none are left out. Each record gets ``log``, its file's stem."""
+    """Read a file's records; lines that are none are left out. Each record gets ``log``, its file's stem.
+
+    A record whose members aren't what they should be comes as one of the event ``malformed``: ``reason`` says
+    what is wrong, ``record`` is what stood there, and only the ids by which it can be found are repeated.
+    """
     with file.open(encoding="utf-8", errors="replace") as lines:
         yield from parsed(lines, file)
 
@@ -52,10 +65,54 @@ def parsed(lines: Iterable[str], file: Path) -> Iterator[Record]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
-            yield {"log": file.name.split(".")[0], **record}
+            yield _in_form({"log": file.name.split(".")[0], **record}, file)
+
+
+def _in_form(record: Record, file: Path) -> Record:
+    fault = _fault(record)
+    if fault is None:
+        return record
+    ids = {key: value for key in _IDS if isinstance(value := record.get(key), str)}
+    log = file.name.split(".")[0]
+    return {"log": log, "ts": 0, "event": "malformed", "reason": fault, **ids, "record": record}
+
+
+def _fault(record: Record) -> str | None:
+    """Say which member of a record is not what it should be."""
+    if not isinstance(record["log"], str):
+        return "its log is no text"
+    if wrong := [key for key in _TEXTS if not isinstance(record.get(key, ""), str | None)]:
+        return f"its {wrong[0]} is no text"
+    if not _is_time(record.get("ts", 0)) or type(record.get("seq", 0)) is not int:
+        return "its ts is no time, or its seq no whole number"
+    if "allowed" in record and not all(isinstance(record.get(key), str) for key in _OF_A_DECISION):
+        return f"a decision has {', '.join(_OF_A_DECISION)}"
+    return None if _is_input(record.get("input", {})) else "its input is not what a policy is asked"
+
+
+def _is_time(milliseconds: object) -> bool:
+    if type(milliseconds) not in (int, float):
+        return False
+    try:
+        _moment(milliseconds)
+    except (ValueError, OverflowError, OSError):
+        return False
+    return True
+
+
+def _is_input(value: object) -> bool:
+    context = value.get("context", {}) if isinstance(value, dict) else None
+    if not isinstance(context, dict) or not isinstance(context.get("principal"), dict | None):
+        return False
+    via = context.get("via")
+    return via is None or (isinstance(via, list) and all(map(_is_link, via)))
+
+
+def _is_link(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("id", ""), str)
 
 
 def matching(files: Iterable[Path], wanted: Callable[[str], bool], keys: Iterable[str]) -> list[Record]:
@@ -96,8 +153,12 @@ def _led_to(record: Record, tasks: Collection[str]) -> bool:
 
 def describe(record: Record) -> str:
     """Say in one line what a record says."""
-    moment = datetime.fromtimestamp(record.get("ts", 0) / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
+    moment = _moment(record.get("ts", 0)).strftime("%H:%M:%S.%f")[:-3]
     return escape_line(f"{moment}  {record['log']:<12} {_event(record)}")
+
+
+def _moment(milliseconds: Any) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def _event(record: Record) -> str:
@@ -107,14 +168,14 @@ def _event(record: Record) -> str:
         f"{caller} -> {callee} {record.get('action') or record.get('cap')}" if caller else "an unknown sender"
     )
     match event:
-        case "call":
-            return f"sent      {who}: {record.get('reason')}"
-        case "admission":
-            return f"admitted  {who}: {record.get('reason')}"
+        case "call" | "admission":
+            return f"{'sent' if event == 'call' else 'admitted':<9} {who}: {record.get('reason')}"
         case "refusal":
             return f"REFUSED   {who} at {record.get('step_name')}: {record.get('reason')}"
         case "outcome":
             return f"outcome   {record.get('status')} after {record.get('ms')} ms"
+        case "malformed":
+            return f"MALFORMED {record.get('reason')}"
         case "start":
             return f"start     {record.get('instance')}"
         case _:

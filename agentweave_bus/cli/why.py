@@ -67,9 +67,12 @@ def run(options: argparse.Namespace) -> int:
 
 def explain(records: list[Record], options: argparse.Namespace) -> dict[str, Any]:
     """Return what happened, by the records of one call (in order): verdict, layer, rule, and the way on."""
+    if all(record.get("event") == "malformed" for record in records):
+        sentence = f"What the logs have of it is malformed: {records[-1].get('reason')}."
+        return {"verdict": "malformed", "sentence": sentence}
     refusals = [record for record in records if record.get("event") == "refusal"]
     outcomes = [record for record in records if record.get("event") == "outcome"]
-    if outcomes and not (refusals and refusals[-1]["ts"] > outcomes[-1]["ts"]):
+    if outcomes and not (refusals and refusals[-1].get("ts", 0) > outcomes[-1].get("ts", 0)):
         status, took = outcomes[-1].get("status"), outcomes[-1].get("ms")
         sentence = f"It was allowed and ran: {status} after {took} ms."
         return {"verdict": "ran", "status": status, "sentence": sentence}

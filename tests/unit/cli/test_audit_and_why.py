@@ -346,7 +346,20 @@ def test_verify_finds_nothing_wrong_then_what_was_changed(run: Callable, place: 
 def test_verify_for_people(run: Callable, place: Path) -> None:
     sent(place)
     text = run("audit", "verify").out
-    assert text.startswith("3 records in 1 chains: nothing wrong was found\nWhat this can't show:")
+    assert text.startswith("3 records in 1 chain: nothing wrong was found\nWhat this can't show:")
+
+
+@pytest.mark.usefixtures("terminal")
+def test_what_can_t_be_shown_of_many_chains_is_said_once(run: Callable, place: Path) -> None:
+    for number in range(5):
+        with log(place, f"client-{number}") as mine:
+            mine.append({"event": "call", **ENVELOPE, **decided(allowed=True, direction="outbound")})
+    said = "nobody else vouches for it; all of it could have been written anew"
+    lines = [line for line in run("audit", "verify").out.splitlines() if said in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("  each of 5 chains (")
+    assert " and 2 more, which --json lists): " in lines[0]
+    assert sum(said in one for one in run("audit", "verify", "--json").json["cannot_show"]) == 5
 
 
 def test_verify_needs_a_bundle_that_is_one(run: Callable, place: Path) -> None:
@@ -368,3 +381,59 @@ def test_tail_shows_the_newest_of_all_logs(run: Callable, place: Path) -> None:
     assert lines[0].endswith("REFUSED   an unknown sender at proof: because")
     assert len(run("audit", "tail").out.splitlines()) == 6
     assert run("audit", "tail", "-n", "0").out == ""
+
+
+NONSENSE = [
+    {"ts": 1e30},
+    {"ts": -1e18},
+    {"ts": float("nan")},
+    {"ts": 10**400},
+    {"ts": "now"},
+    {"seq": "first"},
+    {"digest": ["x"]},
+    {"log": {}},
+    {"input": []},
+    {"log": None},
+    {"input": {"context": {"via": [1]}}},
+    {"input": {"context": {"via": [{"id": []}]}}},
+    {"input": {"context": {"principal": "ada"}}},
+    {"caller": None},
+]
+
+
+def written(place: Path, *records: dict[str, Any]) -> None:
+    """Write a log that the real one would not write."""
+    folder = place / ".agentweave" / "audit"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "forged.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize("wrong", NONSENSE, ids=lambda wrong: next(iter(wrong)))
+def test_a_record_that_is_nonsense_is_said_to_be(run: Callable, place: Path, wrong: dict[str, Any]) -> None:
+    entry = {"ts": 5, "seq": 1, **refusal(11, "authorization", **ENVELOPE, **decided(allowed=False))}
+    written(place, {**entry, "audit_id": "forged-1", **wrong})
+    ran = run("why", "forged-1")
+    assert ran.code == 0
+    member = next(iter(wrong))
+    assert ran.out.startswith("What the logs have of it is malformed: ")
+    assert member in ran.out.partition("\n")[0]
+    assert "forged       MALFORMED" in ran.out
+    assert "forged       MALFORMED" in run("audit", "tail").out
+
+
+@pytest.mark.parametrize("wrong", NONSENSE, ids=lambda wrong: next(iter(wrong)))
+def test_nonsense_changes_nothing_of_what_is_said_of_others(
+    run: Callable, place: Path, wrong: dict[str, Any]
+) -> None:
+    entry = answered(place, refusal(11, "authorization", **ENVELOPE, **decided(allowed=False)))
+    written(place, {"event": "outcome", "ts": 9e15, **ENVELOPE, **decided(allowed=True), **wrong})
+    story = run("why", entry).json
+    assert (story["verdict"], story["rule"]) == ("denied", "because")
+
+
+def test_a_line_too_deep_to_read_is_left_out(run: Callable, place: Path) -> None:
+    entry = answered(place, refusal(4, "proof"))
+    deep = place / ".agentweave" / "audit" / "deep.jsonl"
+    deep.write_text('{"ts":' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    assert run("why", entry).json["verdict"] == "refused"

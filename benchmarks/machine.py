@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -37,7 +38,9 @@ def describe() -> dict[str, str]:
 def _facts() -> Iterator[tuple[str, str]]:
     yield "processor", f"{os.cpu_count()} x {_first('/proc/cpuinfo', 'model name') or platform.machine()}"
     yield "memory", f"{int(_first('/proc/meminfo', 'MemTotal').split()[0] or 0) / 1e6:.1f} GB"
-    yield "system", f"{platform.system()} {platform.release()}"
+    # Major and minor: what follows says whose build it is.
+    release = re.match(r"\d+\.\d+", platform.release())
+    yield "system", f"{platform.system()} {release[0] if release else ''}".strip()
     yield "load before", f"{os.getloadavg()[0]:.2f} (processes that wanted to run in the last minute)"
     yield "revision", _said("git", "describe", "--always", "--dirty")
     yield "python", platform.python_version()

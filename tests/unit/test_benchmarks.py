@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import platform
 import time
 from dataclasses import asdict
 
 import pytest
 
-from benchmarks import documents
+from benchmarks import documents, machine
 from benchmarks.gauges import cpu_seconds, resident_bytes
 from benchmarks.load import Load, Sample, closed_loop, percentile
 from benchmarks.memory import MemorySample, growth_of, memory_report
@@ -282,3 +283,10 @@ async def test_rows_are_measured_side_by_side():
     assert figures["safe"].memory.median > figures["raw"].memory.median, (
         "raw's worker imports nothing of ours"
     )
+
+
+@pytest.mark.parametrize("release", ["6.18.44-built-by-somebody", "6.18-rc1", "6.18"])
+def test_of_the_kernel_no_more_is_told_than_its_version(monkeypatch, release):
+    monkeypatch.setattr(platform, "release", lambda: release)
+    told = next(value for name, value in machine._facts() if name == "system")
+    assert told == f"{platform.system()} 6.18"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 from agentweave_bus.exceptions import ConfigurationError
+from agentweave_bus.regular_files import open_regular
 
 __all__ = ["MAX_SECRET_BYTES", "EnvironmentSecrets", "FileSecrets", "SecretsProvider"]
 
@@ -79,7 +80,7 @@ class FileSecrets:
     def _read(self, name: str) -> str:
         path = self._directory / name
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:  # in a thread, which nothing could end while it waits
                 data = file.read(MAX_SECRET_BYTES + 1)
             if len(data) > MAX_SECRET_BYTES:
                 raise _unusable(name, path, f"is larger than {MAX_SECRET_BYTES // 1024} KiB")

@@ -17,6 +17,7 @@ from agentweave_bus.exceptions import BundleUnavailableError, IdentityError, Svi
 from agentweave_bus.identity.bundle import X509Bundle
 from agentweave_bus.identity.provider import IdentityProvider
 from agentweave_bus.identity.svid import X509Svid
+from agentweave_bus.regular_files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,7 +64,7 @@ class StaticMTLSProvider(IdentityProvider):
                 f"no bundle file is configured for the trust domain {trust_domain}", trust_domain=trust_domain
             )
         try:
-            pem = await anyio.to_thread.run_sync(path.read_bytes)
+            pem = await anyio.to_thread.run_sync(_bytes_of, path)
         except OSError as error:
             raise BundleUnavailableError(
                 f"the bundle of {trust_domain} can't be read from {path}: {error.strerror}",
@@ -100,9 +101,14 @@ def _stamp_of(path: Path) -> tuple[int, int, int] | None:
     return status.st_mtime_ns, status.st_ino, status.st_size
 
 
+def _bytes_of(path: Path) -> bytes:
+    with open_regular(path) as file:  # it is read in a thread, which nothing could end while it waits
+        return file.read()
+
+
 def _read(path: Path, what: str) -> bytes:
     try:
-        return path.read_bytes()
+        return _bytes_of(path)
     except OSError as error:
         raise SvidUnavailableError(f"the {what} can't be read from {path}: {error.strerror}") from error
 

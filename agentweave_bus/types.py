@@ -500,4 +500,6 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _described(value: Any) -> str:
-    return str(value) if isinstance(value, float) else f"a {type(value).__name__}"
+    name = type(value).__name__
+    article = "an" if name[0] in "aeiouAEIOU" else "a"
+    return str(value) if isinstance(value, float) else f"{article} {name}"

@@ -388,8 +388,9 @@ class _Checker:
             claim.chain: claim.signer for claim in self._claims.values() if claim.chain not in self._chains
         }
         for signer, count in Counter(absent.values()).items():
-            whose = f"{count} chains of {signer}" if signer else f"{count} other chains"
-            yield f"{whose} that are mentioned here were not given: kept elsewhere, removed or replaced"
+            chains, are, were = ("chain", "is", "was") if count == 1 else ("chains", "are", "were")
+            whose = f"{count} {chains} of {signer}" if signer else f"{count} other {chains}"
+            yield f"{whose} that {are} mentioned here {were} not given: kept elsewhere, removed or replaced"
         yield from self._of_frames
         if self._evidence_check is None:
             yield (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from agentweave_bus.bus.records import evidence_check
 from agentweave_bus.cli.audit_records import audit_paths, describe, log_files, parsed, records_of
 from agentweave_bus.cli.client_config import STATE_DIR
 from agentweave_bus.cli.exit_codes import ExitCode
-from agentweave_bus.cli.output import print_result, wants_json
+from agentweave_bus.cli.output import counted, print_result, wants_json
 from agentweave_bus.envelope import EnvelopeVerifier
 from agentweave_bus.exceptions import ConfigurationError, FederationError
 from agentweave_bus.identity import ChainVerifier, X509Bundle, claimed_spiffe_id
@@ -38,6 +39,8 @@ Example:
   agentweave audit tail -n 50
   agentweave audit tail -f --audit /var/log/shop
 """
+_OF_A_CHAIN: Final = re.compile(r"chain (\S+): (?:after record (\d+) )?(.*)")
+_NAMED: Final = 3
 _LOOK_SECONDS: Final = 0.25  # appended files have no event that is portable
 
 
@@ -60,7 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tail = _command(commands, "tail", "show the newest records of all logs", _TAIL_EPILOG)
     tail.add_argument("-f", "--follow", action="store_true", help="go on with what is written from now on")
     tail.add_argument("-n", "--lines", type=int, default=20, metavar="COUNT", help="how many (default: 20)")
-    tail.add_argument("--audit", action="append", metavar="PATH", help="a directory or file; may be repeated")
+    tail.add_argument(
+        "--audit",
+        action="append",
+        metavar="PATH",
+        help="a directory or file (default: .agentweave/audit); may be repeated",
+    )
     tail.add_argument("--json", action="store_true", help="whole records as JSON lines also in a terminal")
     tail.set_defaults(run=run_tail)
 
@@ -93,12 +101,29 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def _report_text(report: AuditReport) -> str:
-    counted = f"{report.records} records in {len(report.chains)} chains"
-    lines = [f"{counted}: {'nothing wrong was found' if report.ok else 'NOT AS THEY WERE WRITTEN'}"]
+    looked_at = f"{counted(report.records, 'record')} in {counted(len(report.chains), 'chain')}"
+    lines = [f"{looked_at}: {'nothing wrong was found' if report.ok else 'NOT AS THEY WERE WRITTEN'}"]
     lines += [f"  {one.kind}: {one.file}:{one.line}: {one.sentence}" for one in report.problems]
     lines += [f"  note: {one.file}:{one.line}: {one.sentence}" for one in report.notes]
-    lines += ["What this can't show:", *(f"  {sentence}" for sentence in report.cannot_show)]
+    lines += ["What this can't show:", *(f"  {sentence}" for sentence in _grouped(report.cannot_show))]
     return "\n".join(lines)
+
+
+def _grouped(sentences: Iterable[str]) -> Iterator[str]:
+    """Say what holds for several chains once: each call from the command line leaves a chain of its own."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for sentence in sentences:
+        chain, record, said = (
+            found.groups() if (found := _OF_A_CHAIN.fullmatch(sentence)) else ("", "", sentence)
+        )
+        groups.setdefault(said, []).append((sentence, f"{chain} after record {record}" if record else chain))
+    for said, members in groups.items():
+        if len(members) == 1:
+            yield members[0][0]
+            continue
+        names = [name for _, name in members]
+        more = f" and {len(names) - _NAMED} more, which --json lists" if len(names) > _NAMED else ""
+        yield f"each of {len(names)} chains ({', '.join(names[:_NAMED])}{more}): {said}"
 
 
 class _Bundles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from agentweave_bus.cli.checks.finding import (
 )
 from agentweave_bus.cli.checks.patient import Patient, examine
 from agentweave_bus.cli.exit_codes import ExitCode
-from agentweave_bus.cli.output import print_result, table
+from agentweave_bus.cli.output import counted, print_result, table
 from agentweave_bus.cli.stack_check import capabilities_of
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.embedded.assembly import noted_workers, policy_source, revocations_file
@@ -104,9 +105,21 @@ async def _diagnose(options: argparse.Namespace) -> list[tuple[str, Finding]]:
     try:
         patient = examine(options.file, options.env, options.client)
     except ConfigurationError as error:
-        return [("configuration", failed(str(error), "Correct the file; agentweave config check says more."))]
+        return [("configuration", failed(str(error), _way_out(error)))]
     async with Doctor.of(patient, seconds=options.timeout) as doctor:
         return [found async for found in run_checks(doctor.checks(), deadline_s=options.timeout)]
+
+
+def _way_out(error: ConfigurationError) -> str:
+    """Say what to correct: variables, a name on the command line (its own message says it), or a file."""
+    said = str(error)
+    if variables := dict.fromkeys(re.findall(r"^ *(AGENTWEAVE_\w+)", said, re.MULTILINE)):
+        return f"Correct or unset {', '.join(variables)}."
+    if error.key in {"FILE", "--as"}:
+        return ""
+    if "can't be read" in said:
+        return "Name a file that is there and may be read, or begin with agentweave new hello."
+    return "Correct the file; agentweave config check says more."
 
 
 def _fact(name: str, finding: Finding) -> dict[str, Any]:
@@ -140,6 +153,7 @@ class Doctor:
         self._svid: X509Svid | None = None
         self._source: IdentitySource | None = None
         self._capabilities: dict[str, list[str]] = {}
+        self._policy_loads = True
         self._clock_found = skipped("there is no connection to measure by")
 
     @classmethod
@@ -244,6 +258,8 @@ class Doctor:
                 found += await policy.policy_findings(source, package)
             except AgentWeaveError as error:
                 found.append(failed(str(error), "", ExitCode.USAGE))
+        found = list(dict.fromkeys(found))  # what is wrong with a source is so for each of its packages
+        self._policy_loads = all(one.status is not Status.FAILED for one in found)
         return found
 
     async def _opa_server(self) -> Iterable[Finding]:
@@ -254,7 +270,7 @@ class Doctor:
     async def _agents(self) -> Iterable[Finding]:
         if self._patient.stack is None:
             return [skipped("only the agents of a stack are tried")]
-        found: list[Finding] = []
+        faults: dict[str, list[str]] = {}
         for agent in self._patient.agents:
             who = str(agent.spiffe_id)
             try:
@@ -262,13 +278,21 @@ class Doctor:
                     capabilities_of, agent, self._patient.environment, abandon_on_cancel=True
                 )
             except ConfigurationError as error:
-                found.append(failed(f"{agent.config.agent.name}: {error}", "Its worker would not start."))
-        return found or [ok(f"{len(self._capabilities)} agents can be made")]
+                faults.setdefault(str(error), []).append(agent.config.agent.name)
+        return [
+            failed(f"{', '.join(names)}: {fault}", "Such a worker would not start.")
+            for fault, names in faults.items()
+        ] or [ok(f"{counted(len(self._capabilities), 'agent')} can be made")]
 
     async def _grants(self) -> Iterable[Finding]:
         files = {grants_file(source): source for source, _ in self._policies()}
         known = self._known()
-        return [finding for source in files.values() for finding in policy.grants_findings(source, known)]
+        try:
+            return [finding for source in files.values() for finding in policy.grants_findings(source, known)]
+        except ConfigurationError:
+            if self._policy_loads:
+                raise
+            return [skipped("the grants can't be judged: see policy")]
 
     def _known(self) -> policy.Known:
         stack = self._patient.stack

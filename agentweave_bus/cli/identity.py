@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from agentweave_bus.cli.client_config import add_identity_arguments, find_client_config
 from agentweave_bus.cli.exit_codes import ExitCode
-from agentweave_bus.cli.output import message, print_result
+from agentweave_bus.cli.output import counted, message, print_result
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.identity import IdentitySnapshot, IdentitySource
 from agentweave_bus.runtime.wiring import configured_provider
@@ -59,7 +59,10 @@ def run_show(options: argparse.Namespace) -> int:
     snapshot = asyncio.run(_fetch(find_client_config(options)))
     facts = _facts(snapshot)
     text = "\n".join(f"{name + ':':<14} {value}" for name, value in facts.items() if name != "bundles")
-    bundles = "".join(f"\n  {domain}: {count} authorities" for domain, count in facts["bundles"].items())
+    bundles = "".join(
+        f"\n  {domain}: {counted(count, 'authority', 'authorities')}"
+        for domain, count in facts["bundles"].items()
+    )
     print_result(facts, f"{text}\nbundles:{bundles}", json_wanted=options.json)
     return ExitCode.DONE
 

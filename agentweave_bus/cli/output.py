@@ -13,7 +13,7 @@ from typing import Any
 
 from agentweave_bus.observability.printable import escape_json, escape_line, escape_text
 
-__all__ = ["as_json", "message", "print_result", "table", "wants_json"]
+__all__ = ["as_json", "counted", "message", "print_result", "table", "wants_json"]
 
 
 def wants_json(asked_for: bool) -> bool:
@@ -34,6 +34,11 @@ def as_json(value: Any) -> str:
 def message(text: str) -> None:
     """Print a message for people on standard error."""
     print(escape_text(text), file=sys.stderr, flush=True)
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return ``number`` with its noun: ``1 agent``, ``2 agents``."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def table(rows: Iterable[Sequence[str]], *, indent: str = "  ") -> str:

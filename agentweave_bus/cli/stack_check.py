@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from agentweave_bus.worker import find_agent
 __all__ = ["capabilities_of", "stack_warnings"]
 
 _IMPORT_SECONDS: Final = 30.0
+_PLACE: Final = re.compile(r'^  File "([^"\n<]+)", line (\d+)', re.MULTILINE)
 
 
 def stack_warnings(
@@ -69,9 +71,19 @@ def capabilities_of(agent: PlannedAgent, environment: str | None) -> list[str]:
         raise ConfigurationError(f"importing its class took more than {_IMPORT_SECONDS:g} s.") from error
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     if done.returncode != 0:
-        raise ConfigurationError(lines[-1] if lines else f"importing ended with code {done.returncode}.")
+        said = lines[-1] if lines else f"importing ended with code {done.returncode}."
+        raise ConfigurationError(f"{said}{_where(done.stderr, agent)}")
     names: list[str] = json.loads(lines[-1])
     return names
+
+
+def _where(traceback: str, agent: PlannedAgent) -> str:
+    """Say which line of the agent's own files a traceback is about, else the last one of others'."""
+    places = [(Path(file), line) for file, line in _PLACE.findall(traceback)]
+    folders = (agent.entry.config.absolute().parent, Path.cwd())
+    own = [place for place in places if any(place[0].is_relative_to(one) for one in folders)]
+    own = [place for place in own if "site-packages" not in place[0].parts] or places
+    return f" ({own[-1][0]}:{own[-1][1]})" if own else ""
 
 
 def _main(file: str, class_path: str, environment: str) -> int:

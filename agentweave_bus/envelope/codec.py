@@ -227,7 +227,8 @@ def _decimal_text(value: Decimal, limits: Limits) -> str:
 
 
 def _name(value: object) -> str:
-    return f"a {type(value).__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 # --- what Python programs hold, as JSON values ---------------------------------------------------

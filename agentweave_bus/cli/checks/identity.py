@@ -12,6 +12,7 @@ from agentweave_bus.cli.checks.finding import Finding, failed, ok, warning
 from agentweave_bus.cli.checks.machine import open_to_others
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.config import AgentConfig
+from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.identity import (
     IdentityProvider,
     RevocationWatch,
@@ -102,11 +103,18 @@ def identity_files(config: AgentConfig) -> Iterable[Finding]:
 
 
 def revocation_findings(file: Path | None, svid: X509Svid | None) -> Iterator[Finding]:
-    """Read the file of revocations, and look whether this identity itself stands in it."""
+    """Read the file of revocations, and look whether this identity itself stands in it.
+
+    A file that is missing or wrong is a finding: who follows it does not start.
+    """
     if file is None:
         yield ok("no file of revocations is followed (identity.revocations)")
         return
-    revocations = RevocationWatch(file).list  # raises ConfigurationError, which is a finding
+    try:
+        revocations = RevocationWatch(file).list
+    except ConfigurationError as error:
+        yield failed(str(error), _revocations_advice(file))
+        return
     if (exposed := open_to_others(file)) is not None:
         yield exposed
     if svid is not None:
@@ -120,6 +128,12 @@ def revocation_findings(file: Path | None, svid: X509Svid | None) -> Iterator[Fi
             )
             return
     yield ok(f"{file} is read, and this identity does not stand in it" if svid else f"{file} is read")
+
+
+def _revocations_advice(file: Path) -> str:
+    if not file.exists():
+        return f"Where nobody is revoked, write the line `revoked: []` into {file}; or name another file."
+    return "Correct the file; where nobody is revoked, it holds the line `revoked: []`."
 
 
 def _span(seconds: float) -> str:

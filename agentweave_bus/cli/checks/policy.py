@@ -18,6 +18,7 @@ from agentweave_bus.authz.wasm import EmbeddedEngine
 from agentweave_bus.cli.checks.finding import Finding, failed, ok, warning
 from agentweave_bus.cli.checks.machine import open_to_others
 from agentweave_bus.cli.exit_codes import ExitCode
+from agentweave_bus.cli.output import counted
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.exceptions import AgentWeaveError
 from agentweave_bus.identity import IdentitySource, client_context
@@ -129,7 +130,9 @@ def grants_findings(source: Path | None, known: Known) -> Iterator[Finding]:
     for text in idle:
         yield warning(f"{file}: {text}", "Correct or remove the entry.")
     if not idle:
-        yield ok(f"{file}: {len(grants.grants)} grants, each of which can match")
+        number = len(grants.grants)
+        each = "which can match" if number == 1 else "each of which can match"
+        yield ok(f"{file}: {counted(number, 'grant')}, {each}")
 
 
 def idle_grants(grants: Grants, known: Known) -> Iterator[str]:

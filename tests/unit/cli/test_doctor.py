@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from agentweave_bus.cli.doctor import CHECKS
+from agentweave_bus.cli.checks.finding import Finding, Status, run_checks
+from agentweave_bus.cli.checks.patient import examine
+from agentweave_bus.cli.doctor import CHECKS, Doctor
 from tests.unit.cli.conftest import Ran
 
 Run = Callable[..., Ran]
@@ -59,7 +61,7 @@ def test_a_stack_in_order_that_does_not_run(run: Run, shop: Path) -> None:
     assert list(found) == list(CHECKS)
     assert {one["status"] for name in found for one in found[name] if name != "stack"} == {"ok", "skipped"}
     assert found["stack"][0]["status"] == "warning"
-    assert "1 agents can be made" in found["agents"][0]["found"]
+    assert "1 agent can be made" in found["agents"][0]["found"]
     assert not (shop / ".agentweave").exists()
 
 
@@ -90,6 +92,58 @@ def test_each_fault_of_a_stack_is_found_by_its_check(run: Run, shop: Path) -> No
     assert "no key" in found["agents"][0]["found"]
     assert "client/cli" in found["grants"][0]["found"]
     assert "ended without stopping" in found["stack"][0]["found"]
+
+
+async def looked_at(*names: str) -> dict[str, list[Finding]]:
+    """Run these checks only, in the doctor's order."""
+    async with Doctor.of(examine(None, None, None), seconds=10.0) as doctor:
+        checks = [check for check in doctor.checks() if check.name in names]
+        found: dict[str, list[Finding]] = {}
+        async for name, finding in run_checks(checks, deadline_s=10.0):
+            found.setdefault(name, []).append(finding)
+    return found
+
+
+@pytest.mark.anyio
+async def test_a_fault_is_told_once_with_its_place(shop: Path) -> None:
+    """Two agents of one broken module and of one broken policy: one finding each."""
+    (shop / "payment.py").write_text("import os\n\ndef pay(:\n")
+    (shop / "refund.yaml").write_text(PAYMENT.replace("name: payment", "name: refund"))
+    with (shop / "refund.yaml").open("a") as file:
+        file.write("authorization: {policy_path: shop/refund}\n")
+    (shop / "agentweave.yaml").write_text(
+        "trust_domain: shop.test\ngrants: grants.yaml\nagents: [{config: payment.yaml}, {config: refund.yaml}]\n"
+    )
+    (shop / "grants.yaml").write_text("grants: [nonsense]\n")
+    found = await looked_at("policy", "agents", "grants")
+    (agents,) = found["agents"]
+    assert agents.found == f"payment, refund: SyntaxError: invalid syntax ({shop}/payment.py:3)"
+    (policy,) = found["policy"]
+    assert "grants.yaml:1" in policy.found
+    (grants,) = found["grants"]
+    assert (grants.status, "see policy" in grants.found) == (Status.SKIPPED, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["gone.yaml"], "Name a file that is there"),
+        (["grants.yaml"], "agentweave config check says more"),
+        (["--as", "nobody"], ""),
+    ],
+)
+@pytest.mark.usefixtures("shop")
+def test_the_way_out_of_what_is_no_patient(run: Run, arguments: list[str], advice: str) -> None:
+    (only,) = run("doctor", *arguments).json["checks"]
+    assert advice in only.get("advice", "")
+    assert ("advice" in only) == (advice != "")
+
+
+@pytest.mark.usefixtures("shop")
+def test_a_wrong_variable_is_corrected_not_the_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTWEAVE_BUS__CALL_TIMEOUT", "x")
+    (only,) = run("doctor", "payment.yaml").json["checks"]
+    assert only["advice"] == "Correct or unset AGENTWEAVE_BUS__CALL_TIMEOUT."
 
 
 @pytest.mark.slow

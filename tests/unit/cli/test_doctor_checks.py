@@ -335,9 +335,18 @@ def test_an_identity_that_stands_in_the_file_of_revocations(tmp_path: Path) -> N
         file.write_text(yaml.safe_dump({"revoked": [entry | what]}))
         found = one(identity.revocation_findings(file, svid))
         assert (found.status, found.code) == (Status.FAILED, ExitCode.DENIED)
-    file.unlink()
-    with pytest.raises(ConfigurationError):
-        list(identity.revocation_findings(file, svid))
+
+
+def test_a_file_of_revocations_that_is_missing_empty_or_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "revoked.yaml"
+    found = one(identity.revocation_findings(file, None))
+    assert (found.status, found.code) == (Status.FAILED, ExitCode.USAGE)
+    assert "can't be read" in found.found
+    assert f"write the line `revoked: []` into {file}" in found.advice
+    for text in ("", "revoked:\n", "revoked: [nonsense]\n"):
+        file.write_text(text)
+        found = one(identity.revocation_findings(file, None))
+        assert (found.status, "`revoked: []`" in found.advice) == (Status.FAILED, True)
 
 
 # --- broker ------------------------------------------------------------------------------------------------
@@ -436,6 +445,14 @@ def judged(folder: Path, *grants: object) -> list[str]:
         return []
     assert {finding.status for finding in findings} == {Status.WARNING}
     return [finding.found.partition("grants.yaml: ")[2] for finding in findings]
+
+
+def test_one_grant_is_counted_as_one(tmp_path: Path) -> None:
+    file = tmp_path / "grants.yaml"
+    file.write_text(yaml.safe_dump({"grants": [grant()]}))
+    assert one(policy.grants_findings(file, KNOWN)).found.endswith(": 1 grant, which can match")
+    file.write_text(yaml.safe_dump({"grants": [grant(), grant(names=("health",))]}))
+    assert one(policy.grants_findings(file, KNOWN)).found.endswith(": 2 grants, each of which can match")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agentweave_bus.cli.output import as_json, message, print_result, table
+from agentweave_bus.cli.output import as_json, counted, message, print_result, table
+from agentweave_bus.envelope import convert_payload
+from agentweave_bus.exceptions import PayloadError
 
 HOSTILE = "\x1b]52;c;cm0=\x07\x1b[2K\r\x7f\x9b31m\u2028\u202e\u2066\u200f\ud800\tend \u00fc\u4e2d"
 STEERING = re.compile(
@@ -53,3 +55,12 @@ def test_records_of_hostile_peers_are_plain(run: Callable, place: Path, command:
     assert "\\x1b]52" in shown
     assert not STEERING.search(shown)
     assert not [line for line in shown.splitlines() if line.startswith("\\x1b")], "no line of its own"
+
+
+def test_numbers_stand_with_their_nouns_and_names_with_their_articles() -> None:
+    assert [counted(number, "agent") for number in (0, 1, 2)] == ["0 agents", "1 agent", "2 agents"]
+    assert counted(2, "authority", "authorities") == "2 authorities"
+    with pytest.raises(PayloadError, match="holds an object,"):
+        convert_payload({"x": object()})
+    with pytest.raises(PayloadError, match="holds a complex,"):
+        convert_payload({"x": 1j})

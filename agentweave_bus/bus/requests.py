@@ -66,12 +66,14 @@ from agentweave_bus.exceptions import (
     PayloadError,
 )
 from agentweave_bus.observability.metrics import DropReason, Metrics
+from agentweave_bus.observability.printable import escape_line
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["Answer", "Request", "Requests", "RetryRule"]
 
 _NO_RESPONDERS: Final = "503"
 _MOST_DOUBLINGS: Final = 32
+_MAX_SAID: Final = 1_000  # characters of what a callee says of itself in one part of a refusal
 _MOST_FORGED: Final = 1_000
 """How many answers to one call are verified in vain, a tenth of a second in all. Then no more are."""
 
@@ -459,9 +461,15 @@ def _retry_after(refusal: OpenedEnvelope) -> float | None:
     return float(wait) if isinstance(wait, (int, float)) and wait >= 0 else None
 
 
+def _said(value: Any) -> str:
+    """Return a callee's words as they may stand in a sentence of ours: on one line, and not endless."""
+    text = escape_line(str(value)[: _MAX_SAID + 1])
+    return text if len(text) <= _MAX_SAID else f"{text[: _MAX_SAID - 1]}…"
+
+
 def _refusal(opened: OpenedEnvelope, value: Any, *, in_doubt: bool) -> AgentCallError:
     body = value if isinstance(value, dict) else {}
-    step, reason, audit_id = (str(body.get(key, "")) for key in ("step", "reason", "audit_id"))
+    step, reason, audit_id = (_said(body.get(key, "")) for key in ("step", "reason", "audit_id"))
     callee, capability = opened.head.iss, opened.head.cap
     if step == "authorization":
         return AuthorizationError(

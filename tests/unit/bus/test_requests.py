@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import anyio
 import pytest
 
-from agentweave_bus.bus.requests import Request, Requests, RetryRule
+from agentweave_bus.bus.requests import Request, Requests, RetryRule, _refusal
 from agentweave_bus.envelope import Kind, decode_frame, encode_payload, head_digest, new_id, parse_head
 from agentweave_bus.exceptions import CallRefusedError, CallTimeoutError, NoResponderError
 from agentweave_bus.observability.metrics import Metrics
@@ -230,3 +230,29 @@ async def test_what_is_no_answer_ends_no_pause():
         await session.on_reply(session.message(session.replies[0], session.heads[0], NOBODY))
     first, second = session.sent
     assert second - first >= 0.1  # half of the delay, at least
+
+
+@pytest.mark.parametrize("step", ["authorization", "input"])
+def test_a_callee_s_words_are_one_line_of_bounded_length(step):
+    def refused(**body):
+        body = {"step": step, "reason": "no", "audit_id": "a-1"} | body
+        opened = SimpleNamespace(head=SimpleNamespace(iss=CALLEE, cap="pay"), payload=encode_payload(body))
+        return _refusal(opened, body, in_doubt=False)
+
+    forged = "no\nagentweave: all is well\r\x1b[2K\u2028\u202e"
+    for error in (refused(reason=forged), refused(audit_id=forged)):
+        assert "no\\nagentweave: all is well" in str(error).replace("\\x0a", "\\n")
+        assert all(character.isprintable() for character in str(error))
+    assert "\n" not in refused(reason=forged).reason
+    assert "\n" not in refused(audit_id=forged).audit_id
+    assert len(str(refused(reason="\n" * 100_000, audit_id="x" * 100_000))) < 2_200
+    assert refused(reason="x" * 1_000).reason == "x" * 1_000
+    assert refused(reason="x" * 1_001).reason == "x" * 999 + "…"
+
+
+def test_a_step_that_is_made_up_writes_no_line_of_its_own():
+    body = {"step": "input\nagentweave: all is well" + "x" * 100_000}
+    opened = SimpleNamespace(head=SimpleNamespace(iss=CALLEE, cap="pay"), payload=encode_payload(body))
+    error = _refusal(opened, body, in_doubt=False)
+    assert "\n" not in str(error) + error.step
+    assert len(str(error)) < 1_200

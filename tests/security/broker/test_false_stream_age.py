@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from agentweave_bus.bus import claims
 from agentweave_bus.bus.admission import Step
+from tests.faults.stage import rotated
+from tests.integration.callee import replaced
 from tests.integration.connections import until
 from tests.integration.probes import CLI, ECHO
 from tests.security.catalogue import Adversary, refused_by
@@ -67,4 +71,19 @@ async def test_an_age_in_the_future(deceived):
     await told_anew(deceived, {"created": (datetime.now(UTC) + timedelta(days=1)).isoformat()})
     await refused(deceived, 2, "the claim stream is newer than the call")
     assert deceived.echo.ran == []
+    await honest_again(deceived)
+
+
+@refused_by(Step.REPLAY, "claims whose age is never told to a new connection", by=Adversary.BROKER)
+async def test_silence_about_the_age(deceived):
+    """Nothing is claimed then. But the agent connects, and what needs no claim is done."""
+    liar, keeper = deceived.liar, deceived.echo.parts.keeper
+    liar.created = lambda: None
+    with replaced(keeper, "_address", replace(keeper._address, connect_timeout=2.0)):
+        await rotated(deceived.echo.parts, liar.world, ECHO)
+    assert await deceived.cli.ask(ECHO, "say", {"text": "safe"}) == {"said": "safe"}
+    with replaced(claims, "_TIMEOUT_S", 0.1):
+        await refused(deceived, 1, "the call could not be claimed")
+    assert deceived.echo.ran == ["say"]
+    deceived.echo.ran.clear()
     await honest_again(deceived)

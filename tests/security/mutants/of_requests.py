@@ -291,6 +291,13 @@ MUTANTS = (
     ),
     ADMISSION(
         part=9,
+        what="claims of one sender that come too fast",
+        function="Admission._begin_claim",
+        find="not self._rates.take(head.iss, now_ms)",
+        tests=("test_too_many_claims.py",),
+    ),
+    ADMISSION(
+        part=9,
         what="claims of no known age",
         function="Admission._begin_claim",
         find="if created_ms is None:\n"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
-from agentweave_bus.exceptions import ConfigurationError
+from agentweave_bus.exceptions import ConfigurationError, InvalidSpiffeIdError
+from agentweave_bus.names import EVENT_NAME
+from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["parse_json", "parse_principal", "parse_via"]
+__all__ = ["parse_json", "parse_principal", "parse_scope", "parse_via"]
 
 _QUOTE: Final = 'Quote it for the shell: \'{"name": "value"}\'.'
 
@@ -42,6 +45,31 @@ def parse_principal(text: str | None) -> dict[str, str] | None:
         key="--principal",
         hint='Write it like \'{"iss": "https://login.example", "sub": "ada"}\'.',
     )
+
+
+def parse_scope(entries: Sequence[str] | None) -> list[str] | None:
+    """Check every ``--scope``; None where none is given.
+
+    Raises:
+        ConfigurationError: one is no ``SPIFFE_ID#CAPABILITY``.
+
+    """
+    for entry in entries or ():
+        agent, _, name = entry.partition("#")
+        if not _is_spiffe_id(agent) or not (name == "*" or EVENT_NAME.fullmatch(name)):
+            raise ConfigurationError(
+                f"--scope {entry!r} is no SPIFFE_ID#CAPABILITY.",
+                key="--scope",
+                hint="Write it like spiffe://shop.test/agent/order#get_order; #* is all that the agent has.",
+            )
+    return None if entries is None else list(entries)
+
+
+def _is_spiffe_id(text: str) -> bool:
+    try:
+        return bool(SpiffeID(text))
+    except InvalidSpiffeIdError:
+        return False
 
 
 def parse_via(text: str | None) -> tuple[dict[str, Any], ...]:

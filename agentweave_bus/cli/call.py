@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from agentweave_bus.cli.arguments import parse_json, parse_principal
+from agentweave_bus.cli.arguments import parse_json, parse_principal, parse_scope
 from agentweave_bus.cli.client_config import add_identity_arguments, find_client_config
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
 from agentweave_bus.cli.output import message, print_result
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scope",
         action="append",
-        metavar="ID#CAPABILITY",
+        metavar="SPIFFE_ID#CAPABILITY",
         help="what the call and all that follows from it may reach; may be repeated",
     )
     parser.add_argument("--safe", action="store_true", help="running it twice does no harm: retry if lost")
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make the call and print its result."""
+    scope = parse_scope(options.scope)
     config = find_client_config(options)
     data = parse_json(_read(options.data), "--data")
     principal = parse_principal(options.principal)
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
                 data,
                 timeout=config.bus.call_timeout if options.timeout is None else options.timeout,
                 principal=principal,
-                scope=options.scope,
+                scope=scope,
                 safe=options.safe,
             )
         )

@@ -61,6 +61,7 @@ _CODES: Final[tuple[tuple[type[AgentWeaveError], ExitCode], ...]] = (
     (BusError, ExitCode.UNREACHABLE),
 )
 _USAGE_STEPS: Final = frozenset({"local", "binding", "payload"})
+_SHUT_OUT: Final = ("authorization", "authentication")  # what a nats-server says to whom it does not know
 _NOT_TOLD: Final = "not allowed"  # what admission tells those who may not know more
 
 
@@ -71,7 +72,20 @@ def exit_code_of(error: AgentWeaveError) -> ExitCode:
     if isinstance(error, WorkerError):
         known = {int(ExitCode.USAGE), int(ExitCode.UNREACHABLE)}
         return ExitCode(error.exit_code) if error.exit_code in known else ExitCode.FAILED
+    if isinstance(error, BusError) and _shut_out(error):
+        return ExitCode.DENIED
     return next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.FAILED)
+
+
+def _shut_out(error: BaseException | None) -> bool:
+    """Say whether the broker was reached and did not let this identity in: it has no user there."""
+    while error is not None:
+        # By name: the library takes long to import, which asking for help must not wait for.
+        of_the_library = type(error).__module__.partition(".")[0] == "nats"
+        if of_the_library and any(word in str(error).lower() for word in _SHUT_OUT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _refusal_code(error: CallRefusedError) -> ExitCode:
@@ -88,6 +102,11 @@ def message_of(error: AgentWeaveError) -> str:
     text = str(error)
     if audit_id and exit_code_of(error) in (ExitCode.DENIED, ExitCode.USAGE):
         text += f"\n  The whole story: agentweave why {audit_id}"
+    if isinstance(error, BusError) and _shut_out(error):
+        text += (
+            "\n  The broker does not let this identity in: no grant or stack names it, or it is revoked."
+            " Look with: agentweave doctor"
+        )
     return text
 
 

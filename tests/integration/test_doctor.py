@@ -15,10 +15,13 @@ from agentweave_bus.cli.checks import broker
 from agentweave_bus.cli.checks.finding import Finding, Status, exit_code, run_checks
 from agentweave_bus.cli.checks.patient import examine
 from agentweave_bus.cli.doctor import CHECKS, Doctor
-from agentweave_bus.config import load_stack
+from agentweave_bus.cli.exit_codes import exit_code_of, message_of, single_error
+from agentweave_bus.config import load_config, load_stack
 from agentweave_bus.embedded.assembly import local_stack
+from agentweave_bus.exceptions import BusError
 from agentweave_bus.identity import Authority, IdentitySource, X509Svid
 from agentweave_bus.identity.revocation_file import RevokedEntry, add_revocation
+from agentweave_bus.runtime import AgentWeaveClient
 from agentweave_bus.spiffe_id import SpiffeID
 from tests.integration.connections import Fixed
 from tests.integration.probes import CLI, DOMAIN, ECHO
@@ -98,10 +101,18 @@ async def test_the_server_is_another(world, tmp_path):
 async def test_the_broker_has_no_user_for_this_identity(world, tmp_path):
     stranger = SpiffeID(f"spiffe://{DOMAIN}/client/stranger")
     await world.stack.api.serve(stranger)
+    path = written(world, tmp_path, stranger)
     try:
-        found = await examined(written(world, tmp_path, stranger))
+        found = await examined(path)
+        with pytest.raises((BusError, BaseExceptionGroup)) as refused:
+            async with AgentWeaveClient(load_config(path), connect_deadline_s=0.3):
+                pass
     finally:
         await world.stack.api.withdraw(stranger)
+    error = single_error(refused.value)
+    assert isinstance(error, BusError)
+    assert exit_code_of(error) == 3
+    assert "agentweave doctor" in message_of(error)
     assert list(ill(found)) == ["broker"]
     assert "has no user for this identity" in ill(found)["broker"]
 

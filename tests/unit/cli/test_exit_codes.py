@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import nats.errors
 import pytest
 
 from agentweave_bus import cli, exceptions
@@ -78,6 +79,17 @@ def test_every_error_has_a_case_or_that_of_its_branch() -> None:
 def test_a_denial_says_how_to_learn_more() -> None:
     assert "agentweave why abc-1" in message_of(AuthorizationError("no", audit_id="abc-1"))
     assert "agentweave why" not in message_of(AuthorizationError("no"))
+
+
+def test_who_is_let_in_by_no_broker_is_denied_and_sent_to_the_doctor() -> None:
+    shut_out = BusError("can't connect to the broker at tls://x: nats: 'Authorization Violation'")
+    shut_out.__cause__ = nats.errors.AuthorizationError()
+    assert exit_code_of(shut_out) is ExitCode.DENIED
+    assert "agentweave doctor" in message_of(shut_out)
+    away = BusError("can't connect to the broker at tls://x: Authorization Violation")
+    away.__cause__ = ConnectionRefusedError()
+    assert exit_code_of(away) is ExitCode.UNREACHABLE
+    assert "doctor" not in message_of(away)
 
 
 def test_a_group_of_one_is_what_it_holds() -> None:

@@ -14,9 +14,10 @@ name in ``limits`` is the policy's own business and is not looked at here.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ MAX_LIMITER_KEYS: Final = 65_536
 
 _WINDOW_SECONDS: Final = 60
 DAY_SECONDS: Final = 86_400
+_MAX_POWER: Final = 400
+"""Powers of ten: beyond this an amount is no number, for sums of such numbers overflow."""
+
+_PLAIN: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
+_MAX_TEXT: Final = 64
 _RATE_LIMITS: Final = ("max_per_minute", "rate_limit_per_minute")
 
 _Key: TypeAlias = tuple[str, ...]
@@ -160,10 +166,10 @@ def _amount_of(payload: object) -> Decimal | None:
 
 
 def _number(value: object) -> Decimal | None:
+    """Return ``value`` as what can be summed up. Text has to be what the shipped policies take for one."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
         return None
-    try:
-        number = Decimal(str(value)) if isinstance(value, float) else Decimal(value)
-    except (InvalidOperation, ValueError):
+    if isinstance(value, str) and (len(value) > _MAX_TEXT or _PLAIN.fullmatch(value) is None):
         return None
-    return number if number.is_finite() else None
+    number = Decimal(str(value)) if isinstance(value, float) else Decimal(value)
+    return number if number.is_finite() and abs(number.adjusted()) <= _MAX_POWER else None

@@ -89,6 +89,7 @@ _CALL_KINDS: Final = frozenset({Kind.CALL})
 _DENIED: Final = "not allowed"
 _NO_ANSWER: Final = "the policy could not be asked"
 _UNPROVED: Final = "the delegation does not verify"
+_FAILED: Final = "not able to admit the call"
 _BUSY: Final = "busy with your other calls; try again"
 _NOT_READY: Final = "not ready to take this call; try again"
 
@@ -241,6 +242,10 @@ class Admission:
         except AdmissionRefusedError as refusal:
             self._record_refusal(refusal)
             raise
+        except Exception as fault:  # what nobody foresaw, before a place was taken: nobody is told
+            unforeseen = _unforeseen(fault, None)
+            self._record_refusal(unforeseen)
+            raise unforeseen from fault
 
     def leave(self, admitted: Admitted) -> None:
         """Give back the place of an admitted request, when it has ended."""
@@ -262,9 +267,11 @@ class Admission:
             )
         try:
             return await self._admit_caller(request, capability, via, now_ms)
-        except BaseException:
+        except BaseException as fault:
             self._occupancy.leave(request.head.iss, len(frame))
-            raise
+            if isinstance(fault, AdmissionRefusedError) or not isinstance(fault, Exception):
+                raise
+            raise _unforeseen(fault, request) from fault
 
     async def _admit_caller(
         self, request: OpenedEnvelope, capability: Capability, via: tuple[VerifiedLink, ...], now_ms: int
@@ -502,6 +509,13 @@ class Admission:
             self._metrics.audit_write_failures.inc()
             _log.error("a refusal could not be recorded: %s", error)
         _log.warning("%s", refusal, extra={"audit_id": refusal.audit_id})
+
+
+def _unforeseen(fault: Exception, request: OpenedEnvelope | None) -> AdmissionRefusedError:
+    """Make a refusal of what failed in a way that no step knows of: told to the log, not to the caller."""
+    _log.error("a call could not be admitted for a fault of our own", exc_info=fault)
+    reason = f"admission failed ({type(fault).__name__})"
+    return AdmissionRefusedError(Step.AUTHORIZATION, reason, request=request, told=_FAILED)
 
 
 class _ClaimRates:

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from agentweave_bus.authz import AuthorizationProvider, AuthzDecision
+from agentweave_bus.bus import admission
 from agentweave_bus.bus.admission import Step
 from agentweave_bus.bus.subjects import call_subject
-from agentweave_bus.exceptions import AuthorizationError, PolicyUnavailableError
+from agentweave_bus.exceptions import AuthorizationError, CallTimeoutError, PolicyUnavailableError
 from tests.integration.probes import CLI, ECHO, PATIENCE, Probe
 from tests.security.catalogue import Adversary, refused_by
 
@@ -141,3 +142,36 @@ async def test_a_limit_of_a_custom_answer_is_counted(attack):
     """Limits are counted by the agent, whoever says them."""
     await denied(attack, returning(AuthzDecision(allowed=True, limits={"max_per_minute": 0})))
     await attack.refused(reason="max_per_minute is 0 and used up")
+
+
+async def test_a_fault_that_no_step_foresaw_is_a_refusal_that_tells_nothing(attack, monkeypatch, caplog):
+    """Whatever breaks inside the gate, the caller is answered at once, and the record is there."""
+    parts, fault = attack.echo.parts, KeyError("database password hunter2")
+
+    def fails(*_, **__):
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.authorizer._limiter, "take", fails)
+        limited = AuthzDecision(allowed=True, limits={"daily_limit": 1})
+        denial = await denied(attack, returning(limited))
+    assert denial.reason == "not able to admit the call"
+    (record,) = attack.refusals()
+    assert (record["step_name"], record["reason"]) == ("authorization", "admission failed (KeyError)")
+    assert record["iss"] == str(CLI)
+    assert [line.exc_info[1] for line in caplog.records if line.exc_info] == [fault]
+    await attack.cli.ask(ECHO, "say", {"text": "its place was given back"})
+    assert attack.echo.ran == ["work", "say"]
+
+
+async def test_a_fault_before_the_sender_has_a_place_is_recorded_and_not_answered(attack, monkeypatch):
+    def fails(*_, **__):
+        raise KeyError("nobody foresaw this")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(admission, "check_time_now", fails)
+        with pytest.raises(CallTimeoutError):
+            await attack.cli.call(str(ECHO), "work", {"text": "x"}, timeout=0.4)
+    (record,) = attack.refusals()
+    assert (record["step_name"], record["reason"]) == ("authorization", "admission failed (KeyError)")
+    assert attack.echo.ran == ["work"]

@@ -504,6 +504,27 @@ class TestLimiter:
         assert take(Decimal("9.99"), today=1)
         assert not take(0.02, today=1)
 
+    @pytest.mark.parametrize(
+        "amount",
+        [
+            "1E+999999999", "1e-999999999", "1E+5", "1_000", " 5", "5\n", "\uff11\uff12", "\u0663", "+5", "05", ".5", "5.", "",
+            "1" * 65, "9" * 5000, "sNaN", "Infinity", Decimal("1E+999999999"), Decimal("0E+999999999"),
+            Decimal("1E-999999999"), 10**5000,
+        ],
+        ids=lambda value: repr(value)[:20] if isinstance(value, str) else "",
+    )  # fmt: skip
+    def test_an_amount_that_is_not_plainly_a_number_is_refused(self, amount: object) -> None:
+        limiter, bound = LocalLimiter(), {"daily_limit": 10}
+        refusal = limiter.take(asking(payload={"amount": amount}), bound, now_s=0, today=0)
+        assert refusal == "daily_limit applies and the payload's amount is no number"
+        assert limiter.take(asking(payload={"amount": "10.0"}), bound, now_s=0, today=0) is None
+
+    def test_amounts_that_are_plainly_numbers_count(self) -> None:
+        for amount in ("7", "0.50", "-3", 7, 0.5, 1e-7, Decimal("7E+0"), Decimal("0.000")):
+            payload = {"amount": amount}
+            limiter = LocalLimiter()
+            assert limiter.take(asking(payload=payload), {"daily_limit": 7}, now_s=0, today=0) is None
+
     def test_when_all_counters_are_in_use_strangers_wait(self) -> None:
         limiter = LocalLimiter(max_keys=2)
 

@@ -35,6 +35,8 @@ MAX_SEQ: Final = 2**40
 MAX_JUMP: Final = 1_000_000
 """Records missing in one place that are still counted as a gap; a larger jump is damage."""
 HASH_BYTES: Final = 32
+PAGE: Final = 16
+"""Hashes kept together. Were there more, a small log full of gaps could take much memory."""
 
 
 class SignedNote(NamedTuple):
@@ -148,7 +150,8 @@ class _Claim(NamedTuple):
 @dataclass(slots=True)
 class _Chain:
     first_seq: int
-    hashes: bytearray = field(default_factory=bytearray)
+    pages: dict[int, bytearray] = field(default_factory=dict)
+    """The hashes, of ``PAGE`` numbers that follow one another each: a gap in the numbers takes no memory."""
     instance: str = ""
     next_seq: int = 0
     last_hash: bytes = FIRST_PREV
@@ -164,15 +167,19 @@ class _Chain:
         return self.instance.partition(" ")[0]
 
     def hash_at(self, seq: int) -> bytes | None:
-        at = (seq - self.first_seq) * HASH_BYTES
-        found = bytes(self.hashes[at : at + HASH_BYTES]) if 0 <= at < len(self.hashes) else FIRST_PREV
+        page = self.pages.get(seq // PAGE)
+        at = seq % PAGE * HASH_BYTES
+        found = FIRST_PREV if page is None else bytes(page[at : at + HASH_BYTES])
         return None if found == FIRST_PREV else found
 
     def put(self, seq: int, digest: bytes) -> None:
-        at = (seq - self.first_seq) * HASH_BYTES
-        if at >= 0:
-            self.hashes.extend(bytes(max(0, at - len(self.hashes))))
-            self.hashes[at : at + HASH_BYTES] = digest
+        if seq < self.first_seq:
+            return
+        page = self.pages.get(seq // PAGE)
+        if page is None:
+            page = self.pages[seq // PAGE] = bytearray(PAGE * HASH_BYTES)
+        at = seq % PAGE * HASH_BYTES
+        page[at : at + HASH_BYTES] = digest
 
 
 class _Checker:

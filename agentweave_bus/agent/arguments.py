@@ -14,7 +14,7 @@ import inspect
 import json
 import logging
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import SimpleNamespace
@@ -33,6 +33,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from agentweave_bus.agent.failures import correlation_id
+from agentweave_bus.agent.first_faults import stopping_validator
 from agentweave_bus.agent.policy_form import policy_form
 from agentweave_bus.agent.policy_types import Hidden, hidden_from_policy
 from agentweave_bus.exceptions import ConfigurationError, PayloadError
@@ -42,6 +43,8 @@ __all__ = ["Arguments", "ValidatedCall"]
 
 _logger: Final = logging.getLogger("agentweave_bus.agent")
 _MAX_PROBLEMS: Final = 5  # told to the caller; a payload can break more rules than an error should list
+_MAX_COUNTED: Final = 10_000  # telling five of them takes pydantic as long as telling all
+_LARGE_BYTES: Final = 16 * 1024  # JSON of which not every wrong item is looked for
 _MAX_HINT_CHARACTERS: Final = 64  # comparing names takes time that grows with the square of their length
 _ABSENT: Final = inspect.Parameter.empty
 _MUTABLE: Final = (list, dict, set)
@@ -94,6 +97,17 @@ class _Problems:
         return "; ".join(self._told) + (f"; and {more} more" if more > 0 else "")
 
 
+class _Check:
+    """Validation of JSON. In what is large, a container is read up to its first wrong item."""
+
+    def __init__(self, schema: Any, validator: Any) -> None:
+        self._all = validator.validate_json
+        self._first = stopping_validator(schema).validate_json
+
+    def __call__(self, text: bytes) -> Any:
+        return (self._all if len(text) < _LARGE_BYTES else self._first)(text, strict=True)
+
+
 class Arguments:
     """The parameters of one handler.
 
@@ -110,13 +124,14 @@ class Arguments:
         self._label = str(getattr(function, "__qualname__", name))
         parameters, extra = self._read(function, owner)
         self._parameters: Final = {parameter.name: parameter for parameter in parameters}
-        self._extra: TypeAdapter[Any] | None = self._adapter(extra)
         self._model: Final = self._make_model(parameters)
+        self._check_extra: Final = self._adapter(extra)
         self._names: Final = tuple(zip(self._model.model_fields, self._parameters, strict=True))
         self._mutable: Final = {p.name: p.default for p in parameters if isinstance(p.default, _MUTABLE)}
         self._check_visible(parameters, extra)
         self._defaults: Final = dict(self._default_forms())
         self.schema: Final = self._make_schema()
+        self._check: Final = _Check(self._model.__pydantic_core_schema__, self._model.__pydantic_validator__)
 
     def validate(self, value: Any) -> ValidatedCall:
         """Check ``value``, a payload as decoded, against the parameters.
@@ -134,16 +149,13 @@ class Arguments:
         if not value.keys() <= self._parameters.keys():
             extra = {key: item for key, item in value.items() if key not in self._parameters}
             known = {key: item for key, item in value.items() if key in self._parameters}
-        if extra and self._extra is None:
+        if extra and self._check_extra is None:
             problems.add((self._unknown(key) for key in extra), len(extra))
-        model = self._checked(self._read_known, known, problems)
+        model = self._checked(self._check, known, problems)
         extras = self._checked_extra(extra, problems)
         if problems or model is None:
             raise PayloadError(f"{self._name}: {problems}")
         return self._call(self._given(model), extras)
-
-    def _read_known(self, text: bytes) -> BaseModel:
-        return self._model.model_validate_json(text, strict=True)
 
     def _call(self, given: dict[str, Any], extras: dict[str, Any]) -> ValidatedCall:
         arguments = {**self._fresh_defaults(given), **given, **extras}
@@ -159,17 +171,16 @@ class Arguments:
         return {name: getattr(model, key) for key, name in self._names if key in given}
 
     def _checked_extra(self, extra: dict[str, Any], problems: _Problems) -> dict[str, Any]:
-        adapter = self._extra
-        if not extra or adapter is None:
+        check = self._check_extra
+        if not extra or check is None:
             return {}
-        return self._checked(lambda text: adapter.validate_json(text, strict=True), extra, problems) or {}
+        return self._checked(check, extra, problems) or {}
 
     def _checked(self, check: Callable[[bytes], Any], value: Any, problems: _Problems) -> Any:
         try:
             return check(_to_json(value))
         except ValidationError as error:
-            found = error.errors(include_url=False, include_context=False, include_input=False)
-            problems.add((_problem(item) for item in found), len(found))
+            problems.add(_sentences(error), error.error_count())
         except Exception as error:  # a validator of the author's failed: nothing of that is for the caller
             number = correlation_id()
             _logger.exception("validation of %s failed", self._label, extra={"correlation_id": number})
@@ -237,11 +248,12 @@ class Arguments:
         except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as error:
             raise self._unusable(error) from error
 
-    def _adapter(self, extra: Any) -> TypeAdapter[Any] | None:
+    def _adapter(self, extra: Any) -> _Check | None:
         if extra is _ABSENT:
             return None
         try:
-            return TypeAdapter(dict[str, extra])
+            adapter = TypeAdapter(dict[str, extra])
+            return _Check(adapter.core_schema, adapter.validator)
         except (PydanticSchemaGenerationError, PydanticUserError) as error:
             raise self._unusable(error) from error
 
@@ -272,7 +284,7 @@ class Arguments:
             form.pop("default", None)
             if name in self._defaults:
                 form["default"] = _schema_form(self._defaults[name])
-        schema["additionalProperties"] = self._extra is not None
+        schema["additionalProperties"] = self._check_extra is not None
         return schema
 
     def _unusable(self, error: Exception) -> ConfigurationError:
@@ -282,7 +294,7 @@ class Arguments:
             hint="Use JSON types, pydantic models, dataclasses or types that pydantic knows.",
         )
 
-    def _default_forms(self) -> typing.Iterator[tuple[str, Any]]:
+    def _default_forms(self) -> Iterator[tuple[str, Any]]:
         for parameter in self._parameters.values():
             if parameter.default is _ABSENT:
                 continue
@@ -303,6 +315,14 @@ def _field(parameter: _Parameter) -> tuple[Any, Any]:
 
 def _schema_form(default: Any) -> Any:
     return json.loads(json.dumps(default, default=str))
+
+
+def _sentences(error: ValidationError) -> Iterator[str]:
+    if error.error_count() > _MAX_COUNTED:
+        yield "more values than can be listed do not fit"
+        return
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        yield _problem(item)
 
 
 def _problem(item: Mapping[str, Any]) -> str:

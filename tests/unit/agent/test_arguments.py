@@ -494,3 +494,82 @@ def test_what_a_policy_could_not_see_is_refused_with_the_way_out(
     ) as caught:
         arguments(function)
     assert caught.value.hint
+
+
+class Scalar(BaseModel):
+    values: list[int | str | Decimal | bool]
+    type: str = "list"
+    default: dict[str, str] = {"type": "list"}
+    inner: Scalar | None = None
+
+
+def wide(items: list[int | str | Decimal | bool]) -> None: ...
+def deep(order: Scalar) -> None: ...
+def deeper(orders: dict[str, list[Scalar]]) -> None: ...
+def others(**more: list[int | str | Decimal | bool]) -> None: ...
+
+
+MANY = [None] * 50_000
+
+
+@pytest.mark.parametrize(
+    ("function", "payload", "place"),
+    [
+        (wide, {"items": MANY}, "items[0].int"),
+        (wide, {"items": [*range(50_000), *MANY]}, "items[50000].int"),
+        (deep, {"order": {"values": MANY}}, "order.values[0].int"),
+        (deep, {"order": {"values": [1], "inner": {"values": MANY}}}, "order.inner.values[0].int"),
+        (deeper, {"orders": {"a": [{"values": MANY}] * 2, "b": []}}, "orders.a[0].values[0].int"),
+        (others, {"x": MANY, "y": MANY}, "x[0].int"),
+    ],
+    ids=["list", "late", "model", "recursive", "nested", "extra"],
+)
+def test_of_a_hundred_thousand_wrong_items_the_first_is_looked_for(
+    function: Callable[..., Any], payload: Any, place: str
+) -> None:
+    with pytest.raises(PayloadError) as caught:
+        arguments(function).validate(payload)
+    assert f"{place!r}: Input should be a valid integer" in str(caught.value)
+    assert str(caught.value).count(place.removesuffix("int")) == 4  # one for each type that it could be
+    assert "more" not in str(caught.value)
+
+
+def test_thousands_of_faults_are_counted_and_not_put_in_words() -> None:
+    with pytest.raises(PayloadError) as caught:
+        arguments(wide).validate({"items": [[]] * 5_000})
+    assert str(caught.value) == "probe: more values than can be listed do not fit; and 19999 more"
+
+
+def test_what_is_large_is_taken_as_what_is_small() -> None:
+    def probe(
+        scalars: list[Scalar], sizes: set[Tier], at: datetime, amount: Decimal, text: str = ""
+    ) -> None: ...
+
+    scalar = {"values": [1, "x", True, 1.5], "inner": {"values": [], "default": {}}}
+    small = {"scalars": [scalar], "sizes": ["free"], "at": "2026-01-02T03:04:05Z", "amount": "1.10"}
+    taken, as_large = (arguments(probe).validate(small | {"text": "x" * size}) for size in (1, 20_000))
+    assert as_large.arguments | {"text": "x"} == taken.arguments
+    assert as_large.policy_payload | {"text": "x"} == taken.policy_payload
+    assert type(as_large.arguments["scalars"][0]) is Scalar
+    for wrong in (
+        {"amount": True},
+        {"at": 5},
+        {"scalars": [{"values": [1], "type": 1}]},
+        {"sizes": ["none"]},
+    ):
+        with pytest.raises(PayloadError, match=next(iter(wrong))):
+            arguments(probe).validate(small | {"text": "x" * 20_000} | wrong)
+
+
+class Unfinished(BaseModel):
+    x: Nowhere | None = None  # type: ignore[name-defined] # noqa: F821
+
+
+def unfinished(m: Unfinished) -> None: ...
+def unfinished_more(**more: Unfinished) -> None: ...
+
+
+@pytest.mark.parametrize("function", [unfinished, unfinished_more])
+def test_a_model_that_is_not_finished_is_said_to_be(function: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"can't be read from JSON: .* is not fully defined"):
+        arguments(function)

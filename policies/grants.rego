@@ -222,8 +222,19 @@ objections contains concat("", [candidate.name, " asks for an origin that on_beh
 
 objections contains concat("", [candidate.name, " lists no issuer for the principal that is named"]) if {
 	some candidate in candidates
+	not candidate.terms.principals
 	not principal_accepted(candidate.terms)
 }
+
+objections contains concat("", [candidate.name, " does not list ", issuer_named]) if {
+	some candidate in candidates
+	candidate.terms.principals
+	not principal_accepted(candidate.terms)
+}
+
+default issuer_named := "a principal without an issuer"
+
+issuer_named := json.marshal(input.context.principal.iss)
 
 objections contains concat("", [candidate.name, " has the limit ", key, " ", json.marshal(bound), " and ", seen(key)]) if {
 	some candidate in candidates

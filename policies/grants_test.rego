@@ -172,6 +172,13 @@ test_a_principal_needs_an_issuer_that_is_listed if {
 	grants.allow with input as named(null) with data.grants as [grant]
 	decision := grants.decision with input as named(alice) with data.grants as [grant]
 	decision.reason == "grant 1 lists no issuer for the principal that is named"
+	refused := {"iss": "https://evil.example\n", "sub": "alice"}
+	other := grants.decision with input as named(refused) with data.grants as [listing]
+	other.reason == `grant 1 does not list "https://evil.example\n"`
+	every principal in [{"sub": "alice"}, {}, "alice", 0, ""] {
+		nameless := grants.decision with input as named(principal) with data.grants as [listing]
+		nameless.reason == "grant 1 does not list a principal without an issuer"
+	}
 }
 
 test_a_principal_handed_down_is_judged_by_the_grant_of_its_origin if {

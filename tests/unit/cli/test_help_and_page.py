@@ -71,6 +71,12 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in text for name in names(COMMAND_PARSERS[command]))
 
 
+def test_help_of_tail_says_what_it_reads_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["audit", "tail", "--help"])
+    assert "(default: .agentweave/audit)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_help_of_all_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])

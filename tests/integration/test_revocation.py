@@ -212,6 +212,23 @@ async def test_a_bad_file_leaves_what_was_revoked_and_counts_an_alarm(world):
     await refused_at_step_3(world, svid)
 
 
+async def test_after_slips_of_any_kind_agent_and_stack_go_on_and_follow_the_next_good_file(world):
+    echo, cli = await follower(world), await world.client()
+    await works(cli)
+    slips = ("2026-02-30", "!!bool maybe", "!!timestamp soon", "!!int ''", "0x" + "f" * 100_000)
+    for told, slip in enumerate(slips, 1):
+        replace(world.folder / "revoked.yaml", f"revoked: {slip}\n")
+        await until(
+            lambda told=told: metric(echo.parts, "agentweave_revocation_load_errors_total") == told,
+            "the alarm",
+        )
+        assert await cli.ask(ECHO, "say", {"text": "hi"}) == {"said": "hi"}
+    replace(world.folder / "revoked.yaml", "revoked: []\n")
+    session = await cli.parts.keeper.session(1)
+    revoke(world, "revoked", spiffe_id=CLI)
+    await lost(session)
+
+
 async def test_a_change_empties_what_stood(world):
     echo = await follower(world, "mine")
     cli = await world.client()

@@ -3,7 +3,8 @@
 ``places`` calls are handled at once, of one caller half of them at most. Four times as many are taken in and
 wait for their turn, of one caller half of these at most; whoever asks for more is told that the agent is
 busy and when to come again, before anything is claimed or asked for it. So it takes more than one caller to
-keep others waiting once it is known who calls. What lies before that, the subscription's queue, is one for all.
+keep others waiting once it is known who calls. What lies before that, the subscription's queue, is one for
+all.
 
 Bytes are counted likewise, since a call can have a megabyte of them: what is taken in has ``max_bytes`` at
 most, of one caller half of these. Whoever comes on top is told the same. State: counts, and a semaphore for

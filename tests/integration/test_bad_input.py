@@ -99,7 +99,8 @@ async def test_a_timeout_is_a_positive_number(local, seconds):
 async def test_an_endless_timeout_is_the_longest_one_allowed(world, echo):
     cli = await world.client(bus__max_call_timeout=0.3, bus__call_timeout=0.2)
     with pytest.raises(CallTimeoutError):
-        await cli.call(str(ECHO), "wait", timeout=math.inf)
+        await cli.call(str(ECHO), "stubborn", timeout=math.inf)
+    echo.gate.set()
 
 
 def nested(depth):

@@ -207,7 +207,7 @@ class Authorizer:
                 await self._refresh()
         except Exception as problem:  # noqa: BLE001 - whatever it is, the agent goes on
             self.forget_standing()  # nobody knows whether what stood still does
-            self._raise_alarm("the policy's revision is unknown", problem)
+            self._raise_alarm(f"the policy's revision is unknown: {_told(problem)}", problem)
             return False
         return True
 
@@ -217,7 +217,8 @@ class Authorizer:
                 self.forget_standing()
                 _log.info("policy and grants read again, revision %s", self.revision)
         except Exception as problem:  # noqa: BLE001 - a slip in a file must not end an agent that runs
-            self._raise_alarm("the new policy was refused, the old one stays", problem)
+            sentence = f"the new policy was refused, the old one stays: {_told(problem)}"
+            self._raise_alarm(sentence, problem)
             return False
         return True
 
@@ -307,15 +308,21 @@ class Authorizer:
         )
         return replace(decision, allowed=True, reason=f"log-only: would be denied: {decision.reason}")
 
-    def _raise_alarm(self, trouble: str, problem: Exception) -> None:
-        foreseen = isinstance(problem, AgentWeaveError | OSError)
-        sentence = f"{trouble}: {problem if foreseen else type(problem).__name__}"
+    def _raise_alarm(self, sentence: str, problem: Exception) -> None:
         if sentence == self._alarm:
             return
         self._alarm = sentence
-        _log.error("%s", sentence, exc_info=None if foreseen else problem)
+        _log.error("%s", sentence, exc_info=None if _is_foreseen(problem) else problem)
         if self._on_alarm is not None:
             self._on_alarm(sentence)
+
+
+def _is_foreseen(problem: Exception) -> bool:
+    return isinstance(problem, AgentWeaveError | OSError)
+
+
+def _told(problem: Exception) -> str:
+    return str(problem) if _is_foreseen(problem) else type(problem).__name__
 
 
 def _being_cancelled(problem: BaseException) -> bool:

@@ -145,7 +145,7 @@ async def test_a_limit_of_a_custom_answer_is_counted(attack):
 
 
 async def test_a_fault_that_no_step_foresaw_is_a_refusal_that_tells_nothing(attack, monkeypatch, caplog):
-    """Whatever breaks inside the gate, the caller is answered at once, and the record is there."""
+    """Honest caller, and a fault of our own inside the gate: it is answered at once, and there is a record."""
     parts, fault = attack.echo.parts, KeyError("database password hunter2")
 
     def fails(*_, **__):
@@ -165,6 +165,8 @@ async def test_a_fault_that_no_step_foresaw_is_a_refusal_that_tells_nothing(atta
 
 
 async def test_a_fault_before_the_sender_has_a_place_is_recorded_and_not_answered(attack, monkeypatch):
+    """Honest caller, of whom nothing is settled yet when something of our own breaks."""
+
     def fails(*_, **__):
         raise KeyError("nobody foresaw this")
 

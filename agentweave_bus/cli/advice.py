@@ -105,9 +105,11 @@ def advice_about(denial: Denial, options: argparse.Namespace) -> dict[str, Any]:
     advice: dict[str, Any] = {"try_the_policy": shlex.join(_check(denial, choice, options))}
     if denial.not_carried:
         advice["not_carried"] = denial.not_carried
-    if (again := _call(denial)) is not None:
+    about = _about_grants(denial, choice)
+    exists = "no_such_capability" not in about and unknown_agent(denial.callee) is None
+    if exists and (again := _call(denial)) is not None:
         advice["try_again"] = shlex.join(again)
-    return {**advice, **_about_grants(denial, choice)}
+    return {**advice, **about}
 
 
 def advice_lines(story: dict[str, Any], file: str) -> list[str]:

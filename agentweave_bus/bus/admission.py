@@ -30,12 +30,12 @@ what peers said last of their logs, and a count for each caller that has calls i
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, NamedTuple, Protocol
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision
+from agentweave_bus.bus.claim_rates import ClaimRates
 from agentweave_bus.bus.claims import NEW_STREAM_S, ClaimOutcome, Claims, PendingClaim
 from agentweave_bus.bus.occupancy import Occupancy
 from agentweave_bus.bus.records import WitnessNotes, decision_facts, envelope_facts
@@ -82,8 +82,6 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _NEW_STREAM_MS: Final = int(NEW_STREAM_S * 1000)
-_MAX_RATED_SENDERS: Final = 4096
-_CLAIMS_PER_SECOND: Final = 2_000.0
 _BUSY_SECONDS: Final = 0.2
 _CALL_KINDS: Final = frozenset({Kind.CALL})
 _DENIED: Final = "not allowed"
@@ -224,7 +222,7 @@ class Admission:
         self._metrics = metrics
         self._clock_ms = clock_ms
         self._replays = ReplayFilter()
-        self._rates = _ClaimRates()
+        self._rates = ClaimRates()
         self._unknown = RefusalRate()
         self._notes = WitnessNotes()
 
@@ -516,20 +514,3 @@ def _unforeseen(fault: Exception, request: OpenedEnvelope | None) -> AdmissionRe
     _log.error("a call could not be admitted for a fault of our own", exc_info=fault)
     reason = f"admission failed ({type(fault).__name__})"
     return AdmissionRefusedError(Step.AUTHORIZATION, reason, request=request, told=_FAILED)
-
-
-class _ClaimRates:
-    """A token bucket a sender: how many claims it may cause in a second on this instance."""
-
-    def __init__(self) -> None:
-        self._buckets: OrderedDict[str, tuple[float, int]] = OrderedDict()
-
-    def take(self, sender: str, now_ms: int) -> bool:
-        """Use one claim of ``sender``'s allowance, if there is one left."""
-        tokens, since = self._buckets.pop(sender, (_CLAIMS_PER_SECOND, now_ms))
-        tokens = min(_CLAIMS_PER_SECOND, tokens + max(0, now_ms - since) * _CLAIMS_PER_SECOND / 1000)
-        allowed = tokens >= 1
-        self._buckets[sender] = (tokens - 1 if allowed else tokens, max(now_ms, since))
-        if len(self._buckets) > _MAX_RATED_SENDERS:
-            self._buckets.popitem(last=False)
-        return allowed

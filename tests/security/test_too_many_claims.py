@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentweave_bus.bus import admission
+from agentweave_bus.bus import claim_rates
 from agentweave_bus.bus.admission import Step
 from agentweave_bus.bus.streams import claim_stream_name
 from tests.integration.probes import CLI, ECHO, FRONT
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 @refused_by(Step.REPLAY, "claiming faster than one sender may", by=Adversary.CALLER)
 async def test_more_claims_than_one_sender_may_make(world, echo, mallory, monkeypatch):
     """With an allowance of one a second the first of three calls runs, and another sender's after them."""
-    monkeypatch.setattr(admission, "_CLAIMS_PER_SECOND", 1.0)
+    monkeypatch.setattr(claim_rates, "_CLAIMS_PER_SECOND", 1.0)
     before = await world.stored(mallory, claim_stream_name(ECHO))
     svid = world.issue(CLI)
     calls = [forged_call(svid) for _ in range(3)]

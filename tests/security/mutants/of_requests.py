@@ -403,14 +403,14 @@ MUTANTS = (
     ARGUMENTS(
         what="unknown arguments",
         function="Arguments.validate",
-        find="extra and self._extra is None",
+        find="extra and self._check_extra is None",
         tests=(f"{TWO_WAYS}[an argument that nobody takes]",),
     ),
     ARGUMENTS(
         what="other types than the handler's",
-        function="Arguments._read_known",
-        find="self._model.model_validate_json(text, strict=True)",
-        put="self._model.model_validate_json(text, strict=False)",
+        function="_Check.__call__",
+        find="(self._all if len(text) < _LARGE_BYTES else self._first)(text, strict=True)",
+        put="(self._all if len(text) < _LARGE_BYTES else self._first)(text, strict=False)",
         tests=(f"{TWO_WAYS}[an integer as text]",),
     ),
     ARGUMENTS(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from agentweave_bus.config.document import read_document
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID
 
@@ -55,13 +55,7 @@ def read_cases(path: Path) -> CaseTable:
 
     """
     try:
-        table = CaseTable.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigurationError(
-            f"{path}: {error.strerror}.", hint="Name a file of cases; see agentweave authz test --help."
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path} is no YAML: {error}") from error
+        table = CaseTable.model_validate(read_document(path).value)
     except ValidationError as error:
         raise ConfigurationError(f"{path}: {_problems(error)}") from error
     cases = tuple(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agentweave_bus.bus import claim_rates
 from agentweave_bus.bus.claim_rates import ClaimRates
 
 SENDER, OTHER = "spiffe://a.test/agent/x", "spiffe://a.test/agent/y"

@@ -155,7 +155,8 @@ def test_a_case_that_does_not_hold(run: Callable, place: Path, old: str, new: st
         ("cases: [{caller: x}]", "cases.0.caller"),
         (CASES.replace("expect: allow", "expect: alow"), "cases.0.expect"),
         (CASES.replace("name: pays", "nam: pays"), "cases.0.nam"),
-        ("cases: {", "is no YAML"),
+        ("cases: {", "authz-tests.yaml:1: "),
+        ("cases: [{when: 2026-02-30}]", "authz-tests.yaml:1: this can't be read as the timestamp"),
     ],
 )
 def test_a_malformed_table(run: Callable, place: Path, text: str, says: str) -> None:
@@ -168,7 +169,7 @@ def test_a_malformed_table(run: Callable, place: Path, text: str, says: str) -> 
 def test_a_missing_table(run: Callable) -> None:
     ran = run("authz", "test", "none.yaml")
     assert ran.code == 2
-    assert "none.yaml: No such file" in ran.err
+    assert "none.yaml can't be read: No such file" in ran.err
 
 
 @pytest.mark.skipif(find_opa() is None, reason="needs opa")

@@ -35,6 +35,10 @@ class Picky(HelloAgent):
     async def fail(self) -> dict:
         raise TaskFailedError("out of stock")
 
+    @capability("refund")
+    async def refund(self) -> dict:
+        return {}
+
     @capability("slow")
     async def slow(self) -> dict:
         import asyncio
@@ -264,7 +268,7 @@ def test_nobody_there(up: Up) -> None:
     [
         (["--timeout", "0"], "a timeout is a positive number"),
         (["--principal", "3"], "--principal is no object of texts"),
-        (["--scope", "everything"], "'everything' is no SPIFFE ID"),
+        (["--scope", "everything"], "--scope 'everything' is no SPIFFE_ID#CAPABILITY"),
         (["--data", "@nothing.json"], "nothing.json: No such file"),
         (["--as", "bob"], "no client 'bob', but: cli"),
     ],

@@ -209,7 +209,7 @@ async def test_the_log_has_what_the_snippets_wrote_into_it(shop: Shop) -> None:
     user = await shop.new_user()
     lines = [json.loads(line) for line in shop.running["user_agent"].log.read_text().splitlines()]
     (created,) = [line for line in lines if line.get("user_id") == user["user_id"]]
-    assert (created["message"], created["caller_"]) == ("User created", GATEWAY)
+    assert (created["message"], created["caller"]) == ("User created", GATEWAY)
 
 
 async def test_every_audit_log_verifies(shop: Shop) -> None:

@@ -278,7 +278,7 @@ async def test_clients_reach_the_gateway_and_nothing_else(shop: Shop) -> None:
 
 async def test_no_client_names_a_principal_of_another_issuer(shop: Shop) -> None:
     stranger = {"iss": "https://login.evil.example", "sub": "alice"}
-    with pytest.raises(AuthorizationError, match='grant 1 does not list "https://login.evil.example"'):
+    with pytest.raises(AuthorizationError, match="grant 1 does not list"):
         await shop.route("user", "get_user", {"user_id": "x"}, principal=stranger)
 
 

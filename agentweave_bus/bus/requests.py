@@ -39,6 +39,7 @@ from nats.aio.msg import Msg
 from agentweave_bus.bus.connection import Keeper, Session
 from agentweave_bus.bus.dropped import DropLog, WhyDropped, dropped_words
 from agentweave_bus.bus.subjects import call_subject, reply_subject
+from agentweave_bus.bus.turns import Turns
 from agentweave_bus.envelope import (
     Draft,
     EnvelopeVerifier,
@@ -213,6 +214,7 @@ class Requests:
         self._witness = witness
         self._max_pending = max_pending
         self._pending = 0
+        self._turns = Turns()
         self._calls: dict[str, _Call] = {}
         self._drop_log = DropLog(monotonic)
         keeper.on_session(self._on_session)
@@ -409,6 +411,7 @@ class Requests:
             self._drop_log.note(call.request.callee, call.request.capability, opened)
         elif opened.head.kind is Kind.REPLY or self._all_refused(call, opened):
             call.wake(opened)
+            await self._turns.taken()
 
     def _open(self, me: SpiffeID, call: _Call, message: Msg) -> OpenedEnvelope | WhyDropped:
         """Verify an answer, or say what about it is not what was asked for."""

@@ -27,6 +27,7 @@ from agentweave_bus.bus.connection import Session
 from agentweave_bus.bus.occupancy import DEFAULT_MAX_BYTES
 from agentweave_bus.bus.records import outcome_facts
 from agentweave_bus.bus.subjects import call_subject, reply_subject
+from agentweave_bus.bus.turns import Turns
 from agentweave_bus.envelope import (
     Draft,
     Kind,
@@ -85,6 +86,7 @@ class Responder:
         self._queued = max(_LEAST_QUEUED_BYTES, queued_bytes // max(1, len(self._capabilities)))
         self._group: asyncio.TaskGroup | None = None
         self._handling: set[asyncio.Task[None]] = set()
+        self._turns = Turns()
         self._opened = anyio.Event()
 
     async def on_session(self, session: Session) -> None:
@@ -130,6 +132,7 @@ class Responder:
         task = self._group.create_task(self._handle(session, message))
         self._handling.add(task)
         task.add_done_callback(self._handling.discard)
+        await self._turns.taken()
 
     async def _handle(self, session: Session, message: Msg) -> None:
         in_flight = self._metrics.in_flight(Direction.INBOUND)

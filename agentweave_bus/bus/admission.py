@@ -483,12 +483,9 @@ class Admission:
         """Count, log once and audit. A refusal stands also when its record can't be written."""
         step = refusal.step
         self._metrics.admission_refused(step.label, "denied" if refusal.decision is not None else "refused")
-        unwritten = 0
-        if refusal.request is None:
-            written = self._unknown.take(self._clock_ms())
-            if written is None:
-                return
-            unwritten = written
+        unwritten = 0 if refusal.request is not None else self._unknown.take(self._clock_ms())
+        if unwritten is None:
+            return
         record: dict[str, Any] = {
             "event": "refusal",
             "step": step.number,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
+from agentweave_bus.bus.token_bucket import TokenBucket
+
 __all__ = ["ClaimRates"]
 
 _MAX_RATED_SENDERS: Final = 4096
@@ -19,14 +21,12 @@ class ClaimRates:
     """A token bucket a sender: how many claims it may cause in a second on this instance."""
 
     def __init__(self) -> None:
-        self._buckets: OrderedDict[str, tuple[float, int]] = OrderedDict()
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def take(self, sender: str, now_ms: int) -> bool:
         """Use one claim of ``sender``'s allowance, if there is one left."""
-        tokens, since = self._buckets.pop(sender, (_CLAIMS_PER_SECOND, now_ms))
-        tokens = min(_CLAIMS_PER_SECOND, tokens + max(0, now_ms - since) * _CLAIMS_PER_SECOND / 1000)
-        allowed = tokens >= 1
-        self._buckets[sender] = (tokens - 1 if allowed else tokens, max(now_ms, since))
+        bucket = self._buckets.pop(sender, None) or TokenBucket(_CLAIMS_PER_SECOND)
+        self._buckets[sender] = bucket
         if len(self._buckets) > _MAX_RATED_SENDERS:
             self._buckets.popitem(last=False)
-        return allowed
+        return bucket.take(now_ms, size=_CLAIMS_PER_SECOND, per_second=_CLAIMS_PER_SECOND)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from agentweave_bus.bus.token_bucket import TokenBucket
+
 __all__ = ["RefusalRate"]
 
 _BURST: Final = 2_000
@@ -16,21 +18,16 @@ _PER_SECOND: Final = 20.0
 
 
 class RefusalRate:
-    """A token bucket that counts what it turned away. Times are milliseconds."""
+    """Counts what is turned away. Times are milliseconds."""
 
     def __init__(self) -> None:
-        self._tokens = float(_BURST)
-        self._since_ms = 0
+        self._bucket = TokenBucket(_BURST)
         self._turned_away = 0
 
     def take(self, now_ms: int) -> int | None:
         """Say whether one may be written now: how many were not since the last, or ``None`` for no."""
-        refill = max(0, now_ms - self._since_ms) * _PER_SECOND / 1000
-        self._tokens = min(_BURST, self._tokens + refill)
-        self._since_ms = max(now_ms, self._since_ms)
-        if self._tokens < 1:
+        if not self._bucket.take(now_ms, size=_BURST, per_second=_PER_SECOND):
             self._turned_away += 1
             return None
-        self._tokens -= 1
         unwritten, self._turned_away = self._turned_away, 0
         return unwritten

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
+from agentweave_bus.cli.commands import add_command
 from agentweave_bus.cli.exit_codes import ExitCode, exit_code_of, message_of, single_error
 from agentweave_bus.cli.output import message
 from agentweave_bus.exceptions import AgentWeaveError
@@ -99,13 +100,7 @@ def build_parser(arguments: Sequence[str], *, every: bool = False) -> argparse.A
     parser.add_argument("--version", action="version", version=f"agentweave {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (module, summary) in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        command = add_command(commands, name, summary)
         if every or name in arguments:
             importlib.import_module(module).add_arguments(command)
     return parser

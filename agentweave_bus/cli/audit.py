@@ -18,6 +18,7 @@ from agentweave_bus.bus.kept_frames import frame_check
 from agentweave_bus.bus.records import evidence_check
 from agentweave_bus.cli.audit_records import audit_paths, describe, log_files, parsed, records_of
 from agentweave_bus.cli.client_config import STATE_DIR
+from agentweave_bus.cli.commands import add_command
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import counted, print_result, wants_json
 from agentweave_bus.envelope import EnvelopeVerifier
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the commands."""
     parser.epilog = "Example:\n  agentweave audit verify\n"
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    verify = _command(commands, "verify", "find changes, gaps and cuts in audit logs", _VERIFY_EPILOG)
+    verify = add_command(commands, "verify", "find changes, gaps and cuts in audit logs", _VERIFY_EPILOG)
     verify.add_argument("paths", nargs="*", metavar="PATH", help="files or directories (.agentweave/audit)")
     verify.add_argument(
         "--bundle",
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     verify.add_argument("--json", action="store_true", help="as JSON also in a terminal")
     verify.set_defaults(run=run_verify)
-    tail = _command(commands, "tail", "show the newest records of all logs", _TAIL_EPILOG)
+    tail = add_command(commands, "tail", "show the newest records of all logs", _TAIL_EPILOG)
     tail.add_argument("-f", "--follow", action="store_true", help="go on with what is written from now on")
     tail.add_argument("-n", "--lines", type=int, default=20, metavar="COUNT", help="how many (default: 20)")
     tail.add_argument(
@@ -71,18 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     tail.add_argument("--json", action="store_true", help="whole records as JSON lines also in a terminal")
     tail.set_defaults(run=run_tail)
-
-
-def _command(commands: Any, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    return made
 
 
 # --- verify ----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from agentweave_bus.authz.wasm import EmbeddedEngine
 from agentweave_bus.cli import revoke
 from agentweave_bus.cli.arguments import parse_json, parse_principal, parse_via
 from agentweave_bus.cli.authz_cases import Case, read_cases
+from agentweave_bus.cli.commands import add_command
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import as_json, message, print_result
 from agentweave_bus.cli.policy_choice import PolicyChoice, add_policy_arguments, choose_policy
@@ -56,21 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the commands."""
     parser.epilog = "Example:\n  agentweave authz check --help\n"
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _describe_check(_command(commands, "check", "ask the policy one question", _CHECK_EPILOG))
-    _describe_test(_command(commands, "test", "ask it a table of questions with known answers", _TEST_EPILOG))
-    revoke.add_arguments(_command(commands, "revoke", "trust somebody no more, from now on", revoke.EPILOG))
-
-
-def _command(commands: Any, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    _describe_check(add_command(commands, "check", "ask the policy one question", _CHECK_EPILOG))
+    _describe_test(
+        add_command(commands, "test", "ask it a table of questions with known answers", _TEST_EPILOG)
     )
-    return made
+    revoke.add_arguments(
+        add_command(commands, "revoke", "trust somebody no more, from now on", revoke.EPILOG)
+    )
 
 
 def _describe_check(parser: argparse.ArgumentParser) -> None:

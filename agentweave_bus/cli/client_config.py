@@ -17,7 +17,7 @@ from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.exceptions import ConfigurationError, UnreachableError
 from agentweave_bus.identity.workload_api import socket_path_of
 
-__all__ = ["STATE_DIR", "add_identity_arguments", "find_client_config", "is_held"]
+__all__ = ["STATE_DIR", "add_identity_arguments", "find_client_config", "is_held", "named_or_written"]
 
 STATE_DIR: Final = Path(".agentweave")
 _PROBE_SECONDS: Final = 1.0
@@ -37,6 +37,12 @@ def add_identity_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def named_or_written(client: str = "cli") -> tuple[Path, bool]:
+    """Return what ``AGENTWEAVE_CONFIG`` names and True, else where `up` writes that client's and False."""
+    named = os.environ.get("AGENTWEAVE_CONFIG")
+    return (Path(named), True) if named else (STATE_DIR / "clients" / f"{client}.yaml", False)
+
+
 def find_client_config(options: argparse.Namespace) -> AgentConfig:
     """Return the configuration that the options choose.
 
@@ -45,8 +51,7 @@ def find_client_config(options: argparse.Namespace) -> AgentConfig:
         UnreachableError: it is that of a stack which was killed.
 
     """
-    named = options.config or os.environ.get("AGENTWEAVE_CONFIG")
-    path = Path(named) if named else STATE_DIR / "clients" / f"{options.client}.yaml"
+    path, named = (Path(options.config), True) if options.config else named_or_written(options.client)
     if named or path.is_file():
         config = load_config(path)
         _require_stack(path, config)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from agentweave_bus.authz import DEFAULT_POLICY_PATH, Grants
 from agentweave_bus.authz.policy_data import grants_file
-from agentweave_bus.cli.client_config import STATE_DIR
+from agentweave_bus.cli.client_config import named_or_written
 from agentweave_bus.config import StackConfig, load_config, load_stack
 from agentweave_bus.config.stack import DEFAULT_STACK_FILE
 from agentweave_bus.embedded.assembly import plan_agents, policy_source
@@ -79,8 +78,7 @@ def _package_of(stack: StackConfig, decides: str | None) -> str:
 
 
 def _of_client(package: str | None) -> PolicyChoice:
-    named = os.environ.get("AGENTWEAVE_CONFIG")
-    path = Path(named) if named else STATE_DIR / "clients" / "cli.yaml"
+    path, _ = named_or_written()
     if not path.exists():
         raise ConfigurationError(
             f"It is not said which policy: no --policy, no {DEFAULT_STACK_FILE} and no stack running here.",

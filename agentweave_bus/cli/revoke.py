@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import ValidationError
 
-from agentweave_bus.cli.client_config import STATE_DIR
+from agentweave_bus.cli.client_config import named_or_written
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import message, print_result
 from agentweave_bus.cli.stack_agents import unknown_identity
@@ -191,8 +190,7 @@ def _configured() -> tuple[Path | None, str | None]:
     """Return the file that this directory's stack or client follows, and who says so."""
     if Path(DEFAULT_STACK_FILE).exists():
         return load_stack().revocations, DEFAULT_STACK_FILE
-    named = os.environ.get("AGENTWEAVE_CONFIG")
-    path = Path(named) if named else STATE_DIR / "clients" / "cli.yaml"
+    path, _ = named_or_written()
     if not path.is_file():
         return None, None
     return load_config(path).identity.revocations, str(path)

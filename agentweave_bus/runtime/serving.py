@@ -164,7 +164,7 @@ def _logging_of(settings: LoggingConfig) -> Iterator[None]:
 class _Served:
     """One agent while it is served."""
 
-    def __init__(self, agent: SecureAgent, on_started: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, agent: SecureAgent, on_started: Callable[[], None]) -> None:
         self._agent = agent
         self._on_started = on_started
         self._responder: Responder | None = None

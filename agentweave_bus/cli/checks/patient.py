@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentweave_bus.cli.client_config import STATE_DIR, is_held
+from agentweave_bus.cli.client_config import is_held, named_or_written
 from agentweave_bus.cli.config import is_stack
 from agentweave_bus.config import AgentConfig, StackConfig, load_config, load_stack
 from agentweave_bus.config.stack import DEFAULT_STACK_FILE
@@ -85,14 +84,12 @@ def _chosen(file: str | None) -> Path:
         return Path(file)
     if Path(DEFAULT_STACK_FILE).exists():
         return Path(DEFAULT_STACK_FILE)
-    if named := os.environ.get("AGENTWEAVE_CONFIG"):
-        return Path(named)
-    written = STATE_DIR / "clients" / "cli.yaml"
-    if not written.is_file():
+    path, named = named_or_written()
+    if not named and not path.is_file():
         raise ConfigurationError(
             f"There is nothing to look at: no FILE, no {DEFAULT_STACK_FILE}, no AGENTWEAVE_CONFIG and no"
-            f" {written}.",
+            f" {path}.",
             key="FILE",
             hint="Name a configuration, or begin with agentweave new hello.",
         )
-    return written
+    return path

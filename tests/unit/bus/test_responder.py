@@ -53,6 +53,10 @@ class Message:
 
 @pytest.fixture
 def parts():
+    return made(taken_in=1)
+
+
+def made(*, taken_in):
     gate, session = Gate(), Session()
     gate.session = session
     responder = Responder(
@@ -64,7 +68,7 @@ def parts():
         audit=None,
         metrics=Metrics.create(),
         clock_ms=lambda: 0,
-        taken_in=1,
+        taken_in=taken_in,
     )
     return responder, gate, session
 
@@ -104,3 +108,16 @@ async def test_after_the_end_nothing_is_begun(parts):
     with anyio.fail_after(5):
         await session.handlers[Message.subject](Message)
     assert (gate.seen, session.holds) == ([], 0)
+
+
+async def test_what_came_together_is_begun_by_sixteens():
+    """So that the first are answered, and their callers at work again, before the last are looked at."""
+    responder, gate, session = made(taken_in=100)
+    await responder.on_session(session)
+    begun = []
+    async with responder.running():
+        for number in range(40):
+            await session.handlers[Message.subject](Message)
+            begun.append(len(gate.seen))
+            assert len(gate.seen) <= number + 1
+    assert begun == [0] * 15 + [16] * 16 + [32] * 9

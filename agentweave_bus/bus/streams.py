@@ -1,10 +1,16 @@
-"""Streams: the declarations of what JetStream keeps, in one place.
+"""Streams and consumers: the declarations of what JetStream keeps, in one place.
 
-The control role makes them (``control/reconcile.py``); workers only ever use them. A claim stream
-holds one message per claimed call. It refuses a second message on a subject instead of replacing the
-first, and nobody may delete or purge, so a claim, once made, stands until its age is up. It takes messages
-of exactly a digest's size or less: the broker's own acknowledgements, which an agent could have sent to
-any subject by naming it as the reply subject, are larger.
+The control role makes them (``control/reconcile.py``); workers only ever use them.
+
+A claim stream holds one message per claimed call. It refuses a second message on a subject instead of
+replacing the first, and nobody may delete or purge, so a claim, once made, stands until its age is up. It
+takes messages of exactly a digest's size or less: the broker's own acknowledgements, which an agent could
+have sent to any subject by naming it as the reply subject, are larger.
+
+An agent that serves durable tasks has four streams. Its queue lets go of a task when a worker acknowledges
+it, and says no to more than it may hold. States, progress and dead letters are logs of slots that are written
+once, as claims are. None of them, nor any other stream that agents may publish to, allows what a header could
+ask for: rollups, times to live, schedules.
 """
 
 from __future__ import annotations
@@ -12,17 +18,64 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
-from agentweave_bus.bus.subjects import Family, agent_prefix
+from agentweave_bus.bus.subjects import Family, agent_prefix, task_subject
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["CLAIM_MAX_AGE_S", "StreamSpec", "claim_stream", "claim_stream_name"]
+__all__ = [
+    "CLAIM_MAX_AGE_S",
+    "DEAD_MAX_AGE_S",
+    "DEFAULT_QUEUE_LIMITS",
+    "FILTER_KEY",
+    "PROGRESS_MAX_AGE_S",
+    "STATE_MAX_AGE_S",
+    "TASK_ACK_WAIT_S",
+    "TASK_MAX_AGE_S",
+    "ConsumerSpec",
+    "QueueLimits",
+    "StreamSpec",
+    "claim_stream",
+    "claim_stream_name",
+    "dead_stream",
+    "dead_stream_name",
+    "progress_stream",
+    "progress_stream_name",
+    "state_stream",
+    "state_stream_name",
+    "task_consumer",
+    "task_streams",
+    "tasks_stream",
+    "tasks_stream_name",
+]
 
 CLAIM_MAX_AGE_S: Final = 660
 """Longer than the longest call's lifetime plus clock skew on both sides, in seconds."""
 
+_DAY_S: Final = 86_400
+
+TASK_MAX_AGE_S: Final = 31 * _DAY_S
+"""As long as a task may live at most."""
+
+STATE_MAX_AGE_S: Final = 32 * _DAY_S
+"""Longer than any task: its outcome is remembered for as long as it could come again."""
+
+PROGRESS_MAX_AGE_S: Final = 2 * _DAY_S
+
+DEAD_MAX_AGE_S: Final = 90 * _DAY_S
+
+TASK_ACK_WAIT_S: Final = 30
+"""A worker that says nothing of a task for so long has lost it, and another gets it."""
+
+FILTER_KEY: Final = "agentweave.subject"
+"""In a consumer's metadata: the subject that it is for. Its name holds only a hash of that."""
+
 _NANOSECONDS: Final = 1_000_000_000
+_MAX_ACK_PENDING: Final = 20_000
+_SHORTEST_WINDOW: Final = 100_000_000
+"""In nanoseconds. Nobody relies on JetStream's own deduplication: any sender chooses the ids it goes by."""
+
 _CLAIM_BYTES: Final = 32
 _MAX_CLAIMS: Final = 2_000_000
 """Held at once by one agent: 3,000 calls a second that are not safe, for as long as a claim stands."""
@@ -36,34 +89,180 @@ class StreamSpec:
     config: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class ConsumerSpec:
+    """A pull consumer as it should be: its stream, its name and what JetStream's API takes."""
+
+    stream: str
+    name: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How much an agent's queue holds, over all of its capabilities; what comes on top is refused.
+
+    ``max_tasks`` counts tasks that wait or run, ``max_bytes`` their size on disk, which the broker reserves.
+    """
+
+    max_tasks: int = 2_000_000
+    max_bytes: int = 4 * 1024**3
+
+
+DEFAULT_QUEUE_LIMITS: Final = QueueLimits()
+
+
 def claim_stream_name(agent: SpiffeID) -> str:
     """Return the name of the stream of ``agent``'s claims; a stream's name may hold no dot or slash."""
-    digest = hashlib.sha256(agent_prefix(Family.CLAIM, agent).encode()).digest()
-    return "claims-" + base64.b32encode(digest).decode().rstrip("=").lower()
+    return _name("claims", Family.CLAIM, agent)
+
+
+def tasks_stream_name(agent: SpiffeID) -> str:
+    """Return the name of the stream in which tasks for ``agent`` are queued."""
+    return _name("tasks", Family.TASK, agent)
+
+
+def state_stream_name(agent: SpiffeID) -> str:
+    """Return the name of the stream of what ``agent`` records about its tasks and steps."""
+    return _name("states", Family.STATE, agent)
+
+
+def progress_stream_name(agent: SpiffeID) -> str:
+    """Return the name of the stream of the progress that ``agent`` makes."""
+    return _name("progress", Family.PROGRESS, agent)
+
+
+def dead_stream_name(agent: SpiffeID) -> str:
+    """Return the name of the stream of ``agent``'s dead letters."""
+    return _name("dead", Family.DEAD, agent)
+
+
+def _name(kind: str, family: Family, agent: SpiffeID) -> str:
+    return f"{kind}-{_hashed(agent_prefix(family, agent))}"
+
+
+@lru_cache(4096)  # asked for with each read of a slot
+def _hashed(text: str) -> str:
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=").lower()
 
 
 def claim_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
     """Declare the stream in which ``agent`` claims calls across its replicas and restarts."""
-    name = claim_stream_name(agent)
-    return StreamSpec(
-        name,
+    return _stream(
+        claim_stream_name(agent),
+        f"calls claimed by {agent}",
+        f"{agent_prefix(Family.CLAIM, agent)}.*",
+        replicas,
         {
-            "name": name,
-            "description": f"calls claimed by {agent}",
-            "subjects": [f"{agent_prefix(Family.CLAIM, agent)}.*"],
-            "storage": "file",
-            "retention": "limits",
-            "discard": "new",
-            "discard_new_per_subject": True,
-            "max_msgs_per_subject": 1,
+            **_WRITTEN_ONCE,
             "max_age": CLAIM_MAX_AGE_S * _NANOSECONDS,
             "max_msgs": _MAX_CLAIMS,
             "max_msg_size": _CLAIM_BYTES,
-            "duplicate_window": 100_000_000,
-            "num_replicas": replicas,
-            "deny_delete": True,
-            "deny_purge": True,
-            "allow_rollup_hdrs": False,
             "allow_direct": False,
         },
     )
+
+
+def task_streams(
+    agent: SpiffeID, *, replicas: int = 1, limits: QueueLimits = DEFAULT_QUEUE_LIMITS
+) -> tuple[StreamSpec, ...]:
+    """Declare all that an agent needs who serves durable tasks: queue, states, progress, dead letters.
+
+    The queue comes last, so that nothing can be queued of which the outcome could not be recorded.
+    """
+    return (
+        state_stream(agent, replicas=replicas),
+        progress_stream(agent, replicas=replicas),
+        dead_stream(agent, replicas=replicas),
+        tasks_stream(agent, replicas=replicas, limits=limits),
+    )
+
+
+def tasks_stream(
+    agent: SpiffeID, *, replicas: int = 1, limits: QueueLimits = DEFAULT_QUEUE_LIMITS
+) -> StreamSpec:
+    """Declare the queue of tasks for ``agent``. A task leaves it when a worker acknowledges it."""
+    return _stream(
+        tasks_stream_name(agent),
+        f"tasks for {agent}",
+        f"{agent_prefix(Family.TASK, agent)}.*",
+        replicas,
+        {
+            "retention": "workqueue",
+            "max_age": TASK_MAX_AGE_S * _NANOSECONDS,
+            "max_msgs": limits.max_tasks,
+            "max_bytes": limits.max_bytes,
+            "allow_direct": False,
+        },
+    )
+
+
+def state_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
+    """Declare the stream of what ``agent`` records about tasks and steps."""
+    family = agent_prefix(Family.STATE, agent)
+    return _log_of_slots(state_stream_name(agent), f"states by {agent}", family, STATE_MAX_AGE_S, replicas)
+
+
+def progress_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
+    """Declare the stream of the progress that ``agent`` makes."""
+    family = agent_prefix(Family.PROGRESS, agent)
+    name = progress_stream_name(agent)
+    return _log_of_slots(name, f"progress by {agent}", family, PROGRESS_MAX_AGE_S, replicas)
+
+
+def dead_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
+    """Declare the stream of tasks that ``agent`` gave up."""
+    family = agent_prefix(Family.DEAD, agent)
+    return _log_of_slots(
+        dead_stream_name(agent), f"dead letters of {agent}", family, DEAD_MAX_AGE_S, replicas
+    )
+
+
+def task_consumer(agent: SpiffeID, capability: str) -> ConsumerSpec:
+    """Declare the consumer that the workers of ``capability`` share."""
+    subject = task_subject(agent, capability)
+    name = f"c-{_hashed(subject)}"
+    return ConsumerSpec(
+        tasks_stream_name(agent),
+        name,
+        {
+            "durable_name": name,
+            "name": name,
+            "description": f"workers of {capability} of {agent}",
+            "filter_subject": subject,
+            "deliver_policy": "all",
+            "ack_policy": "explicit",
+            "ack_wait": TASK_ACK_WAIT_S * _NANOSECONDS,
+            "max_deliver": -1,
+            "max_ack_pending": _MAX_ACK_PENDING,
+            "replay_policy": "instant",
+            "metadata": {FILTER_KEY: subject},
+        },
+    )
+
+
+_WRITTEN_ONCE: Final = {"retention": "limits", "discard_new_per_subject": True, "max_msgs_per_subject": 1}
+
+
+def _log_of_slots(name: str, description: str, family: str, max_age_s: int, replicas: int) -> StreamSpec:
+    more = {**_WRITTEN_ONCE, "max_age": max_age_s * _NANOSECONDS, "allow_direct": True}
+    return _stream(name, description, f"{family}.>", replicas, more)
+
+
+def _stream(name: str, description: str, subject: str, replicas: int, more: dict[str, Any]) -> StreamSpec:
+    """Declare a stream in what all have in common: nothing is replaced, removed or done by a header."""
+    common = {
+        "name": name,
+        "description": description,
+        "subjects": [subject],
+        "storage": "file",
+        "discard": "new",
+        "duplicate_window": _SHORTEST_WINDOW,
+        "num_replicas": replicas,
+        "deny_delete": True,
+        "deny_purge": True,
+        "allow_rollup_hdrs": False,
+        "allow_msg_ttl": False,
+        "allow_msg_schedules": False,
+    }
+    return StreamSpec(name, common | more)

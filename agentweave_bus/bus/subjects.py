@@ -9,10 +9,15 @@ mapping has an inverse, and two agents can't share a subject::
 
 Building and parsing are inverse functions of plain text. Nothing here knows a connection, and a
 subject alone proves nothing about who sent to it: only the signed head does.
+
+What is kept of a task names two agents, the called one (who writes) and the sender (who reads)::
+
+    aw.state.acme-corp=io.agent/billing.acme-corp=io.agent/shop.<key>.<n>
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,19 +33,31 @@ __all__ = [
     "Family",
     "ParsedSubject",
     "agent_prefix",
+    "announce_subject",
     "api_inbox",
     "call_subject",
     "check_capability",
     "claim_subject",
+    "control_subject",
+    "dead_subject",
     "parse_subject",
+    "progress_of_sender",
+    "progress_subject",
+    "pull_inbox",
+    "record_subject",
+    "records_of_sender",
     "reply_inbox",
     "reply_subject",
+    "step_subject",
+    "task_subject",
 ]
 
 MAX_SUBJECT_BYTES: Final = 1024
 
 _REMEMBERED: Final = 1024
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_=/-]+")
+_KEY: Final = re.compile(r"[0-9a-f]{64}")
+_STEP_DIGITS: Final = 32
 
 
 class Family(StrEnum):
@@ -84,11 +101,17 @@ def check_capability(name: object) -> str:
 
 def agent_prefix(family: Family, agent: SpiffeID) -> str:
     """Return the first four tokens of each subject of ``agent`` in ``family``."""
+    return f"aw.{family}.{_tokens(agent)}"
+
+
+@lru_cache(_REMEMBERED)
+def _tokens(agent: SpiffeID) -> str:
+    """Write an agent as the two tokens that stand for it."""
     if not agent.path:
         raise ConfigurationError(f"{agent} is a trust domain; a subject belongs to an agent below it")
     domain = agent.trust_domain.replace(".", "=")
     path = agent.path[1:].replace(".", "=")
-    return f"aw.{family}.{domain}.{path}"
+    return f"{domain}.{path}"
 
 
 def call_subject(callee: SpiffeID, capability: str) -> str:
@@ -106,9 +129,83 @@ def claim_subject(callee: SpiffeID, key: str) -> str:
     return _bounded(f"{agent_prefix(Family.CLAIM, callee)}.{key}")
 
 
+def task_subject(agent: SpiffeID, capability: str) -> str:
+    """Where durable tasks for ``capability`` of ``agent`` are queued."""
+    return _task_subject(agent, check_capability(capability))
+
+
+@lru_cache(_REMEMBERED)
+def _task_subject(agent: SpiffeID, capability: str) -> str:
+    return _bounded(f"{agent_prefix(Family.TASK, agent)}.{capability}")
+
+
+def record_subject(agent: SpiffeID, sender: SpiffeID, key: str, number: int) -> str:
+    """Return the slot of record ``number``, from 0, of what ``sender`` had ``agent`` do.
+
+    ``key`` is the task's claim key, 64 hexadecimal digits.
+    """
+    return _numbered(Family.STATE, agent, sender, key, number)
+
+
+def step_subject(agent: SpiffeID, key: str, step_name: str) -> str:
+    """Return the slot of the result of ``agent``'s step ``step_name`` in the task ``key``.
+
+    Only the agent itself reads its steps, so it stands in the sender's place. A step's name is any text,
+    and its hash is what the subject holds.
+    """
+    digest = hashlib.sha256(step_name.encode("utf-8", "surrogatepass")).hexdigest()[:_STEP_DIGITS]
+    mine = _tokens(agent)
+    return _bounded(f"aw.{Family.STATE}.{mine}.{mine}.{_checked_key(key)}.s{digest}")
+
+
+def progress_subject(agent: SpiffeID, sender: SpiffeID, key: str, number: int) -> str:
+    """Return the slot of progress ``number``, from 0, that ``agent`` makes for ``sender`` in task ``key``."""
+    return _numbered(Family.PROGRESS, agent, sender, key, number)
+
+
+def records_of_sender(sender: SpiffeID) -> str:
+    """Return the pattern of every record of what ``sender`` had anybody do."""
+    return f"aw.{Family.STATE}.*.*.{_tokens(sender)}.>"
+
+
+def progress_of_sender(sender: SpiffeID) -> str:
+    """Return the pattern of all progress in what ``sender`` had anybody do."""
+    return f"aw.{Family.PROGRESS}.*.*.{_tokens(sender)}.>"
+
+
+def dead_subject(agent: SpiffeID, capability: str, key: str, epoch: int, part: str) -> str:
+    """Return the slot of a dead letter of ``agent``: of task ``key``, given up in attempt ``epoch``.
+
+    ``part`` is ``frame``, for the task as it came, or ``record``, for why it was given up.
+
+    Raises:
+        ConfigurationError: there is no such part, or the subject would be too long.
+
+    """
+    if part not in {"frame", "record"}:
+        raise ConfigurationError(f"a dead letter has a 'frame' and a 'record', no {part!r}")
+    place = f"{agent_prefix(Family.DEAD, agent)}.{check_capability(capability)}"
+    return _bounded(f"{place}.{_checked_key(key)}.{_count(epoch)}.{part}")
+
+
+def control_subject(agent: SpiffeID, verb: str) -> str:
+    """Where ``agent`` is told to ``verb``; every replica hears it."""
+    return _bounded(f"{agent_prefix(Family.CONTROL, agent)}.{check_capability(verb)}")
+
+
+def announce_subject(agent: SpiffeID) -> str:
+    """Where ``agent`` tells its control role which capabilities it serves."""
+    return control_subject(agent, "announce")
+
+
 def api_inbox(agent: SpiffeID, instance: str) -> str:
     """Return the prefix under which a connection of ``agent`` receives the broker's own answers."""
     return _bounded(f"{agent_prefix(Family.INBOX, agent)}.{instance}.api")
+
+
+def pull_inbox(agent: SpiffeID, instance: str) -> str:
+    """Return the prefix under which a connection of ``agent`` receives the tasks that it pulls."""
+    return f"{api_inbox(agent, instance)}.pull"
 
 
 @lru_cache(_REMEMBERED)
@@ -146,6 +243,22 @@ def parse_subject(subject: str) -> ParsedSubject:
     if "/" in tokens[2]:  # part of a path could stand there, and two subjects would name one agent
         raise MalformedEnvelopeError("the subject's trust domain is none")
     return ParsedSubject(family, agent, tuple(tokens[4:]))
+
+
+def _numbered(family: Family, agent: SpiffeID, sender: SpiffeID, key: str, number: int) -> str:
+    return _bounded(f"aw.{family}.{_tokens(agent)}.{_tokens(sender)}.{_checked_key(key)}.{_count(number)}")
+
+
+def _checked_key(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise ConfigurationError(f"a task's key is 64 hexadecimal digits, not {key[:80]!r}")
+    return key
+
+
+def _count(number: int) -> int:
+    if number < 0:
+        raise ConfigurationError(f"slots and attempts are counted from 0, so there is no {number}")
+    return number
 
 
 def _bounded(subject: str) -> str:

@@ -10,16 +10,27 @@ from agentweave_bus.bus.subjects import (
     MAX_SUBJECT_BYTES,
     Family,
     agent_prefix,
+    announce_subject,
     api_inbox,
     call_subject,
     check_capability,
     claim_subject,
+    control_subject,
+    dead_subject,
     parse_subject,
+    progress_of_sender,
+    progress_subject,
+    pull_inbox,
+    record_subject,
+    records_of_sender,
     reply_inbox,
     reply_subject,
+    step_subject,
+    task_subject,
 )
 from agentweave_bus.exceptions import ConfigurationError, MalformedEnvelopeError
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.testing.memory_subjects import matches
 
 domains = st.from_regex(r"[a-z0-9._-]{1,40}", fullmatch=True)
 segments = st.from_regex(r"[A-Za-z0-9._-]{1,20}", fullmatch=True).filter(lambda text: text not in {".", ".."})
@@ -29,6 +40,9 @@ agents = st.builds(
     st.lists(segments, min_size=1, max_size=5),
 )
 capabilities = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,63}", fullmatch=True)
+keys = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
+counts = st.integers(0, 2**53 - 1)
+KEY = "0a" * 32
 ORDER = SpiffeID("spiffe://acme-corp.io/agent/billing")
 
 
@@ -38,12 +52,97 @@ def test_the_examples_of_the_documents():
     assert api_inbox(ORDER, "T") == "aw.inbox.acme-corp=io.agent/billing.T.api"
     assert reply_subject(ORDER, "T", "id") == reply_inbox(ORDER, "T") + ".id"
     assert reply_inbox(ORDER, "T") == "aw.inbox.acme-corp=io.agent/billing.T.rpc"
+    assert pull_inbox(ORDER, "T") == "aw.inbox.acme-corp=io.agent/billing.T.api.pull"
+    assert announce_subject(ORDER) == "aw.control.acme-corp=io.agent/billing.announce"
+
+
+def test_the_examples_of_durable_tasks():
+    me, shop = "acme-corp=io.agent/billing", SpiffeID("spiffe://shop.test/agent/web")
+    assert task_subject(ORDER, "process_billing") == f"aw.task.{me}.process_billing"
+    assert record_subject(ORDER, shop, KEY, 3) == f"aw.state.{me}.shop=test.agent/web.{KEY}.3"
+    assert progress_subject(ORDER, shop, KEY, 0) == f"aw.progress.{me}.shop=test.agent/web.{KEY}.0"
+    assert dead_subject(ORDER, "pay", KEY, 2, "frame") == f"aw.dead.{me}.pay.{KEY}.2.frame"
+    assert control_subject(ORDER, "cancel") == f"aw.control.{me}.cancel"
+    # 32 of the 64 digits of SHA-256 of the text
+    assert step_subject(ORDER, KEY, "abc") == (f"aw.state.{me}.{me}.{KEY}.sba7816bf8f01cfea414140de5dae2223")
 
 
 @given(agents, capabilities)
 def test_what_is_built_parses_to_what_it_was_built_from(agent, capability):
     parsed = parse_subject(call_subject(agent, capability))
     assert (parsed.family, parsed.agent, parsed.rest) == (Family.CALL, agent, (capability,))
+
+
+slots = st.tuples(agents, agents, keys, counts)
+
+
+@given(slots, capabilities, st.text(max_size=40))
+def test_what_is_built_of_a_task_parses_to_what_it_was_built_from(slot, cap, step):
+    agent, sender, key, number = slot
+    mine, theirs = (agent_prefix(Family.CALL, one).removeprefix("aw.call.") for one in (agent, sender))
+    for subject, family, rest in [
+        (task_subject(agent, cap), Family.TASK, cap),
+        (record_subject(agent, sender, key, number), Family.STATE, f"{theirs}.{key}.{number}"),
+        (progress_subject(agent, sender, key, number), Family.PROGRESS, f"{theirs}.{key}.{number}"),
+        (dead_subject(agent, cap, key, number, "record"), Family.DEAD, f"{cap}.{key}.{number}.record"),
+        (control_subject(agent, cap), Family.CONTROL, cap),
+    ]:
+        parsed = parse_subject(subject)
+        assert (parsed.family, parsed.agent, ".".join(parsed.rest)) == (family, agent, rest)
+    parsed = parse_subject(step_subject(agent, key, step))
+    assert (parsed.family, parsed.agent) == (Family.STATE, agent)
+    assert ".".join(parsed.rest).startswith(f"{mine}.{key}.s")
+
+
+@given(slots, slots)
+def test_no_two_records_share_a_slot_nor_do_records_and_steps(one, other):
+    assert (record_subject(*one) == record_subject(*other)) == (one == other)
+    assert (progress_subject(*one) == progress_subject(*other)) == (one == other)
+    agent, _, key, number = one
+    assert step_subject(agent, key, str(number)) != record_subject(agent, agent, key, number)
+
+
+@given(slots, agents)
+def test_a_sender_hears_of_its_own_tasks_only(slot, other):
+    sender = slot[1]
+    for pattern, subject in [
+        (records_of_sender, record_subject(*slot)),
+        (progress_of_sender, progress_subject(*slot)),
+    ]:
+        assert matches(pattern(sender), subject)
+        assert matches(pattern(other), subject) == (other == sender)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: task_subject(ORDER, "*"),
+        lambda: control_subject(ORDER, ">"),
+        lambda: record_subject(ORDER, ORDER, "*", 0),
+        lambda: record_subject(ORDER, ORDER, KEY.upper(), 0),
+        lambda: record_subject(ORDER, ORDER, KEY, -1),
+        lambda: progress_subject(ORDER, ORDER, KEY + ".x", 0),
+        lambda: step_subject(ORDER, "", "charge"),
+        lambda: dead_subject(ORDER, "pay", KEY, 1, "other"),
+        lambda: dead_subject(ORDER, "a.b", KEY, 1, "frame"),
+        lambda: dead_subject(ORDER, "pay", KEY, -1, "frame"),
+    ],
+    ids=[
+        "capability",
+        "verb",
+        "key",
+        "upper case",
+        "number",
+        "two keys",
+        "empty key",
+        "part",
+        "dot",
+        "epoch",
+    ],
+)
+def test_what_would_be_another_subject_is_not_built(build):
+    with pytest.raises(ConfigurationError):
+        build()
 
 
 @given(

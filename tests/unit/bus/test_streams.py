@@ -1,0 +1,114 @@
+"""Streams and consumers are declared so that no header, no agent and no second writer undoes what is kept."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentweave_bus.bus.streams import (
+    FILTER_KEY,
+    STATE_MAX_AGE_S,
+    TASK_MAX_AGE_S,
+    QueueLimits,
+    claim_stream,
+    claim_stream_name,
+    dead_stream,
+    dead_stream_name,
+    progress_stream,
+    progress_stream_name,
+    state_stream,
+    state_stream_name,
+    task_consumer,
+    task_streams,
+    tasks_stream,
+    tasks_stream_name,
+)
+from agentweave_bus.bus.subjects import (
+    dead_subject,
+    progress_subject,
+    record_subject,
+    step_subject,
+    task_subject,
+)
+from agentweave_bus.envelope import DEFAULT_LIMITS
+from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.testing.memory_subjects import matches
+
+A = SpiffeID("spiffe://x.test/agent/a")
+B = SpiffeID("spiffe://x.test/agent/a/b")
+KEY = "0a" * 32
+EVERY = [claim_stream, tasks_stream, state_stream, progress_stream, dead_stream]
+SLOTS = [state_stream, progress_stream, dead_stream]
+
+
+@pytest.mark.parametrize("declare", EVERY)
+def test_no_header_can_do_anything_and_nothing_is_removed(declare):
+    config = declare(A).config
+    assert config["deny_delete"] is True
+    assert config["deny_purge"] is True
+    for weapon in ("allow_rollup_hdrs", "allow_msg_ttl", "allow_msg_schedules"):
+        assert not config.get(weapon)
+    assert config["storage"] == "file"
+    assert config["discard"] == "new"
+    assert declare(A, replicas=3).config["num_replicas"] == 3
+
+
+@pytest.mark.parametrize("declare", SLOTS)
+def test_a_slot_is_written_once_and_read_directly(declare):
+    config = declare(A).config
+    assert config["max_msgs_per_subject"] == 1
+    assert config["discard_new_per_subject"] is True
+    assert config["allow_direct"] is True
+
+
+def test_a_queue_is_bounded_and_nobody_reads_it_past_its_consumers():
+    config = tasks_stream(A, limits=QueueLimits(7, 1_000)).config
+    assert (config["max_msgs"], config["max_bytes"]) == (7, 1_000)
+    assert config["retention"] == "workqueue"
+    assert config["allow_direct"] is False
+
+
+def test_an_outcome_is_remembered_for_longer_than_its_task_can_come():
+    assert DEFAULT_LIMITS.max_lifetime_ms <= TASK_MAX_AGE_S * 1000
+    assert STATE_MAX_AGE_S > TASK_MAX_AGE_S
+
+
+def test_each_subject_is_kept_in_the_stream_that_is_named_for_it():
+    kept = {
+        tasks_stream_name(A): task_subject(A, "pay"),
+        state_stream_name(A): record_subject(A, B, KEY, 0),
+        progress_stream_name(A): progress_subject(A, B, KEY, 0),
+        dead_stream_name(A): dead_subject(A, "pay", KEY, 0, "frame"),
+    }
+    declared = {one.name: one for one in task_streams(A)}
+    assert declared.keys() == kept.keys()
+    for name, stream in declared.items():
+        assert stream.config["name"] == name
+        takes = [subject for subject in kept.values() if matches(stream.config["subjects"][0], subject)]
+        assert takes == [kept[name]]
+    assert matches(declared[state_stream_name(A)].config["subjects"][0], step_subject(A, KEY, "charge"))
+
+
+def test_the_queue_comes_last_so_that_no_task_waits_whose_outcome_could_not_be_recorded():
+    assert task_streams(A)[-1].name == tasks_stream_name(A)
+
+
+@given(st.sampled_from([A, B]), st.sampled_from([A, B]))
+def test_agents_share_no_stream(one, other):
+    names = [claim_stream_name, tasks_stream_name, state_stream_name, progress_stream_name, dead_stream_name]
+    assert ({name(one) for name in names} & {name(other) for name in names} != set()) == (one == other)
+    assert len({name(one) for name in names}) == len(names)
+
+
+def test_a_consumer_is_named_for_its_subject_and_says_it():
+    one, other = task_consumer(A, "pay"), task_consumer(A, "ship")
+    assert one.name != other.name
+    assert one.stream == other.stream == tasks_stream_name(A)
+    assert one.name.startswith("c-")
+    assert set(one.name) <= set("abcdefghijklmnopqrstuvwxyz234567-")
+    assert one.config["filter_subject"] == one.config["metadata"][FILTER_KEY] == task_subject(A, "pay")
+    assert one.config["durable_name"] == one.name
+    assert one.config["ack_policy"] == "explicit"
+    assert one.config["max_deliver"] == -1
+    assert "deliver_subject" not in one.config

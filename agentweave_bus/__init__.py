@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         requires_federated_peer,
         requires_peer,
     )
-    from agentweave_bus.exceptions import AgentCallError, AgentWeaveError, TaskFailedError
+    from agentweave_bus.exceptions import AgentCallError, AgentWeaveError, RetryableError, TaskFailedError
     from agentweave_bus.runtime import AgentWeaveClient, SyncAgentWeaveClient
     from agentweave_bus.spiffe_id import SpiffeID
     from agentweave_bus.types import DataPart, Message, TaskResult, TextPart
@@ -35,6 +35,7 @@ __all__ = [
     "BaseAgent",
     "DataPart",
     "Message",
+    "RetryableError",
     "SecureAgent",
     "SpiffeID",
     "SyncAgentWeaveClient",
@@ -56,6 +57,7 @@ _HOMES: Final = {
     "AgentWeaveError": "agentweave_bus.exceptions",
     "DataPart": "agentweave_bus.types",
     "Message": "agentweave_bus.types",
+    "RetryableError": "agentweave_bus.exceptions",
     "SpiffeID": "agentweave_bus.spiffe_id",
     "SyncAgentWeaveClient": _RUNTIME,
     "TaskFailedError": "agentweave_bus.exceptions",

@@ -21,6 +21,9 @@ The branches follow what a caller can do about the failure::
     │   └── PolicyUnavailableError  no trustworthy answer in time (always a denial)
     ├── AuditError                  the audit log can't be written, or does not verify
     ├── TaskFailedError             raised by a handler: the task failed, and the caller may read why
+    ├── RetryableError              raised by a handler: not now, try again later
+    ├── StepFailedError             a step's function raised; the log has it under ``correlation_id``
+    ├── AttemptLostError            another worker has taken the task over; what this one has is dropped
     ├── WorkerError                 a worker process did not start, or ended; ``exit_code`` is its code
     ├── BusError                    the broker
     └── AgentCallError              a call ended without a result
@@ -29,18 +32,25 @@ The branches follow what a caller can do about the failure::
         ├── CallRefusedError        the peer refused the request; ``step`` and ``reason`` say why
         ├── CallTimeoutError        no answer before the deadline; the work may have been done
         │   └── ConnectionLostError the connection to the broker broke while the answer was awaited
-        └── UnreachableError        nothing received the request
-            ├── NoResponderError    no replica of the agent is subscribed
-            └── CircuitOpenError    recent calls failed; not tried again yet
+        ├── UnreachableError        nothing received the request
+        │   ├── NoResponderError    no replica of the agent is subscribed
+        │   └── CircuitOpenError    recent calls failed; not tried again yet
+        ├── QueueFullError          the queue of tasks is full; nothing was stored
+        ├── IdempotencyError        the idempotency key was used with another payload
+        ├── TaskCanceledError       the task was cancelled; ``reason`` says why
+        └── TaskNotFoundError       no task of this sender has this id
 
 Messages are for the person who reads them. Programs read attributes, never messages.
 """
 
 from __future__ import annotations
 
+import math
+
 __all__ = [
     "AgentCallError",
     "AgentWeaveError",
+    "AttemptLostError",
     "AuditError",
     "AuthorizationError",
     "BundleUnavailableError",
@@ -54,6 +64,7 @@ __all__ = [
     "DelegationRefusedError",
     "EnvelopeError",
     "FederationError",
+    "IdempotencyError",
     "IdentityError",
     "InvalidSpiffeIdError",
     "MalformedEnvelopeError",
@@ -62,9 +73,14 @@ __all__ = [
     "PolicyError",
     "PolicyLoadError",
     "PolicyUnavailableError",
+    "QueueFullError",
+    "RetryableError",
     "SignatureRefusedError",
+    "StepFailedError",
     "SvidUnavailableError",
+    "TaskCanceledError",
     "TaskFailedError",
+    "TaskNotFoundError",
     "TimeRefusedError",
     "UnreachableError",
     "WorkerError",
@@ -168,6 +184,41 @@ class TaskFailedError(AgentWeaveError):
     """
 
 
+class RetryableError(AgentWeaveError):
+    """Raised by a capability's handler: it can't be done now, and may be later.
+
+    A task is tried again, as far as the capability's ``retry`` goes; not before ``retry_after`` seconds
+    where that is given. A call is answered with a failed result that has the message; so does the task
+    that is out of attempts.
+    """
+
+    def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after is not None and not (0 <= retry_after < math.inf):
+            raise ValueError(f"retry_after is a number of seconds from 0, not {retry_after!r}")
+        self.retry_after = retry_after
+
+
+class StepFailedError(AgentWeaveError):
+    """The function of a durable step raised what is no error of this package.
+
+    ``step`` is the step's name. The traceback stands in the log of the run that saw it, under
+    ``correlation_id``; in that run it is the ``__cause__`` as well, but not when the step is replayed.
+    """
+
+    def __init__(self, message: str, *, step: str, correlation_id: str) -> None:
+        super().__init__(message)
+        self.step = step
+        self.correlation_id = correlation_id
+
+
+class AttemptLostError(AgentWeaveError):
+    """Another worker has taken the task over, so nothing that this attempt does is recorded any more.
+
+    Handlers don't see it: their attempt is cancelled.
+    """
+
+
 class WorkerError(AgentWeaveError):
     """The worker process ``name`` did not become ready.
 
@@ -262,3 +313,35 @@ class CircuitOpenError(UnreachableError):
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class QueueFullError(AgentCallError):
+    """The called agent's queue of tasks is full. Nothing was stored, so it may be submitted again later."""
+
+
+class IdempotencyError(AgentCallError):
+    """The idempotency key was used before with another payload; ``task_id`` is the id that they share.
+
+    The task of the first payload is not touched by this.
+    """
+
+    def __init__(self, message: str, *, task_id: str = "") -> None:
+        super().__init__(message)
+        self.task_id = task_id
+
+
+class TaskCanceledError(AgentCallError):
+    """The task was cancelled before it had a result; ``reason`` is what was said by who cancelled it."""
+
+    def __init__(self, message: str, *, reason: str = "", task_id: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.task_id = task_id
+
+
+class TaskNotFoundError(AgentCallError):
+    """There is no such task that this identity submitted, or its records have expired."""
+
+    def __init__(self, message: str, *, task_id: str = "") -> None:
+        super().__init__(message)
+        self.task_id = task_id

@@ -10,6 +10,7 @@ from agentweave_bus.cli.exit_codes import ExitCode, exit_code_of, message_of, si
 from agentweave_bus.exceptions import (
     AgentCallError,
     AgentWeaveError,
+    AttemptLostError,
     AuthorizationError,
     BusError,
     CallRefusedError,
@@ -18,11 +19,17 @@ from agentweave_bus.exceptions import (
     CircuitOpenError,
     ConfigurationError,
     FederationError,
+    IdempotencyError,
     InvalidSpiffeIdError,
     NoResponderError,
     PayloadError,
+    QueueFullError,
+    RetryableError,
+    StepFailedError,
     SvidUnavailableError,
+    TaskCanceledError,
     TaskFailedError,
+    TaskNotFoundError,
     WorkerError,
     WorkloadApiUnavailableError,
 )
@@ -51,6 +58,13 @@ CASES = [
     (WorkerError("x", name="w"), ExitCode.FAILED),
     (TaskFailedError("x"), ExitCode.FAILED),
     (AgentCallError("x"), ExitCode.FAILED),
+    (RetryableError("x"), ExitCode.FAILED),
+    (StepFailedError("x", step="charge", correlation_id="1"), ExitCode.FAILED),
+    (AttemptLostError("x"), ExitCode.FAILED),
+    (TaskCanceledError("x"), ExitCode.FAILED),
+    (QueueFullError("x"), ExitCode.UNREACHABLE),
+    (IdempotencyError("x"), ExitCode.USAGE),
+    (TaskNotFoundError("x"), ExitCode.USAGE),
 ]
 
 

@@ -1,9 +1,11 @@
 """What the broker lets each identity do, generated from the grants.
 
 The broker knows each client by the SPIFFE ID in its certificate (``verify_and_map``), one user per ID.
-An agent may publish to the call subjects that the grants give it, to the answer inboxes of those who may
-call it, and to its own claims; nothing else. It may subscribe to its own subjects only. Nobody is let in
-without a user (there is no ``no_auth_user``), and no agent may make, change or remove a stream.
+An agent may publish to the call and task subjects that the grants give it, to the answer inboxes of those
+who may call it, and to its own claims, states, progress and dead letters; nothing else. It may pull from its
+own queue only. It may subscribe to its own subjects only, and read what is recorded of the tasks that are
+its own by either end: those that it does, and those that it submitted. Nobody is let in without a user (there
+is no ``no_auth_user``), and no agent may make, change or remove a stream or a consumer.
 
 The broker's own way of permitting answers, ``allow_responses``, is not used: it lets whoever received a
 message publish to that message's reply subject, and the sender chose that freely. Two agents that work
@@ -17,20 +19,37 @@ broker lets pass.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from agentweave_bus.authz import Grants
 from agentweave_bus.authz.grants import pattern_matches
-from agentweave_bus.bus.streams import claim_stream_name
-from agentweave_bus.bus.subjects import Family, agent_prefix, api_inbox, reply_inbox
+from agentweave_bus.bus.streams import (
+    claim_stream_name,
+    progress_stream_name,
+    state_stream_name,
+    tasks_stream_name,
+)
+from agentweave_bus.bus.subjects import (
+    Family,
+    agent_prefix,
+    announce_subject,
+    api_inbox,
+    control_subject,
+    progress_of_sender,
+    pull_inbox,
+    records_of_sender,
+    reply_inbox,
+)
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["BrokerFiles", "broker_configuration", "broker_id", "broker_users", "permissions_of"]
 
-_MAX_STORE_BYTES: Final = 16 * 1024**3
+_MAX_STORE_BYTES: Final = 1024 * 1024**3
+"""What all queues together may reserve; each reserves all that it may ever hold, and most never do."""
+
 _MAX_SUBSCRIPTIONS: Final = 1024
 """For each connection: one a capability, and a few inboxes."""
 
@@ -42,6 +61,9 @@ then a replica that hangs, or that a partition cut off, gets its share of the ca
 _EVERYTHING: Final = {"publish": {"allow": [">"]}, "subscribe": {"allow": [">"]}}
 
 _CONTROL_API: Final = ("$JS.API.INFO", "$JS.API.STREAM.>", "$JS.API.CONSUMER.>")
+_ANNOUNCEMENTS: Final = "aw.control.*.*.announce"
+_HEEDED: Final = ("cancel", "approve", "reject")
+"""What an agent can be told to do with a task of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +134,52 @@ def permissions_of(identity: SpiffeID, grants: Grants, everyone: Iterable[Spiffe
         f"{agent_prefix(Family.CLAIM, identity)}.*",
     }
     for reach in grants.callees_of(identity):
+        callee = SpiffeID(reach.agent)
         if "call" in reach.kinds:
-            callee = agent_prefix(Family.CALL, SpiffeID(reach.agent))
-            publish.update(f"{callee}.{capability}" for capability in reach.capabilities)
+            publish.update(_each(Family.CALL, callee, reach.capabilities))
+        if "task" in reach.kinds:
+            publish.update(_each(Family.TASK, callee, reach.capabilities))
+            publish.update(_about_submitted_to(callee, identity))
     publish.update(reply_inbox(caller, "*") + ".*" for caller in _callers(identity, grants, everyone))
-    return {
-        "publish": {"allow": sorted(publish)},
-        "subscribe": {"allow": [f"{agent_prefix(Family.CALL, identity)}.*", *_inboxes(identity)]},
-    }
+    publish.update(_about_own_tasks(identity))
+    subscribe = [
+        f"{agent_prefix(Family.CALL, identity)}.*",
+        *(control_subject(identity, verb) for verb in _HEEDED),
+        records_of_sender(identity),
+        progress_of_sender(identity),
+        *_inboxes(identity),
+        pull_inbox(identity, "*") + ".*",
+    ]
+    return {"publish": {"allow": sorted(publish)}, "subscribe": {"allow": sorted(subscribe)}}
+
+
+def _each(family: Family, callee: SpiffeID, capabilities: Iterable[str]) -> Iterator[str]:
+    prefix = agent_prefix(family, callee)
+    return (f"{prefix}.{capability}" for capability in capabilities)
+
+
+def _about_own_tasks(me: SpiffeID) -> Iterator[str]:
+    """Yield where a worker pulls, acknowledges and records, and where it reads what it recorded."""
+    queue = tasks_stream_name(me)
+    yield f"$JS.API.CONSUMER.MSG.NEXT.{queue}.*"
+    yield f"$JS.ACK.{queue}.*.>"
+    yield f"$JS.ACK.*.*.{queue}.*.>"  # as brokers of domains and accounts write it
+    for family in (Family.STATE, Family.PROGRESS, Family.DEAD):
+        yield f"{agent_prefix(family, me)}.>"
+    yield announce_subject(me)
+    yield f"$JS.API.DIRECT.GET.{state_stream_name(me)}.{agent_prefix(Family.STATE, me)}.>"
+    yield f"$JS.API.DIRECT.GET.{progress_stream_name(me)}.{agent_prefix(Family.PROGRESS, me)}.>"
+
+
+def _about_submitted_to(callee: SpiffeID, sender: SpiffeID) -> Iterator[str]:
+    """Yield where a submitter cancels, and reads what ``callee`` recorded of its tasks and no others'."""
+    yield control_subject(callee, "cancel")
+    for name, family in (
+        (state_stream_name(callee), Family.STATE),
+        (progress_stream_name(callee), Family.PROGRESS),
+    ):
+        mine = agent_prefix(family, sender).removeprefix(f"aw.{family}.")
+        yield f"$JS.API.DIRECT.GET.{name}.{agent_prefix(family, callee)}.{mine}.>"
 
 
 def _callers(callee: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID]) -> set[SpiffeID]:
@@ -131,7 +191,7 @@ def _callers(callee: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID]) -> 
 def _control_permissions(identity: SpiffeID) -> dict[str, Any]:
     return {
         "publish": {"allow": list(_CONTROL_API)},
-        "subscribe": {"allow": _inboxes(identity)},
+        "subscribe": {"allow": [_ANNOUNCEMENTS, *_inboxes(identity)]},
     }
 
 

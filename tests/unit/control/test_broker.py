@@ -8,7 +8,12 @@ from pathlib import Path
 import yaml
 
 from agentweave_bus.authz import Grants
-from agentweave_bus.bus.streams import claim_stream_name
+from agentweave_bus.bus.streams import (
+    claim_stream_name,
+    progress_stream_name,
+    state_stream_name,
+    tasks_stream_name,
+)
 from agentweave_bus.control.broker import (
     BrokerFiles,
     broker_configuration,
@@ -32,32 +37,76 @@ def entry(caller, callee, capabilities, **more):
     return {"caller": str(caller), "callee": str(callee), "capabilities": capabilities, **more}
 
 
-def test_what_is_granted_may_be_published_and_nothing_else(tmp_path):
-    given = grants(tmp_path, entry(A, B, ["pay", "ship"]), entry(C, A, ["x"]), entry(B, C, ["y"]))
+GET = "$JS.API.DIRECT.GET"
+ME, OTHER = "x=test.agent/a", "x=test.agent/b"
+
+
+def own(identity, token):
+    """What everyone may publish about itself, with or without a grant."""
+    queue = tasks_stream_name(identity)
+    return {
+        f"$JS.API.STREAM.INFO.{claim_stream_name(identity)}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{queue}.*",
+        f"$JS.ACK.{queue}.*.>",
+        f"$JS.ACK.*.*.{queue}.*.>",
+        f"{GET}.{state_stream_name(identity)}.aw.state.{token}.>",
+        f"{GET}.{progress_stream_name(identity)}.aw.progress.{token}.>",
+        f"aw.claim.{token}.*",
+        f"aw.control.{token}.announce",
+        f"aw.dead.{token}.>",
+        f"aw.progress.{token}.>",
+        f"aw.state.{token}.>",
+    }
+
+
+def published(identity, grants, everyone):
+    return set(permissions_of(identity, grants, everyone)["publish"]["allow"])
+
+
+def test_without_a_grant_there_is_only_ones_own(tmp_path):
+    given = grants(tmp_path, entry(C, B, ["y"]))
     allowed = permissions_of(A, given, [A, B, C])
     assert set(allowed) == {"publish", "subscribe"}
-    assert allowed["publish"] == {
-        "allow": [
-            f"$JS.API.STREAM.INFO.{claim_stream_name(A)}",
-            "aw.call.x=test.agent/b.pay",
-            "aw.call.x=test.agent/b.ship",
-            "aw.claim.x=test.agent/a.*",
-            "aw.inbox.x=test.agent/c.*.rpc.*",
-        ]
-    }
-    assert allowed["subscribe"] == {
-        "allow": [
-            "aw.call.x=test.agent/a.*",
-            "aw.inbox.x=test.agent/a.*.api.*",
-            "aw.inbox.x=test.agent/a.*.rpc.*",
-        ]
+    assert set(allowed["publish"]) == set(allowed["subscribe"]) == {"allow"}
+    assert published(A, given, [A, B, C]) == own(A, ME)
+    assert set(allowed["subscribe"]["allow"]) == {
+        f"aw.call.{ME}.*",
+        f"aw.control.{ME}.approve",
+        f"aw.control.{ME}.cancel",
+        f"aw.control.{ME}.reject",
+        f"aw.inbox.{ME}.*.api.*",
+        f"aw.inbox.{ME}.*.api.pull.*",
+        f"aw.inbox.{ME}.*.rpc.*",
+        f"aw.progress.*.*.{ME}.>",
+        f"aw.state.*.*.{ME}.>",
     }
 
 
-def test_a_grant_for_tasks_gives_no_calls(tmp_path):
-    given = grants(tmp_path, entry(A, B, ["pay"], kinds=["task"]))
-    assert not [one for one in permissions_of(A, given, [A, B])["publish"]["allow"] if ".call." in one]
-    assert not [one for one in permissions_of(B, given, [A, B])["publish"]["allow"] if ".inbox." in one]
+def test_a_call_that_is_granted_may_be_published_and_answered(tmp_path):
+    given = grants(
+        tmp_path,
+        entry(A, B, ["pay", "ship"], kinds=["call"]),
+        entry(C, A, ["x"], kinds=["call"]),
+        entry(B, C, ["y"]),
+    )
+    assert published(A, given, [A, B, C]) - own(A, ME) == {
+        f"aw.call.{OTHER}.pay",
+        f"aw.call.{OTHER}.ship",
+        "aw.inbox.x=test.agent/c.*.rpc.*",
+    }
+
+
+def test_a_task_that_is_granted_may_be_submitted_cancelled_and_watched(tmp_path):
+    """Of what its callee records, a sender reads its own tasks."""
+    given = grants(tmp_path, entry(A, B, ["pay", "ship"], kinds=["task"]), entry(C, B, ["pay"]))
+    assert published(A, given, [A, B, C]) - own(A, ME) == {
+        f"aw.task.{OTHER}.pay",
+        f"aw.task.{OTHER}.ship",
+        f"aw.control.{OTHER}.cancel",
+        f"{GET}.{state_stream_name(B)}.aw.state.{OTHER}.{ME}.>",
+        f"{GET}.{progress_stream_name(B)}.aw.progress.{OTHER}.{ME}.>",
+    }
+    assert published(B, given, [A, B, C]) - own(B, OTHER) == {"aw.inbox.x=test.agent/c.*.rpc.*"}
 
 
 def test_a_prefix_grant_holds_for_those_below_it(tmp_path):
@@ -75,12 +124,18 @@ def test_one_user_each_and_nobody_may_create_consumers_but_the_control_role(tmp_
     users = broker_users(grants(tmp_path, entry(A, B, ["*"])), [B, A, A], control=[control])
     assert [one["user"] for one in users] == [str(A), str(B), str(control)]
     for user in users[:2]:
-        text = json.dumps(user)
+        text = json.dumps(user).replace("CONSUMER.MSG.NEXT.tasks-", "")
         assert "CONSUMER" not in text
         assert '">"' not in text
         assert "_INBOX" not in text
-    assert "$JS.API.CONSUMER.>" in users[2]["permissions"]["publish"]["allow"]
-    assert not [one for one in users[2]["permissions"]["publish"]["allow"] if one.startswith("aw.")]
+    permissions = users[2]["permissions"]
+    assert "$JS.API.CONSUMER.>" in permissions["publish"]["allow"]
+    assert not [one for one in permissions["publish"]["allow"] if one.startswith("aw.")]
+    assert set(permissions["subscribe"]["allow"]) == {
+        "aw.control.*.*.announce",
+        "aw.inbox.x=test.agentweave/control.*.api.*",
+        "aw.inbox.x=test.agentweave/control.*.rpc.*",
+    }
 
 
 def test_the_configuration_insists_on_verified_clients(tmp_path):

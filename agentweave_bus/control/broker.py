@@ -162,8 +162,9 @@ def _about_own_tasks(me: SpiffeID) -> Iterator[str]:
     """Yield where a worker pulls, acknowledges and records, and where it reads what it recorded."""
     queue = tasks_stream_name(me)
     yield f"$JS.API.CONSUMER.MSG.NEXT.{queue}.*"
+    # Not the longer form with domain and account in front ($JS.ACK.*.*.<stream>…): a pattern for that covers
+    # acknowledgements of anybody's tasks in the short form, and so lets them be thrown away.
     yield f"$JS.ACK.{queue}.*.>"
-    yield f"$JS.ACK.*.*.{queue}.*.>"  # as brokers of domains and accounts write it
     for family in (Family.STATE, Family.PROGRESS, Family.DEAD):
         yield f"{agent_prefix(family, me)}.>"
     yield announce_subject(me)

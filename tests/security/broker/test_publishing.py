@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agentweave_bus.bus.streams import tasks_stream_name
 from agentweave_bus.bus.subjects import (
     Family,
     agent_prefix,
@@ -25,15 +26,19 @@ KEY = "0" * 64
 NOBODY = [
     "$JS.API.INFO",
     "$JS.ACK.x.y.1.1.1.1.1",
+    f"$JS.ACK.x.y.{tasks_stream_name(CLI)}.1.1.1.1",
+    f"$JS.ACK.x.y.{tasks_stream_name(ECHO)}.1.1.1.1",
     "$KV.x.y",
     "$O.x.C.y",
     "$SYS.REQ.SERVER.PING",
     "$SYS.REQ.USER.INFO",
     "_INBOX.x",
-    "aw.dead.demo=test.agent/echo.x",
+    "aw.dead.demo=test.agent/front.x",
     "aw.control.demo=test.agent/echo.x",
+    "aw.control.demo=test.agent/front.announce",
     "aw.event.demo=test.agent/echo.x",
-    "aw.task.demo=test.agent/echo.work",
+    "aw.park.demo=test.agent/echo.work",
+    "aw.task.demo=test.agent/front.block",
     "elsewhere",
 ]
 

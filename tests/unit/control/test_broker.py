@@ -48,7 +48,6 @@ def own(identity, token):
         f"$JS.API.STREAM.INFO.{claim_stream_name(identity)}",
         f"$JS.API.CONSUMER.MSG.NEXT.{queue}.*",
         f"$JS.ACK.{queue}.*.>",
-        f"$JS.ACK.*.*.{queue}.*.>",
         f"{GET}.{state_stream_name(identity)}.aw.state.{token}.>",
         f"{GET}.{progress_stream_name(identity)}.aw.progress.{token}.>",
         f"aw.claim.{token}.*",

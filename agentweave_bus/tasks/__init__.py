@@ -1,0 +1,1 @@
+"""Durable tasks: stored until they are done, their course written down, their outcome recorded once."""

@@ -16,8 +16,8 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from agentweave_bus.testing.memory_client import MemoryClient, MemorySubscription
-from agentweave_bus.testing.memory_streams import JetStream
-from agentweave_bus.testing.memory_subjects import matches, matches_any
+from agentweave_bus.testing.memory_jetstream import JetStream
+from agentweave_bus.testing.memory_subjects import has_wildcard, matches, matches_any
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -45,13 +45,37 @@ class _Turns:
         return members[count % len(members)]
 
 
+class _Listeners:
+    """Who is subscribed to what, found by subject."""
+
+    def __init__(self) -> None:
+        self._exact: dict[str, dict[MemorySubscription, None]] = {}
+        self._patterns: dict[MemorySubscription, None] = {}
+
+    def add(self, one: MemorySubscription) -> None:
+        self._place(one.subject)[one] = None
+
+    def remove(self, one: MemorySubscription) -> None:
+        self._place(one.subject).pop(one, None)
+        if not self._exact.get(one.subject, True):
+            del self._exact[one.subject]
+
+    def to(self, subject: str) -> list[MemorySubscription]:
+        patterns = [one for one in self._patterns if matches(one.subject, subject)]
+        return [*self._exact.get(subject, ()), *patterns]
+
+    def _place(self, subject: str) -> dict[MemorySubscription, None]:
+        return self._patterns if has_wildcard(subject) else self._exact.setdefault(subject, {})
+
+
 class MemoryBroker:
     """The broker. ``time_ns`` (since the epoch) is what stored messages are stamped with."""
 
     def __init__(self, time_ns: Callable[[], int], *, max_payload: int = _MAX_PAYLOAD) -> None:
         self.max_payload = max_payload
         self.clients: list[MemoryClient] = []
-        self.jetstream = JetStream(self._route, time_ns)
+        self.jetstream = JetStream(self, time_ns)
+        self._listeners = _Listeners()
         self._rights: dict[str, _Rights] = {}
         self._turns = _Turns()
 
@@ -86,16 +110,23 @@ class MemoryBroker:
         self.clients.append(client)
 
     def detach(self, client: MemoryClient) -> None:
-        """Forget a connection."""
+        """Forget a connection and what it was subscribed to."""
         if client in self.clients:
             self.clients.remove(client)
+            for one in client.subscriptions:
+                self._listeners.remove(one)
 
     def subscribed(self, subscription: MemorySubscription) -> bool:
         """Take note of a subscription; a forbidden one is reported to its connection and not kept."""
         if self._may_subscribe(subscription):
+            self._listeners.add(subscription)
             return True
         self._refuse(subscription.client, "subscription", subscription.subject)
         return False
+
+    def unsubscribed(self, subscription: MemorySubscription) -> None:
+        """Take note of the end of a subscription."""
+        self._listeners.remove(subscription)
 
     def publish(
         self, sender: MemoryClient, subject: str, data: bytes, reply: str, headers: dict[str, str] | None
@@ -104,11 +135,11 @@ class MemoryBroker:
         if sender.user is not None and not matches_any(self._rights[sender.user].publish, subject):
             self._refuse(sender, "publish", subject)
             return
-        heard = self._route(subject, data, reply, headers)
+        heard = self.route(subject, data, reply, headers)
         taken = self.jetstream.received(subject, data, reply, headers)
         if not (heard or taken) and reply:
-            headers = {"Status": "503", "Nats-Subject": subject}
-            self._deliver([sender], reply, Msg(sender.as_client(), reply, headers=headers))
+            message = Msg(sender.as_client(), reply, headers={"Status": "503", "Nats-Subject": subject})
+            self._deliver([one for one in self._listeners.to(reply) if one.client is sender], message)
 
     async def close(self) -> None:
         """End every connection and timer."""
@@ -116,7 +147,7 @@ class MemoryBroker:
         for client in list(self.clients):
             await client.close()
 
-    def _route(
+    def route(
         self,
         subject: str,
         data: bytes,
@@ -126,20 +157,23 @@ class MemoryBroker:
         shown: str | None = None,
     ) -> int:
         """Deliver to whoever listens to ``subject``; the message says ``shown``. Return how many heard it."""
-        template = Msg(cast("Client", None), shown or subject, reply, data, headers)
-        return self._deliver(self.clients, subject, template)
+        listeners = self._listeners.to(subject)
+        if not listeners:
+            return 0
+        return self._deliver(listeners, Msg(cast("Client", None), shown or subject, reply, data, headers))
 
-    def _deliver(self, clients: list[MemoryClient], subject: str, message: Msg) -> int:
+    def is_heard(self, subject: str) -> bool:
+        """Say whether anybody listens to ``subject``."""
+        return bool(self._listeners.to(subject))
+
+    def _deliver(self, listeners: list[MemorySubscription], message: Msg) -> int:
         groups: dict[tuple[str, str], list[MemorySubscription]] = {}
         receivers: list[MemorySubscription] = []
-        for client in clients:
-            for one in client.subscriptions:
-                if not matches(one.subject, subject):
-                    continue
-                if one.queue:
-                    groups.setdefault((one.subject, one.queue), []).append(one)
-                else:
-                    receivers.append(one)
+        for one in listeners:
+            if one.queue:
+                groups.setdefault((one.subject, one.queue), []).append(one)
+            else:
+                receivers.append(one)
         receivers += [self._turns.choose(key, members) for key, members in groups.items()]
         for one in receivers:
             headers = None if message.headers is None else dict(message.headers)

@@ -41,6 +41,9 @@ class Broker(Protocol):
     def subscribed(self, subscription: MemorySubscription) -> bool:
         """Take note of a subscription; false when it is forbidden."""
 
+    def unsubscribed(self, subscription: MemorySubscription) -> None:
+        """Take note of the end of a subscription."""
+
     def publish(
         self, sender: MemoryClient, subject: str, data: bytes, reply: str, headers: dict[str, str] | None
     ) -> None:
@@ -206,6 +209,7 @@ class MemoryClient:
         """End a subscription."""
         if subscription in self.subscriptions:
             self.subscriptions.remove(subscription)
+            self.broker.unsubscribed(subscription)
 
     def report(self, error: Exception) -> None:
         """Tell the error callback, in a task of its own as it may await."""

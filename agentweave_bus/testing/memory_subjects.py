@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
+from itertools import zip_longest
 
-__all__ = ["matches", "matches_any"]
+__all__ = ["has_wildcard", "matches", "matches_any", "overlap", "tokens"]
+
+
+@lru_cache(maxsize=4096)
+def tokens(pattern: str) -> tuple[str, ...]:
+    """Split a pattern; those that are compared often are split once."""
+    return tuple(pattern.split("."))
+
+
+def has_wildcard(pattern: str) -> bool:
+    """Say whether a pattern is for more than one subject."""
+    return "*" in pattern or ">" in pattern
 
 
 def matches(pattern: str, subject: str) -> bool:
@@ -15,7 +28,9 @@ def matches(pattern: str, subject: str) -> bool:
     """
     if pattern == subject:
         return True
-    wanted, given = pattern.split("."), subject.split(".")
+    if not has_wildcard(pattern):
+        return False
+    wanted, given = tokens(pattern), subject.split(".")
     for index, word in enumerate(wanted):
         if word == ">":
             return len(given) > index
@@ -27,3 +42,15 @@ def matches(pattern: str, subject: str) -> bool:
 def matches_any(patterns: Iterable[str], subject: str) -> bool:
     """Say whether one of ``patterns`` matches ``subject``."""
     return any(matches(pattern, subject) for pattern in patterns)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Say whether there is a subject that both patterns match."""
+    for mine, theirs in zip_longest(tokens(one), tokens(other)):
+        if mine is None or theirs is None:
+            return False
+        if ">" in (mine, theirs):
+            return True
+        if mine != theirs and "*" not in (mine, theirs):
+            return False
+    return True

@@ -6,6 +6,9 @@
 4. A transport carries the sealed request and brings the verified answer. The record of the decision
    names the digest of each sealed attempt before it leaves.
 
+A task that is submitted takes the same steps, but the third: whether the agent is well does not matter to a
+queue. It is accepted when the broker has stored it, and what becomes of it is asked of its handle.
+
 A call made while another one is served passes that one as ``parent``. Its ``via`` then proves on whose
 behalf the call is made, and it gets no more time than its parent has left.
 
@@ -17,7 +20,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -26,7 +30,7 @@ from agentweave_bus.authz.circuit_breaker import BreakerSettings, CircuitBreaker
 from agentweave_bus.bus.records import decision_facts, sealed_facts
 from agentweave_bus.bus.requests import Answer, Request
 from agentweave_bus.bus.subjects import call_subject
-from agentweave_bus.envelope import Link, Sealed, convert_payload
+from agentweave_bus.envelope import DEFAULT_LIMITS, Link, Sealed, convert_payload, new_id
 from agentweave_bus.exceptions import (
     AgentCallError,
     AgentWeaveError,
@@ -45,13 +49,19 @@ from agentweave_bus.exceptions import (
 from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
 from agentweave_bus.observability.tracing import Span, Tracing
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.record import TaskRef
+from agentweave_bus.tasks.submission import Submission, Submissions, id_of_key
 from agentweave_bus.types import JsonValue, TaskResult
 
-__all__ = ["CalleeBreakers", "Client", "Parent", "Transport", "reach_of"]
+__all__ = ["CalleeBreakers", "Client", "Parent", "Submitted", "TaskOptions", "Transport", "reach_of"]
 
 _log = logging.getLogger(__name__)
 
 _MAX_SCOPE: Final = 64
+_MOST_TASK_SECONDS: Final = DEFAULT_LIMITS.max_lifetime_ms / 1000
+
+DEFAULT_TASK_SECONDS: Final = 86_400.0
+"""How long a task may wait and run, in seconds, where its submitter does not say: a day."""
 _MAX_BREAKERS: Final = 1024
 
 
@@ -88,6 +98,15 @@ class Transport(Protocol):
         """Make the call. Raises :class:`AgentCallError`."""
 
 
+class Submitted(NamedTuple):
+    """A task that was stored: which one, the digests of its head and payload, and until when it may begin."""
+
+    ref: TaskRef
+    digest: bytes
+    pd: bytes
+    expires_ms: int
+
+
 class CalleeBreakers:
     """A circuit breaker for each agent called lately, at most 1,024 of them."""
 
@@ -102,6 +121,19 @@ class CalleeBreakers:
         if len(self._breakers) > _MAX_BREAKERS:
             self._breakers.popitem(last=False)
         return breaker
+
+
+class TaskOptions(NamedTuple):
+    """What may be said about a task beside what is asked for; see :meth:`Client.submit`."""
+
+    idempotency_key: str | None = None
+    deadline: float = DEFAULT_TASK_SECONDS
+    priority: int | None = None
+    retry: Mapping[str, int] | None = None
+    timeout: float = 30.0
+    parent: Parent | None = None
+    principal: Mapping[str, str] | None = None
+    scope: Sequence[str] | None = None
 
 
 @dataclass(slots=True)
@@ -120,6 +152,7 @@ class Client:
     monotonic_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000
     """What breakers measure by, in milliseconds: a wall clock that is set must not open or close one."""
     tracing: Tracing = field(default_factory=Tracing.off)
+    submissions: Submissions | None = None
 
     async def call(
         self,
@@ -189,11 +222,7 @@ class Client:
     ) -> tuple[Request, AuthzContext]:
         """Step 1: everything that can be wrong before anyone is asked."""
         parent, principal = options.parent, options.principal
-        if parent is not None and principal is not None:
-            raise CallRefusedError(
-                "only the origin of a delegation names a principal; this call is made on behalf of another",
-                step="local",
-            )
+        _check_principal(parent, principal)
         callee, value, data = self._checked(target, capability, payload)
         request = Request(
             callee=callee,
@@ -206,7 +235,70 @@ class Client:
             safe=options.safe,
             trace=trace,
         )
-        return request, self._facts(request, value, parent)
+        return request, self._facts(request, callee, value, parent)
+
+    async def submit(
+        self, target: str, capability: str, payload: Any, options: TaskOptions, *, trace: str | None = None
+    ) -> Submitted:
+        """Have a task stored for ``target`` and return what names it. It is accepted when this returns.
+
+        ``options.deadline`` is in seconds from now: it is not begun later. ``options.timeout`` (seconds) is
+        for the storing alone. Tasks with one ``idempotency_key`` are one task, whose outcome all of them
+        have; with another payload it is an error, which the handle tells. ``retry`` may ask for fewer
+        attempts and longer waits than the capability declares.
+
+        Raises:
+            AgentCallError: it was not stored (with ``CallTimeoutError``: perhaps not); one of its branches
+                says why.
+
+        """
+        assert self.submissions is not None  # who is wired to the bus has them
+        parent = options.parent
+        position = trace or (parent.trace if parent else None)
+        with self.tracing.span("agentweave submit", kind="producer", parent=position) as span:
+            task, facts = self._prepare_task(target, capability, payload, options, span.traceparent)
+            decision = await self.authorizer.authorize(facts)  # 2
+            self.metrics.decided(Direction.OUTBOUND, allowed=decision.allowed, standing=decision.standing)
+            if not decision.allowed:
+                raise self._denied(facts, decision)
+
+            async def record(sealed: Sealed) -> None:
+                entry = {"event": "submit", **sealed_facts(sealed), **decision_facts(facts, decision)}
+                await self.audit.record(entry)
+
+            with _as_call_errors(task.agent):
+                sealed = await self.submissions.store(task, record, timeout_s=options.timeout)  # 4
+            ref = TaskRef(task.agent, self.me, task.capability, task.id)
+            return Submitted(ref, sealed.digest, sealed.head.pd, sealed.head.exp)
+
+    def _prepare_task(
+        self, target: str, capability: str, payload: Any, options: TaskOptions, trace: str | None
+    ) -> tuple[Submission, AuthzContext]:
+        """Step 1: everything that can be wrong before anyone is asked."""
+        parent, principal = options.parent, options.principal
+        _check_principal(parent, principal)
+        agent, value, data = self._checked(target, capability, payload)
+        if not (_is_seconds(options.deadline) and options.deadline <= _MOST_TASK_SECONDS):
+            raise CallRefusedError(
+                f"a deadline is at most {_MOST_TASK_SECONDS:.0f} seconds ahead, not {options.deadline!r}",
+                step="local",
+            )
+        now_ms, key = self.clock_ms(), options.idempotency_key
+        task = Submission(
+            agent=agent,
+            capability=capability,
+            payload=data,
+            id=new_id(now_ms) if key is None else id_of_key(self.me, agent, capability, key),
+            expires_ms=now_ms + int(options.deadline * 1000),
+            via=parent.links if parent else (),
+            scope=self._scope(agent, capability, parent, principal, options.scope),
+            principal=dict(principal) if principal else None,
+            idempotency_key=key,
+            priority=options.priority,
+            retry=options.retry,
+            trace=trace,
+        )
+        return task, self._facts(task, agent, value, parent)
 
     def _checked(self, target: str, capability: str, payload: Any) -> tuple[SpiffeID, JsonValue, bytes]:
         """Return the callee, the payload as it will be read, and its bytes, if all can be."""
@@ -252,14 +344,16 @@ class Client:
             raise CallTimeoutError("no time is left of the call on whose behalf this one would be made")
         return min(deadline, parent.deadline_ms)
 
-    def _facts(self, request: Request, payload: JsonValue, parent: Parent | None) -> AuthzContext:
+    def _facts(
+        self, request: Request | Submission, callee: SpiffeID, payload: JsonValue, parent: Parent | None
+    ) -> AuthzContext:
         return AuthzContext(
             caller=self.me,
-            callee=request.callee,
+            callee=callee,
             action=request.capability,
             direction="outbound",
             payload=payload,
-            kind="call",
+            kind="call" if isinstance(request, Request) else "task",
             transport="bus",
             via=parent.via if parent else (),
             principal=parent.principal if parent else request.principal,
@@ -270,7 +364,7 @@ class Client:
         decision = await self.authorizer.authorize(facts)  # 2
         self.metrics.decided(Direction.OUTBOUND, allowed=decision.allowed, standing=decision.standing)
         if not decision.allowed:
-            raise self._denied(request, facts, decision)
+            raise self._denied(facts, decision)
         breaker = self.breakers.of(request.callee)
         permit = breaker.acquire(self.monotonic_ms())  # 3
         if permit is None:
@@ -297,21 +391,11 @@ class Client:
                 {"event": "call", **sealed_facts(sealed), **decision_facts(facts, decision)}
             )
 
-        try:
+        with _as_call_errors(request.callee):
             answer = await self.transport.call(request.recorded_by(record))
             return TaskResult.from_json(answer.value)
-        except AgentCallError:
-            raise
-        except AuditError as error:
-            raise CallRefusedError(f"the call could not be recorded: {error}", step="local") from error
-        except PayloadError as error:
-            raise AgentCallError(f"the answer of {request.callee} is no result: {error}") from error
-        except EnvelopeError as error:
-            raise CallRefusedError(f"the call can't be sealed: {error}", step="local") from error
-        except AgentWeaveError as error:
-            raise UnreachableError(f"{request.callee} could not be asked: {error}") from error
 
-    def _denied(self, request: Request, facts: AuthzContext, decision: AuthzDecision) -> AuthorizationError:
+    def _denied(self, facts: AuthzContext, decision: AuthzDecision) -> AuthorizationError:
         record = {"event": "refusal", "step": 0, "step_name": "outbound", **decision_facts(facts, decision)}
         try:
             audit_id = self.audit.append(record).audit_id
@@ -320,11 +404,36 @@ class Client:
             _log.error("a denial could not be recorded: %s", error)
             audit_id = ""
         return AuthorizationError(
-            f"calling {request.capability!r} of {request.callee} is not allowed:"
+            f"calling {facts.action!r} of {facts.callee} is not allowed:"
             f" {decision.reason} (audit id {audit_id or 'none: the audit log failed'})",
             reason=decision.reason,
             audit_id=audit_id,
             direction="outbound",
+        )
+
+
+@contextmanager
+def _as_call_errors(callee: SpiffeID) -> Iterator[None]:
+    """Make one of the branches of ``AgentCallError`` of whatever ends a call or a submission."""
+    try:
+        yield
+    except AgentCallError:
+        raise
+    except AuditError as error:
+        raise CallRefusedError(f"the call could not be recorded: {error}", step="local") from error
+    except PayloadError as error:
+        raise AgentCallError(f"the answer of {callee} is no result: {error}") from error
+    except EnvelopeError as error:
+        raise CallRefusedError(f"the call can't be sealed: {error}", step="local") from error
+    except AgentWeaveError as error:
+        raise UnreachableError(f"{callee} could not be asked: {error}") from error
+
+
+def _check_principal(parent: Parent | None, principal: Mapping[str, str] | None) -> None:
+    if parent is not None and principal is not None:
+        raise CallRefusedError(
+            "only the origin of a delegation names a principal; this call is made on behalf of another",
+            step="local",
         )
 
 

@@ -31,33 +31,42 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from enum import Enum
-from typing import Any, Final, NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, Final
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision
+from agentweave_bus.bus.admitted import (
+    Admitted,
+    Arrival,
+    Capability,
+    OpenedTask,
+    StoredArrival,
+    ValidatedPayload,
+)
 from agentweave_bus.bus.claim_rates import ClaimRates
 from agentweave_bus.bus.claims import NEW_STREAM_S, ClaimOutcome, Claims, PendingClaim
 from agentweave_bus.bus.occupancy import Occupancy
 from agentweave_bus.bus.records import WitnessNotes, decision_facts, envelope_facts
+from agentweave_bus.bus.refusal import AdmissionRefusedError, Step
 from agentweave_bus.bus.refusal_rate import RefusalRate
-from agentweave_bus.bus.subjects import call_subject, reply_subject
+from agentweave_bus.bus.subjects import call_subject, reply_subject, task_subject
 from agentweave_bus.envelope import (
     EnvelopeVerifier,
     Head,
     Kind,
-    Link,
     OpenedEnvelope,
     ReplayFilter,
     VerifiedLink,
     check_time_now,
+    check_time_stored,
     claim_key,
+    control_role,
     decode_payload,
     extend_via,
     requester,
     verify_delegation,
 )
 from agentweave_bus.exceptions import (
-    AgentWeaveError,
     AuditError,
     DelegationRefusedError,
     EnvelopeError,
@@ -75,7 +84,9 @@ __all__ = [
     "Admitted",
     "Arrival",
     "Capability",
+    "OpenedTask",
     "Step",
+    "StoredArrival",
     "ValidatedPayload",
 ]
 
@@ -84,116 +95,13 @@ _log = logging.getLogger(__name__)
 _NEW_STREAM_MS: Final = int(NEW_STREAM_S * 1000)
 _BUSY_SECONDS: Final = 0.2
 _CALL_KINDS: Final = frozenset({Kind.CALL})
+_TASK_KINDS: Final = frozenset({Kind.TASK, Kind.REISSUE})
 _DENIED: Final = "not allowed"
 _NO_ANSWER: Final = "the policy could not be asked"
 _UNPROVED: Final = "the delegation does not verify"
 _FAILED: Final = "not able to admit the call"
 _BUSY: Final = "busy with your other calls; try again"
 _NOT_READY: Final = "not ready to take this call; try again"
-
-
-class Step(Enum):
-    """The step at which a request was refused: its number above and its name in records and answers."""
-
-    SIZE = (1, "size")
-    FRAME = (2, "frame")
-    CHAIN = (3, "chain")
-    PROOF = (4, "proof")
-    HEAD = (5, "head")
-    BINDING = (6, "binding")
-    DELEGATION = (7, "delegation")
-    TIME = (8, "time")
-    REPLAY = (9, "replay")
-    ROOM = (9, "room")
-    PAYLOAD = (10, "payload")
-    AUTHORIZATION = (11, "authorization")
-    AUDIT = (12, "audit")
-
-    def __init__(self, number: int, label: str) -> None:
-        self.number = number
-        self.label = label
-
-
-class AdmissionRefusedError(AgentWeaveError):
-    """A request was refused.
-
-    ``step`` is where, ``reason`` the whole truth, for log and audit. ``told`` is what the requester may
-    learn; ``None`` means that it gets no answer. ``request`` is the verified envelope, once there is
-    one; ``facts`` and ``decision`` are there when a policy decided; ``retry_after`` is in seconds.
-    ``audit_id`` names the record of the refusal.
-    """
-
-    def __init__(
-        self,
-        step: Step,
-        reason: str,
-        *,
-        request: OpenedEnvelope | None = None,
-        told: str | None = None,
-        facts: AuthzContext | None = None,
-        decision: AuthzDecision | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(f"refused at step {step.number} ({step.label}): {reason}")
-        self.step = step
-        self.reason = reason
-        self.request = request
-        self.told = told
-        self.facts = facts
-        self.decision = decision
-        self.retry_after = retry_after
-        self.audit_id = ""
-
-
-class Arrival(NamedTuple):
-    """How a frame came: the subject it was delivered on and the reply subject that the broker names."""
-
-    subject: str
-    reply: str
-
-
-class ValidatedPayload(Protocol):
-    """A payload that fits its capability. ``policy_payload`` is what the policy is asked about."""
-
-    @property
-    def policy_payload(self) -> Any:
-        """The validated arguments in JSON form, defaults filled in, decimals as ``Decimal``."""
-
-
-class Capability(Protocol):
-    """What admission must know of a capability. ``agent.dispatch.BoundCapability`` is one."""
-
-    @property
-    def name(self) -> str:
-        """The capability's name."""
-
-    @property
-    def safe(self) -> bool:
-        """Whether running it twice does no harm, so that no claim is needed."""
-
-    @property
-    def content_type(self) -> str:
-        """The content type of the payloads that it takes."""
-
-    def validate(self, value: Any) -> ValidatedPayload:
-        """Check a decoded payload. Raises :class:`PayloadError`."""
-
-    def admits_peer(self, caller: SpiffeID) -> str | None:
-        """Return why ``caller`` may not use it whatever the policy says, or ``None``."""
-
-
-class Admitted(NamedTuple):
-    """A request that has passed every step and may run now."""
-
-    request: OpenedEnvelope
-    capability: Capability
-    payload: ValidatedPayload
-    via: tuple[VerifiedLink, ...]
-    links: tuple[Link, ...]
-    """What a nested call must carry to prove that it serves this request."""
-    decision: AuthzDecision
-    audit_id: str
-    """Names the record of the admission."""
 
 
 class Admission:
@@ -241,9 +149,33 @@ class Admission:
             self._record_refusal(refusal)
             raise
         except Exception as fault:  # what nobody foresaw, before a place was taken: nobody is told
-            unforeseen = _unforeseen(fault, None)
-            self._record_refusal(unforeseen)
-            raise unforeseen from fault
+            raise self._recorded(_unforeseen(fault, None)) from fault
+
+    async def open_task(self, frame: bytes, arrival: StoredArrival) -> OpenedTask:
+        """Take a frame from the queue of tasks through steps 1 to 8.
+
+        Step 9 is the caller's: what is recorded of the task says whether it may run. Then comes
+        :meth:`admit_task`.
+
+        Raises:
+            AdmissionRefusedError: a step failed. It has been counted and audited already.
+
+        """
+        try:
+            return await self._open_task(frame, arrival, self._clock_ms())
+        except AdmissionRefusedError as refusal:
+            raise self._recorded(refusal) from refusal.__cause__
+        except Exception as fault:
+            raise self._recorded(_unforeseen(fault, None)) from fault
+
+    async def admit_task(self, task: OpenedTask) -> Admitted:
+        """Take a task that may run as far as its records go through steps 10 to 12. Raises as the above."""
+        try:
+            return await self._admit_task(task)
+        except AdmissionRefusedError as refusal:
+            raise self._recorded(refusal) from refusal.__cause__
+        except Exception as fault:
+            raise self._recorded(_unforeseen(fault, task.request)) from fault
 
     def leave(self, admitted: Admitted) -> None:
         """Give back the place of an admitted request, when it has ended."""
@@ -251,7 +183,7 @@ class Admission:
 
     async def _admit(self, frame: bytes, arrival: Arrival, now_ms: int) -> Admitted:
         request = self._open(frame, now_ms)  # 1 to 5
-        capability = await self._bind(request, arrival)  # 6
+        capability = await self._bind(request, self._binding_fault(request, arrival))  # 6
         via = self._delegation(request, now_ms)  # 7
         self._time(request, now_ms)  # 8
         self._filter(request, now_ms)  # 9, this process
@@ -281,7 +213,28 @@ class Admission:
         audit_id = await self._record_admission(request, facts, decision, keep=not capability.safe)  # 12
         return Admitted(request, capability, payload, via, extend_via(request), decision, audit_id)
 
-    def _open(self, frame: bytes, now_ms: int) -> OpenedEnvelope:
+    async def _open_task(self, frame: bytes, arrival: StoredArrival, now_ms: int) -> OpenedTask:
+        request = self._open(frame, now_ms, arrival.stored_at_ms)  # 1 to 5
+        capability = await self._bind(request, self._task_binding_fault(request, arrival))  # 6
+        via = self._delegation(request, now_ms)  # 7
+        expired = self._time_stored(request, now_ms, arrival.stored_at_ms)  # 8
+        asks = requester(request, via, sender_expired=expired)
+        return OpenedTask(request, capability, via, asks, arrival.stored_at_ms)
+
+    async def _admit_task(self, task: OpenedTask) -> Admitted:
+        request, capability, via = task.request, task.capability, task.via
+        payload = await self._validate(request, capability, via)  # 10
+        facts = self._facts(request, via, payload.policy_payload)
+        facts = replace(facts, stored_at=task.stored_at_ms, sender_expired=task.asks.sender_expired)
+        if (reason := capability.admits_peer(task.asks.iss)) is not None:  # 11
+            decision = AuthzDecision(allowed=False, reason=reason)
+        else:
+            decision = await self._authorizer.authorize(facts)
+        self._allowed(request, facts, decision)
+        audit_id = await self._record_admission(request, facts, decision, keep=True)  # 12
+        return Admitted(request, capability, payload, via, extend_via(request), decision, audit_id)
+
+    def _open(self, frame: bytes, now_ms: int, stored_at_ms: int | None = None) -> OpenedEnvelope:
         """Take steps 1 to 5. Nobody is answered: who sent this is not known yet."""
         verifier = self._verifier
         step = Step.SIZE
@@ -290,7 +243,10 @@ class Admission:
             step = Step.FRAME
             parts = verifier.decode_frame(frame)
             step = Step.CHAIN
-            sender = verifier.check_chain(parts, at_ms=now_ms)
+            if stored_at_ms is None:
+                sender = verifier.check_chain(parts, at_ms=now_ms)
+            else:
+                sender = verifier.check_chain_stored(parts, now_ms=now_ms, stored_at_ms=stored_at_ms)
             step = Step.PROOF
             verifier.check_proof(parts, sender)
             step = Step.HEAD
@@ -302,10 +258,9 @@ class Admission:
                 step = Step.PROOF
             raise AdmissionRefusedError(step, str(error)) from error
 
-    async def _bind(self, request: OpenedEnvelope, arrival: Arrival) -> Capability:
-        """Step 6: what the head says is what arrived here, and it is addressed to me."""
+    async def _bind(self, request: OpenedEnvelope, wrong: str | None) -> Capability:
+        """Step 6: what the head says is what arrived here (``wrong`` says why not), and it is for me."""
         head = request.head
-        wrong = self._binding_fault(request, arrival)
         if wrong is not None:
             # Not answered: the reply subject is part of what is in doubt.
             raise AdmissionRefusedError(Step.BINDING, wrong, request=request)
@@ -336,6 +291,18 @@ class Admission:
             return "the reply subject is not the one that was signed"
         return None
 
+    def _task_binding_fault(self, request: OpenedEnvelope, arrival: StoredArrival) -> str | None:
+        head = request.head
+        if head.kind not in _TASK_KINDS:
+            return f"a {head.kind.value} is no task"
+        if head.aud != self._me:
+            return f"addressed to {head.aud}"
+        if head.sub != arrival.subject or head.sub != task_subject(self._me, head.cap):
+            return f"sealed for subject {head.sub}, stored on {arrival.subject}"
+        if head.kind is Kind.REISSUE and head.iss != control_role(self._me.trust_domain):
+            return f"{head.iss} may not reissue tasks of {self._me}"
+        return None
+
     def _delegation(self, request: OpenedEnvelope, now_ms: int) -> tuple[VerifiedLink, ...]:
         """Step 7."""
         try:
@@ -349,6 +316,13 @@ class Admission:
         """Step 8."""
         try:
             check_time_now(request.head, now_ms)
+        except EnvelopeError as error:
+            raise AdmissionRefusedError(Step.TIME, str(error), told=str(error), request=request) from error
+
+    def _time_stored(self, request: OpenedEnvelope, now_ms: int, stored_at_ms: int) -> bool:
+        """Step 8 for what lay in a stream; returns whether its sender has expired since."""
+        try:
+            return check_time_stored(request, now_ms=now_ms, stored_at_ms=stored_at_ms)
         except EnvelopeError as error:
             raise AdmissionRefusedError(Step.TIME, str(error), told=str(error), request=request) from error
 
@@ -445,7 +419,7 @@ class Admission:
         head = request.head
         asks = requester(request, via)
         return AuthzContext(
-            caller=head.iss,
+            caller=asks.iss,
             callee=head.aud,
             action=head.cap,
             direction="inbound",
@@ -453,9 +427,10 @@ class Admission:
             task_id=head.id,
             kind=head.kind.value,
             transport="bus",
-            via=[link.to_context() for link in via],
+            via=[link.to_context() for link in asks.via],
             principal=asks.principal,
             scope=head.scope,
+            reissued_by=asks.reissued_by,
         )
 
     async def _record_admission(
@@ -478,6 +453,10 @@ class Admission:
                 Step.AUDIT, str(error), told="not able to record the call", request=request
             ) from error
         return entry.audit_id
+
+    def _recorded(self, refusal: AdmissionRefusedError) -> AdmissionRefusedError:
+        self._record_refusal(refusal)
+        return refusal
 
     def _record_refusal(self, refusal: AdmissionRefusedError) -> None:
         """Count, log once and audit. A refusal stands also when its record can't be written."""

@@ -21,7 +21,7 @@ import secrets
 import string
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -109,6 +109,7 @@ class Session:
         self._idle = asyncio.Event()
         self._idle.set()
         self._retired = False
+        self._over = asyncio.Event()
 
     async def open(self) -> None:
         """Subscribe to the inbox of the broker's own answers."""
@@ -118,6 +119,10 @@ class Session:
     def usable(self) -> bool:
         """Whether new work may start on this session."""
         return not self._retired and not self.closed.is_set()
+
+    async def until_over(self) -> None:
+        """Wait until no new work may start here: the session retires, or its connection is lost."""
+        await self._over.wait()
 
     @property
     def in_flight(self) -> int:
@@ -141,6 +146,19 @@ class Session:
     async def receive_replies(self, handler: Handler) -> None:
         """Subscribe to the inbox of peers' answers; kept until the session closes."""
         await self._subscribe(f"{reply_inbox(self.me, self.instance)}.*", "", handler)
+
+    async def receive_pulled(self, inbox: str, handler: Handler) -> Callable[[], Awaitable[None]]:
+        """Subscribe to an inbox for what a consumer gives out; return what ends that.
+
+        The inbox must lie below ``subjects.pull_inbox``, and nobody else may be able to guess it.
+        """
+        subscription = await self._subscribe(inbox, "", handler)
+
+        async def end() -> None:
+            with suppress(nats.errors.Error):  # with the connection it has ended, too
+                await subscription.unsubscribe()
+
+        return end
 
     async def publish(
         self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None
@@ -229,7 +247,7 @@ class Session:
 
     async def retire(self, deadline_s: float = _RETIRE_SECONDS) -> None:
         """Take no new work, let what is in flight finish for ``deadline_s`` seconds, then close."""
-        self._retired = True
+        self._retire()
         try:
             with anyio.move_on_after(deadline_s):
                 await self.finish()
@@ -247,6 +265,10 @@ class Session:
             await self._idle.wait()
             group.cancel_scope.cancel()
 
+    def _retire(self) -> None:
+        self._retired = True
+        self._over.set()
+
     async def _stop_serving(self) -> None:
         try:
             while self._serving:
@@ -256,13 +278,13 @@ class Session:
 
     async def close(self) -> None:
         """Close the connection now."""
-        self._retired = True
+        self._retire()
         await _abandon(self._client)
         self.mark_closed()
 
     def mark_closed(self) -> None:
         """Record that the connection is gone; everyone who waits on it is told."""
-        self._retired = True
+        self._retire()
         self.closed.set()
         for future in list(self._waiting):
             if not future.done():

@@ -127,6 +127,18 @@ class EnvelopeVerifier:
         self.check_proof(parts, sender)
         return self.parse_head(parts, sender)
 
+    def open_stored(self, frame: bytes, *, now_ms: int, stored_at_ms: int) -> OpenedEnvelope:
+        """Take a frame that lay in a stream through steps 1 to 5; then call :func:`check_time_stored`.
+
+        The chain is checked as of ``now_ms``; where it does not verify so, because it has expired since, as
+        of ``stored_at_ms``, the stream's own time of it. Errors as :meth:`open`.
+        """
+        self.check_size(frame)
+        parts = self.decode_frame(frame)
+        sender = self.check_chain_stored(parts, now_ms=now_ms, stored_at_ms=stored_at_ms)
+        self.check_proof(parts, sender)
+        return self.parse_head(parts, sender)
+
     # --- 1. size
 
     def check_size(self, frame: bytes) -> None:
@@ -149,6 +161,17 @@ class EnvelopeVerifier:
         if sent != sender.issuers[: len(sent)]:
             raise ChainRefusedError(f"{sender.spiffe_id} sent certificates beside its path")
         return sender
+
+    def check_chain_stored(
+        self, parts: Frame | Link, *, now_ms: int, stored_at_ms: int
+    ) -> VerifiedChain:
+        """Step 3 for what lay in a stream: as of now, or as of when it was stored. Errors as the above."""
+        try:
+            return self.check_chain(parts, at_ms=now_ms)
+        except ChainRefusedError:
+            if stored_at_ms >= now_ms:
+                raise
+            return self.check_chain(parts, at_ms=stored_at_ms)
 
     # --- 4. proof
 

@@ -165,6 +165,11 @@ DECLARATIONS: Final[Mapping[str, Declaration]] = {
         "agentweave_federation_errors_total",
         "Peers of a trust domain that is not allowed or has no bundle.",
     ),
+    "foreign_records": Declaration(
+        Counter,
+        "agentweave_foreign_records_total",
+        "Slots of tasks' logs that hold something else than a genuine record: somebody may write there.",
+    ),
     "admission_refusals": Declaration(
         Counter,
         "agentweave_admission_refusals_total",
@@ -210,6 +215,7 @@ class Metrics:
     certificate_expiry: Gauge
     mtls_handshakes: Counter
     federation_errors: Counter
+    foreign_records: Counter
     admission_refusals: Counter
     replies_dropped: Counter
     bus_reconnects: Counter

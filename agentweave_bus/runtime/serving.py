@@ -41,8 +41,10 @@ from agentweave_bus.observability.logs import configure_logging, log_context
 from agentweave_bus.observability.metrics import Direction, Metrics
 from agentweave_bus.observability.tracing import Span, Tracing
 from agentweave_bus.runtime.surroundings import REAL, Surroundings
+from agentweave_bus.runtime.task_service import TaskService
 from agentweave_bus.runtime.wiring import Connected, connected
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.performer import Attempted, TaskRun
 from agentweave_bus.types import TaskResult
 
 __all__ = ["READY_FD", "Runner"]
@@ -169,6 +171,7 @@ class _Served:
         self._on_started = on_started
         self._responder: Responder | None = None
         self._claims: Claims | None = None
+        self._tasks: TaskService | None = None
         self._started = anyio.Event()
         self._metrics = Metrics.create()  # until wire() says which
         self._tracing = Tracing.off()
@@ -205,6 +208,7 @@ class _Served:
             taken_in=occupancy.taken_in,
             queued_bytes=occupancy.max_bytes,
         )
+        self._tasks = TaskService(parts, admission, table, self._dispatch_task)
         parts.keeper.on_session(self._claims.on_session)
         parts.keeper.on_session(self._responder.on_session)
         self._metrics, self._tracing = parts.metrics, parts.tracing
@@ -213,6 +217,7 @@ class _Served:
     async def until_stopped(self, parts: Connected) -> None:
         """Serve until a signal or cancellation, then take down in order."""
         assert self._responder is not None
+        assert self._tasks is not None
         async with self._responder.running(), owned_tasks() as group:
             stop_signals = parts.surroundings.stop_signals or _stop_signals
             with stop_signals() as stop_signal, _health_listener(parts) as metrics_url:
@@ -221,9 +226,12 @@ class _Served:
                     self._on_started()
                     self._started.set()
                     group.start_soon(self._announce_rotations, parts)
-                    _say_ready(parts.me, metrics_url)
-                    await stop_signal()
-                    await parts.keeper.drain(_DRAIN_SECONDS)
+                    async with self._tasks.running():
+                        _say_ready(parts.me, metrics_url)
+                        await stop_signal()
+                        async with owned_tasks() as draining:
+                            draining.start_soon(self._tasks.drain, _DRAIN_SECONDS)
+                            await parts.keeper.drain(_DRAIN_SECONDS)
                 finally:
                     group.cancel_scope.cancel()
                     with anyio.move_on_after(_ON_STOP_SECONDS, shield=True):
@@ -246,6 +254,20 @@ class _Served:
                 span.set_error("failed")
         self._metrics.handler_ended(head.cap, time.perf_counter() - began)
         return result.to_json()
+
+    async def _dispatch_task(self, run: TaskRun) -> Attempted:
+        """Run one attempt at a task in its context."""
+        admitted, asks, head = run.admitted, run.opened.asks, run.admitted.request.head
+        began = time.perf_counter()
+        assert isinstance(admitted.capability, BoundCapability)
+        assert isinstance(admitted.payload, ValidatedCall)
+        with self._span(head) as span, log_context(task=head.id, caller=str(asks.iss)):
+            with bind_context(self._context(admitted, asks, span.traceparent)):
+                result = await admitted.capability.invoke(admitted.payload)
+            if result.status == "failed":
+                span.set_error("failed")
+        self._metrics.handler_ended(head.cap, time.perf_counter() - began)
+        return Attempted(result.to_json())
 
     def _context(self, admitted: Admitted, asks: Requester, trace: str | None) -> RequestContext:
         head = admitted.request.head

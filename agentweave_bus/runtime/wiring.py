@@ -36,6 +36,7 @@ from agentweave_bus.authz.opa import OpaServerEngine, OpaSettings
 from agentweave_bus.authz.wasm import EmbeddedEngine
 from agentweave_bus.bus.connection import BusAddress, Keeper
 from agentweave_bus.bus.requests import Requests, RetryRule
+from agentweave_bus.bus.slots import Slots
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.client import CalleeBreakers, Client
 from agentweave_bus.config import AgentConfig
@@ -56,6 +57,8 @@ from agentweave_bus.observability.metrics import BreakerState, Direction, Metric
 from agentweave_bus.observability.tracing import Tracing
 from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.log import Desk
+from agentweave_bus.tasks.submission import Submissions
 
 __all__ = ["Connected", "clock_ms", "configured_provider", "connected"]
 
@@ -85,6 +88,8 @@ class Connected:
     metrics: Metrics
     tracing: Tracing
     surroundings: Surroundings
+    desk: Desk
+    """What it takes to read the logs of tasks, and to continue those of its own."""
 
 
 @asynccontextmanager
@@ -346,6 +351,22 @@ def _wire(
         max_pending=config.bus.max_pending_calls,
         monotonic=surroundings.monotonic_s,
     )
+    submissions = Submissions(
+        keeper=keeper,
+        sealer=sealer,
+        clock_ms=surroundings.clock_ms,
+        witness=audit.witness,
+        patience_s=config.bus.retry.patience,
+        monotonic=surroundings.monotonic_s,
+    )
+    desk = Desk(
+        slots=Slots(keeper, surroundings.monotonic_s),
+        sealer=sealer,
+        verifier=verifier,
+        clock_ms=surroundings.clock_ms,
+        witness=audit.witness,
+        on_foreign=metrics.foreign_records.inc,
+    )
     _declare_granted(authorizer, me, metrics)
     breaker = config.bus.circuit_breaker
     client = Client(
@@ -362,6 +383,7 @@ def _wire(
         max_timeout=config.bus.max_call_timeout,
         monotonic_ms=surroundings.monotonic_ms,
         tracing=tracing,
+        submissions=submissions,
     )
     return Connected(
         config,
@@ -376,6 +398,7 @@ def _wire(
         metrics,
         tracing,
         surroundings,
+        desk,
     )
 
 

@@ -1,0 +1,107 @@
+"""Serving durable tasks: an agent's queues, pulled from while it serves.
+
+Each capability has a queue of its own and at most so many attempts at once. What a worker is doing when it is
+told to stop it may finish, for as long as calls may; what is left then goes back to the queues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+import anyio
+
+from agentweave_bus.agent import BoundCapability
+from agentweave_bus.agent.lifecycle import HEALTH
+from agentweave_bus.bus.admission import Admission
+from agentweave_bus.bus.admitted import OpenedTask
+from agentweave_bus.bus.task_groups import owned_tasks
+from agentweave_bus.envelope import control_role
+from agentweave_bus.runtime.wiring import Connected
+from agentweave_bus.tasks.announcing import Announcer
+from agentweave_bus.tasks.dead_letters import DeadLetters
+from agentweave_bus.tasks.performer import Performer, RunTask
+from agentweave_bus.tasks.queue import Acknowledgements, Puller
+from agentweave_bus.tasks.retry import Retry
+
+__all__ = ["TaskService"]
+
+_CONCURRENCY: Final = 32
+"""How many attempts at tasks of one capability run at once, where the capability does not say."""
+
+
+class TaskService:
+    """The queues of one served agent. ``dispatch`` runs one attempt in its context."""
+
+    def __init__(
+        self,
+        parts: Connected,
+        admission: Admission,
+        table: Mapping[str, BoundCapability],
+        dispatch: RunTask,
+    ) -> None:
+        self._table = {name: bound for name, bound in table.items() if name != HEALTH}
+        self._seconds = parts.config.bus.task_timeout
+        acknowledgements = Acknowledgements(parts.keeper)
+        self.performer = Performer(
+            me=parts.me,
+            admission=admission,
+            desk=parts.desk,
+            dead_letters=DeadLetters(parts.me, parts.desk),
+            acknowledgements=acknowledgements,
+            audit=parts.audit,
+            metrics=parts.metrics,
+            run=dispatch,
+            rule_of=self._rule_of,
+            seconds_of=self._seconds_of,
+        )
+        self._pullers: list[Puller] = []
+        if not self._table:
+            return
+        announcer = Announcer(
+            parts.me,
+            control_role(parts.me.trust_domain),
+            self._table,
+            sealer=parts.sealer,
+            clock_ms=parts.surroundings.clock_ms,
+            monotonic=parts.surroundings.monotonic_s,
+        )
+        self._pullers = [
+            Puller(
+                parts.me,
+                name,
+                keeper=parts.keeper,
+                concurrency=getattr(bound, 'concurrency', None) or _CONCURRENCY,
+                perform=self.performer.perform,
+                announce=announcer.announce,
+                monotonic=parts.surroundings.monotonic_s,
+            )
+            for name, bound in self._table.items()
+        ]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Pull for the length of the block; at its end what still runs is given back."""
+        async with owned_tasks() as group:
+            for puller in self._pullers:
+                group.start_soon(puller.run)
+            try:
+                yield
+            finally:
+                group.cancel_scope.cancel()
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing more, and let what runs end, for at most so many seconds."""
+        for puller in self._pullers:
+            puller.stop()
+        with anyio.move_on_after(seconds):
+            for puller in self._pullers:
+                await puller.ended.wait()
+
+    def _rule_of(self, opened: OpenedTask) -> Retry:
+        bound = self._table[opened.capability.name]
+        return (getattr(bound, 'retry', None) or Retry()).narrowed(opened.request.head.retry)
+
+    def _seconds_of(self, opened: OpenedTask) -> float:
+        return self._table[opened.capability.name].timeout or self._seconds

@@ -1,0 +1,127 @@
+"""Dead letters: tasks that were given up, as they came, and why.
+
+A dead letter stands in two slots under the agent's own prefix: the frame untouched, so that all that its
+sender signed can still be checked, and a signed record of what became of it. It is written before the task's
+queue forgets it; written twice, the first one stands.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agentweave_bus.bus.streams import dead_stream_name
+from agentweave_bus.bus.subjects import dead_subject
+from agentweave_bus.envelope import Draft, Kind, encode_payload, new_id
+from agentweave_bus.envelope.envelope import sha256
+from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.log import Desk, TaskLog
+from agentweave_bus.tasks.queue import Delivery
+
+__all__ = ["DEAD_TYPE", "DeadLetterBody", "DeadLetters"]
+
+DEAD_TYPE: Final = "task.dead"
+"""The ``cap`` of a dead letter's record."""
+
+_LIFETIME_MS: Final = 31 * 86_400_000
+_MAX_REASON: Final = 2_000
+
+
+class DeadLetterBody(BaseModel):
+    """What the record of a dead letter says.
+
+    ``frame`` is the SHA-256 of the frame beside it; ``stored_at`` and ``given_up_at`` are milliseconds since
+    the epoch; ``delivered`` counts how often the broker gave it out, ``attempts`` how often it ran.
+    ``history`` has what was recorded of the task; ``correlation_id`` names the last traceback in the log of
+    the worker. ``task`` is who asked whom for what, where the frame could be verified.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    v: Literal[1] = 1
+    reason: Annotated[str, Field(strict=True)]
+    frame: Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
+    stored_at: int
+    given_up_at: int
+    delivered: int
+    attempts: int
+    history: list[dict[str, Any]] = Field(default_factory=list)
+    correlation_id: str | None = None
+    task: dict[str, str] | None = None
+
+
+class DeadLetters:
+    """Writes the dead letters of one agent."""
+
+    def __init__(self, agent: SpiffeID, desk: Desk) -> None:
+        self._agent = agent
+        self._desk = desk
+        self._stream = dead_stream_name(agent)
+
+    async def write(
+        self,
+        delivery: Delivery,
+        reason: str,
+        *,
+        log: TaskLog | None = None,
+        digest: bytes | None = None,
+        correlation_id: str | None = None,
+    ) -> None:
+        """Write down that a delivery is given up. ``log`` and ``digest`` are those of a verified task.
+
+        Raises:
+            BusError: it could not be written, so it must not be acknowledged.
+
+        """
+        desk = self._desk
+        capability = delivery.subject.rpartition(".")[2]
+        frame_hash = sha256(delivery.data).hex()
+        key, attempts = (frame_hash, 0) if log is None else (log.ref.key, log.epoch)
+        place = dead_subject(self._agent, capability, key, attempts, "frame")
+        await desk.slots.put(self._stream, place, delivery.data)
+        now_ms = desk.clock_ms()
+        body = DeadLetterBody(
+            reason=reason[:_MAX_REASON],
+            frame=frame_hash,
+            stored_at=delivery.stored_at_ms,
+            given_up_at=now_ms,
+            delivered=delivery.delivered,
+            attempts=attempts,
+            history=[] if log is None else _history(log),
+            correlation_id=correlation_id,
+            task=None if log is None else _task(log),
+        )
+        draft = Draft(
+            kind=Kind.RECORD,
+            id=new_id(now_ms),
+            aud=SpiffeID(f"spiffe://{self._agent.trust_domain}"),
+            cap=DEAD_TYPE,
+            sub=dead_subject(self._agent, capability, key, attempts, "record"),
+            iat=now_ms,
+            exp=now_ms + _LIFETIME_MS,
+            re=digest,
+            att=attempts,
+            log=desk.witness(),
+        )
+        payload = encode_payload(body.model_dump(mode="json", exclude_none=True))
+        sealed = await desk.sealer.seal(draft, payload)
+        await desk.slots.put(self._stream, draft.sub, sealed.frame)
+
+
+def _history(log: TaskLog) -> list[dict[str, Any]]:
+    return [
+        {
+            "state": record.state.value,
+            "epoch": record.epoch,
+            "at": record.at_ms,
+            "digest": record.digest.hex(),
+            **({} if record.body.message is None else {"message": record.body.message}),
+        }
+        for record in log.records
+    ]
+
+
+def _task(log: TaskLog) -> dict[str, str]:
+    ref = log.ref
+    return {"id": ref.id, "sender": str(ref.sender), "capability": ref.capability}

@@ -1,0 +1,193 @@
+"""The log of one task: its records in the order in which they stand, read and continued.
+
+Whoever continues it writes into the slot after the last record that it knows. If that slot is taken, it
+knew too little: it has lost the race, learns what stands there, and decides anew. So of all who think that
+an attempt, or the task, is theirs to end, one is right.
+
+A slot that holds something else than a genuine record which follows is passed over: it can only have been
+written by who has rights at the broker that no agent has, or by the agent's own stolen key. It is counted
+and logged, believed by nobody, and in nobody's way. But what may be genuine and can't be told now (its
+sender's authority is not known here, its time is of a clock that goes ahead) is not passed over: the log is
+unreadable then, and nobody continues it, because a task that has ended must not run again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from agentweave_bus.bus.slots import Slots, StoredFrame
+from agentweave_bus.envelope import EnvelopeVerifier, LogWitness, Sealed, Sealer, control_role
+from agentweave_bus.exceptions import (
+    BusError,
+    EnvelopeError,
+    FederationError,
+    IdentityError,
+    InvalidSpiffeIdError,
+    TimeRefusedError,
+)
+from agentweave_bus.identity.chain import claimed_spiffe_id
+from agentweave_bus.tasks.record import RecordBody, StateRecord, TaskRef, draft_record, read_record
+from agentweave_bus.tasks.state import next_epoch
+
+__all__ = ["Desk", "TaskLog"]
+
+_log = logging.getLogger(__name__)
+
+_MOST_FOREIGN: Final = 64
+"""How many slots of a task are passed over. With more its log counts as unreadable."""
+
+_MOST_RECORDS: Final = 1_000
+
+_WRITE_S: Final = 20.0
+"""How long one record is tried to be written. It has to stand within 30 s of its signing, or nobody could
+verify it once its writer's SVID has expired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What it takes to read logs, and to continue those of one's own tasks.
+
+    ``clock_ms`` is in milliseconds since the epoch; ``witness`` says what is safe of one's own audit log;
+    ``on_foreign`` is called for each slot that is passed over.
+    """
+
+    slots: Slots
+    sealer: Sealer
+    verifier: EnvelopeVerifier
+    clock_ms: Callable[[], int]
+    witness: Callable[[], LogWitness | None]
+    on_foreign: Callable[[], None] = lambda: None
+
+
+class TaskLog:
+    """What is known of one task's log. One instance belongs to one reader or writer."""
+
+    def __init__(self, desk: Desk, ref: TaskRef) -> None:
+        self.ref = ref
+        self.records: list[StateRecord] = []
+        self._desk = desk
+        self._slot = 0  # the first that has not been looked at
+        self._foreign = 0
+
+    @property
+    def last(self) -> StateRecord | None:
+        """The newest record that is known."""
+        return self.records[-1] if self.records else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the task has come to a terminal state."""
+        return self.last is not None and self.last.state.terminal
+
+    @property
+    def epoch(self) -> int:
+        """How many attempts have begun."""
+        return 0 if self.last is None else self.last.epoch
+
+    async def refresh(self) -> bool:
+        """Read what was recorded since; return whether there was anything.
+
+        Raises:
+            BusError: the broker does not answer, or the log is no log any more.
+
+        """
+        known = len(self.records)
+        while not self.ended:
+            subject = self.ref.subject(self._slot)
+            stands = await self._desk.slots.read(self.ref.stream, subject)
+            if stands is None:
+                break
+            self._take(stands)
+        return len(self.records) > known
+
+    async def append(
+        self, body: RecordBody, task: bytes, *, deadline_s: float = _WRITE_S
+    ) -> StateRecord | None:
+        """Record that the task whose head's digest is ``task`` has come to a state.
+
+        Returns ``None`` when somebody else's record stands there already; it is known then.
+
+        Raises:
+            BusError: it could not be written within ``deadline_s`` seconds. It may stand all the same.
+            PayloadError, EnvelopeError: it can't be sealed.
+            SvidUnavailableError: there is no valid SVID.
+
+        """
+        known = len(self.records)
+        while not self.ended:
+            sealed = await self._sealed(body, task)
+            stands = await self._desk.slots.put(
+                self.ref.stream, sealed.head.sub, sealed.frame, deadline_s=deadline_s
+            )
+            if stands is None:
+                self._slot += 1
+                record = StateRecord(
+                    number=len(self.records),
+                    epoch=sealed.head.att or 0,
+                    body=body,
+                    task=task,
+                    digest=sealed.digest,
+                    at_ms=sealed.head.iat,
+                    writer=sealed.head.iss,
+                )
+                self.records.append(record)
+                return record
+            self._take(stands)
+            if len(self.records) > known:
+                return None
+        return None
+
+    async def _sealed(self, body: RecordBody, task: bytes) -> Sealed:
+        desk = self._desk
+        draft = draft_record(
+            self.ref,
+            slot=self._slot,
+            task=task,
+            before=self.last,
+            epoch=next_epoch(self.epoch, body.state),
+            now_ms=desk.clock_ms(),
+            log=desk.witness(),
+        )
+        return await desk.sealer.seal(draft, body.encoded())
+
+    def _take(self, stands: StoredFrame) -> None:
+        """Take what stands in the next slot for a record, or pass it over."""
+        desk, slot = self._desk, self._slot
+        self._slot += 1
+        try:
+            record = read_record(
+                desk.verifier, stands, self.ref, slot=slot, before=self.last, now_ms=desk.clock_ms()
+            )
+        except (EnvelopeError, IdentityError, FederationError) as error:
+            if self._may_be_genuine(stands, error):
+                raise BusError(
+                    f"record {slot} of task {self.ref.id} can't be verified now: {error}"
+                ) from error
+            self._pass_over(slot, error)
+            return
+        if len(self.records) >= _MOST_RECORDS:
+            raise BusError(f"more than {_MOST_RECORDS} records of task {self.ref.id}")
+        self.records.append(record)
+
+    def _may_be_genuine(self, stands: StoredFrame, error: Exception) -> bool:
+        """Say whether what is refused may be a record by who may write it, all the same."""
+        if isinstance(error, TimeRefusedError):
+            return True
+        if not isinstance(error, (IdentityError, FederationError)):
+            return False
+        try:
+            chain = self._desk.verifier.decode_frame(stands.data).chain
+            claimed = claimed_spiffe_id(chain[0])
+        except (EnvelopeError, IdentityError, InvalidSpiffeIdError):
+            return False
+        return claimed in (self.ref.agent, control_role(self.ref.agent.trust_domain))
+
+    def _pass_over(self, slot: int, error: Exception) -> None:
+        self._foreign += 1
+        self._desk.on_foreign()
+        _log.error("what stands in slot %d of %r is not believed: %s", slot, self.ref, error)
+        if self._foreign > _MOST_FOREIGN:
+            raise BusError(f"the log of task {self.ref.id} is full of what is no record of it") from error

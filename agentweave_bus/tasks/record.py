@@ -1,0 +1,241 @@
+"""What is recorded of a task: who it is, and one signed record for each state that it comes to.
+
+A record is an envelope of kind ``record``. Its head says of which task (``re``, the digest of the task's
+head), which one it is (``seq``, and ``prev``, the digest of the one before), by which attempt (``att``) and
+where it stands (``sub``); its payload says the state, and what belongs to it.
+
+:func:`draft_record` makes one and :func:`read_record` checks one. Who may write what:
+
+- the agent that the task is for: everything;
+- the control role of that agent's trust domain: ``rejected``, ``canceled`` and ``failed``, of a task that no
+  attempt has open.
+
+Nobody else is believed, whatever stands in the stream.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agentweave_bus.bus.slots import StoredFrame
+from agentweave_bus.bus.streams import state_stream_name
+from agentweave_bus.bus.subjects import record_subject
+from agentweave_bus.envelope import (
+    Draft,
+    EnvelopeVerifier,
+    Kind,
+    LogWitness,
+    OpenedEnvelope,
+    check_time_stored,
+    claim_key,
+    control_role,
+    decode_payload,
+    encode_payload,
+    new_id,
+)
+from agentweave_bus.exceptions import MalformedEnvelopeError, SignatureRefusedError
+from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.state import may_follow
+from agentweave_bus.types import TaskState
+
+__all__ = ["RECORD_TYPE", "RecordBody", "StateRecord", "TaskRef", "draft_record", "read_record"]
+
+RECORD_TYPE: Final = "task.state"
+"""The ``cap`` of a state's record."""
+
+_LIFETIME_MS: Final = 31 * 86_400_000
+_BY_CONTROL: Final = frozenset({TaskState.REJECTED, TaskState.CANCELED, TaskState.FAILED})
+_OPEN: Final = frozenset({TaskState.WORKING})
+
+_Hex: Final = r"[0-9a-f]{64}"
+_Digest = Annotated[str, Field(strict=True, pattern=f"^{_Hex}$")]
+_Count = Annotated[int, Field(strict=True, ge=0, le=2**53 - 1)]
+
+
+class TaskRef:
+    """Which task: the agent that it is for, who submitted it, the capability, and its id."""
+
+    def __init__(self, agent: SpiffeID, sender: SpiffeID, capability: str, task_id: str) -> None:
+        self.agent = agent
+        self.sender = sender
+        self.capability = capability
+        self.id = task_id
+
+    @cached_property
+    def key(self) -> str:
+        """Under which all that is kept of the task stands: 64 hexadecimal digits."""
+        return claim_key(self.sender, self.agent, self.capability, self.id)
+
+    @cached_property
+    def stream(self) -> str:
+        """The name of the stream of its records."""
+        return state_stream_name(self.agent)
+
+    def subject(self, slot: int) -> str:
+        """Where the record in ``slot`` stands, counted from 0."""
+        return record_subject(self.agent, self.sender, self.key, slot)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TaskRef) and (self.agent, self.key) == (other.agent, other.key)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __repr__(self) -> str:
+        return f"{self.capability} {self.id} of {self.agent}, submitted by {self.sender}"
+
+
+class ProgressMark(BaseModel):
+    """How much progress was reported up to a record: how many messages, and the digest of the last."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: _Count
+    digest: _Digest
+
+
+class RecordBody(BaseModel):
+    """The payload of a record.
+
+    ``pd`` is the SHA-256 of the task's payload, in hexadecimal: by it a submitter sees that an idempotency
+    key was used with another payload. ``result`` is a result in its JSON form, of a task that has ended by
+    itself; ``message`` says why it is in this state, where there is something to say; ``retry_at`` (since
+    the epoch) is when a ``submitted`` one is tried again, in milliseconds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    v: Literal[1] = 1
+    state: Annotated[TaskState, Field(strict=False)]
+    pd: _Digest
+    message: Annotated[str, Field(strict=True, max_length=4_000)] | None = None
+    result: dict[str, Any] | None = None
+    retry_at: _Count | None = None
+    progress: ProgressMark | None = None
+
+    def encoded(self) -> bytes:
+        """Return it as an envelope's payload. Raises PayloadError."""
+        return encode_payload(self.model_dump(mode="json", exclude_none=True))
+
+
+class StateRecord(NamedTuple):
+    """A record that was verified: it is genuine, and follows on the one before it."""
+
+    number: int
+    """The how many-th of its task, from 0."""
+    epoch: int
+    body: RecordBody
+    task: bytes
+    """The digest of the task's head."""
+    digest: bytes
+    """Its own."""
+    at_ms: int
+    """When its writer signed it, in milliseconds since the epoch."""
+    writer: SpiffeID
+
+    @property
+    def state(self) -> TaskState:
+        """The state that the task came to."""
+        return self.body.state
+
+
+def draft_record(
+    ref: TaskRef,
+    *,
+    slot: int,
+    task: bytes,
+    before: StateRecord | None,
+    epoch: int,
+    now_ms: int,
+    log: LogWitness | None,
+) -> Draft:
+    """Return what the head of the record in ``slot`` says, which follows on ``before``."""
+    return Draft(
+        kind=Kind.RECORD,
+        id=new_id(now_ms),
+        aud=SpiffeID(f"spiffe://{ref.agent.trust_domain}"),
+        cap=RECORD_TYPE,
+        sub=ref.subject(slot),
+        iat=now_ms,
+        exp=now_ms + _LIFETIME_MS,
+        re=task,
+        seq=0 if before is None else before.number + 1,
+        prev=None if before is None else before.digest,
+        att=epoch,
+        log=log,
+    )
+
+
+def read_record(
+    verifier: EnvelopeVerifier,
+    stored: StoredFrame,
+    ref: TaskRef,
+    *,
+    slot: int,
+    before: StateRecord | None,
+    now_ms: int,
+) -> StateRecord:
+    """Verify what stands in a slot of a task's log, and that it follows on ``before``.
+
+    Raises:
+        EnvelopeError, IdentityError, FederationError: it is no record of this task by who may write it; the
+            message says what is wrong. Nobody believes it.
+
+    """
+    opened = verifier.open_stored(stored.data, now_ms=now_ms, stored_at_ms=stored.stored_at_ms)
+    check_time_stored(opened, now_ms=now_ms, stored_at_ms=stored.stored_at_ms)
+    _check_head(opened, ref, slot, before)
+    try:
+        body = RecordBody.model_validate(decode_payload(opened.payload))
+    except ValidationError as error:
+        raise MalformedEnvelopeError("a record whose payload is none of a record") from error
+    record = StateRecord(
+        number=opened.head.seq or 0,
+        epoch=opened.head.att or 0,
+        body=body,
+        task=opened.head.re or b"",
+        digest=opened.digest,
+        at_ms=opened.head.iat,
+        writer=opened.head.iss,
+    )
+    _check_writer(record, ref, before)
+    _check_follows(record, before)
+    return record
+
+
+def _check_head(opened: OpenedEnvelope, ref: TaskRef, slot: int, before: StateRecord | None) -> None:
+    head = opened.head
+    fits = (
+        head.kind is Kind.RECORD
+        and head.cap == RECORD_TYPE
+        and head.aud == f"spiffe://{ref.agent.trust_domain}"
+        and head.sub == ref.subject(slot)
+        and head.seq == (0 if before is None else before.number + 1)
+        and head.prev == (None if before is None else before.digest)
+        and head.att is not None
+        and head.re is not None
+        and (before is None or head.re == before.task)
+        and not opened.via
+    )
+    if not fits:
+        raise MalformedEnvelopeError("an envelope that is no record of this place and task")
+
+
+def _check_writer(record: StateRecord, ref: TaskRef, before: StateRecord | None) -> None:
+    if record.writer == ref.agent:
+        return
+    if record.writer != control_role(ref.agent.trust_domain):
+        raise SignatureRefusedError(f"{record.writer} writes of a task of {ref.agent}")
+    if record.state not in _BY_CONTROL or (before is not None and before.state in _OPEN):
+        raise SignatureRefusedError(f"the control role may not write {record.state} now")
+
+
+def _check_follows(record: StateRecord, before: StateRecord | None) -> None:
+    state, epoch = (None, 0) if before is None else (before.state, before.epoch)
+    if not may_follow(state, epoch, record.state, record.epoch):
+        raise MalformedEnvelopeError(
+            f"{record.state} of attempt {record.epoch} does not follow on {state} of attempt {epoch}"
+        )

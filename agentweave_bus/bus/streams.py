@@ -29,6 +29,7 @@ __all__ = [
     "DEAD_MAX_AGE_S",
     "DEFAULT_QUEUE_LIMITS",
     "FILTER_KEY",
+    "MAX_CONSUMERS",
     "PROGRESS_MAX_AGE_S",
     "STATE_MAX_AGE_S",
     "TASK_ACK_WAIT_S",
@@ -70,6 +71,9 @@ TASK_ACK_WAIT_S: Final = 30
 
 FILTER_KEY: Final = "agentweave.subject"
 """In a consumer's metadata: the subject that it is for. Its name holds only a hash of that."""
+
+MAX_CONSUMERS: Final = 256
+"""How many capabilities an agent can serve as durable tasks: each has a consumer, which stays."""
 
 _NANOSECONDS: Final = 1_000_000_000
 _MAX_ACK_PENDING: Final = 20_000
@@ -192,6 +196,7 @@ def tasks_stream(
             "max_age": TASK_MAX_AGE_S * _NANOSECONDS,
             "max_msgs": limits.max_tasks,
             "max_bytes": limits.max_bytes,
+            "max_consumers": MAX_CONSUMERS,
             "allow_direct": False,
         },
     )

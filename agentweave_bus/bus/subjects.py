@@ -29,6 +29,7 @@ from agentweave_bus.names import CAPABILITY_NAME
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = [
+    "ANNOUNCEMENTS",
     "MAX_SUBJECT_BYTES",
     "Family",
     "ParsedSubject",
@@ -196,6 +197,10 @@ def control_subject(agent: SpiffeID, verb: str) -> str:
 def announce_subject(agent: SpiffeID) -> str:
     """Where ``agent`` tells its control role which capabilities it serves."""
     return control_subject(agent, "announce")
+
+
+ANNOUNCEMENTS: Final = f"aw.{Family.CONTROL}.*.*.announce"
+"""The pattern of the subjects on which agents announce themselves."""
 
 
 def api_inbox(agent: SpiffeID, instance: str) -> str:

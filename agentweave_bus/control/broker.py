@@ -33,6 +33,7 @@ from agentweave_bus.bus.streams import (
     tasks_stream_name,
 )
 from agentweave_bus.bus.subjects import (
+    ANNOUNCEMENTS,
     Family,
     agent_prefix,
     announce_subject,
@@ -61,7 +62,6 @@ then a replica that hangs, or that a partition cut off, gets its share of the ca
 _EVERYTHING: Final = {"publish": {"allow": [">"]}, "subscribe": {"allow": [">"]}}
 
 _CONTROL_API: Final = ("$JS.API.INFO", "$JS.API.STREAM.>", "$JS.API.CONSUMER.>")
-_ANNOUNCEMENTS: Final = "aw.control.*.*.announce"
 _HEEDED: Final = ("cancel", "approve", "reject")
 """What an agent can be told to do with a task of its own."""
 
@@ -192,7 +192,7 @@ def _callers(callee: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID]) -> 
 def _control_permissions(identity: SpiffeID) -> dict[str, Any]:
     return {
         "publish": {"allow": list(_CONTROL_API)},
-        "subscribe": {"allow": [_ANNOUNCEMENTS, *_inboxes(identity)]},
+        "subscribe": {"allow": [ANNOUNCEMENTS, *_inboxes(identity)]},
     }
 
 

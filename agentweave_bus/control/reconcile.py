@@ -1,7 +1,8 @@
-"""Making the streams that are declared in ``bus/streams.py``, again and again without harm.
+"""Making the streams and consumers that are declared in ``bus/streams.py``, again and again without harm.
 
-A stream that is missing is made; one whose configuration differs is updated; a difference that the
-broker can't apply is an error that says which stream and what the broker said. Nothing is ever deleted.
+One that is missing is made; one whose configuration differs is updated; a difference that the broker can't
+apply is an error that says which it is, what the broker said and what to do. Nothing is ever deleted. What a
+declaration leaves open is the broker's to fill in, and is not compared.
 """
 
 from __future__ import annotations
@@ -12,15 +13,22 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from agentweave_bus.bus.connection import Session
-from agentweave_bus.bus.streams import StreamSpec
+from agentweave_bus.bus.streams import ConsumerSpec, StreamSpec
 from agentweave_bus.exceptions import BusError, ConfigurationError
 
-__all__ = ["reconcile_streams"]
+__all__ = ["reconcile_consumers", "reconcile_streams"]
 
 _log = logging.getLogger(__name__)
 
 _TIMEOUT_S: Final = 10.0
-_NOT_FOUND: Final = 10059
+_NO_STREAM: Final = 10059
+_NO_CONSUMER: Final = 10014
+
+_WHEN_REFUSED: Final = {
+    "create": "If there are too many, remove by hand the consumers of capabilities that are no more.",
+    "update": "Remove it by hand: no task is lost by that, those that run are given out again, and it is made"
+    " anew when a worker announces itself.",
+}
 
 
 async def reconcile_streams(session: Session, streams: Iterable[StreamSpec]) -> list[str]:
@@ -40,7 +48,7 @@ async def _reconcile(session: Session, stream: StreamSpec) -> bool:
         if _differs(stream.config, info["config"]):
             await _apply(session, "UPDATE", stream)
         return False
-    if info["error"].get("err_code") != _NOT_FOUND:
+    if info["error"].get("err_code") != _NO_STREAM:
         raise BusError(f"the broker can't tell about stream {stream.name}: {_said(info)}")
     await _apply(session, "CREATE", stream)
     return True
@@ -55,6 +63,45 @@ async def _apply(session: Session, verb: str, stream: StreamSpec) -> None:
             hint="Change it by hand, or remove it when no call is under way.",
         )
     _log.info("stream %s (%s): %s", stream.name, stream.config["description"], verb.lower())
+
+
+async def reconcile_consumers(session: Session, consumers: Iterable[ConsumerSpec]) -> list[str]:
+    """Bring consumers of existing streams in line with ``consumers``; return the names of those made.
+
+    Raises:
+        BusError: the broker does not answer.
+        ConfigurationError: one exists in a form that can't be changed into the declared one, or the broker
+            refuses to make it.
+
+    """
+    return [one.name for one in consumers if await _reconcile_consumer(session, one)]
+
+
+async def _reconcile_consumer(session: Session, consumer: ConsumerSpec) -> bool:
+    info = await _ask(session, f"$JS.API.CONSUMER.INFO.{consumer.stream}.{consumer.name}", {})
+    if "error" not in info:
+        if _differs(consumer.config, info["config"]):
+            await _apply_consumer(session, "update", consumer)
+        return False
+    if info["error"].get("err_code") != _NO_CONSUMER:
+        raise BusError(f"the broker can't tell about {_of(consumer)}: {_said(info)}")
+    await _apply_consumer(session, "create", consumer)
+    return True
+
+
+async def _apply_consumer(session: Session, action: str, consumer: ConsumerSpec) -> None:
+    body = {"stream_name": consumer.stream, "config": consumer.config, "action": action}
+    answer = await _ask(session, f"$JS.API.CONSUMER.CREATE.{consumer.stream}.{consumer.name}", body)
+    if "error" in answer:
+        raise ConfigurationError(
+            f"{_of(consumer)} can't be brought to its declared form: {_said(answer)}.",
+            hint=_WHEN_REFUSED[action],
+        )
+    _log.info("%s: %s", _of(consumer), action)
+
+
+def _of(consumer: ConsumerSpec) -> str:
+    return f"consumer {consumer.name} ({consumer.config['description']}) of stream {consumer.stream}"
 
 
 async def _ask(session: Session, subject: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +119,13 @@ async def _ask(session: Session, subject: str, body: dict[str, Any]) -> dict[str
 
 def _differs(wanted: dict[str, Any], have: dict[str, Any]) -> bool:
     """Compare what is declared; the broker leaves out what is false, zero or empty."""
-    return any((have.get(key) or None) != (value or None) for key, value in wanted.items())
+    return any(_differs_in(value, have.get(key)) for key, value in wanted.items())
+
+
+def _differs_in(wanted: object, have: object) -> bool:
+    if isinstance(wanted, dict) and isinstance(have, dict):
+        return _differs(wanted, have)  # to metadata the broker adds some of its own
+    return (have or None) != (wanted or None)
 
 
 def _said(answer: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agentweave_bus.embedded.workload_api import WorkloadApiServer
-from agentweave_bus.identity import RevocationWatch, RevokedSet
+from agentweave_bus.identity import RevocationList, RevocationWatch, RevokedSet
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["Revoked"]
@@ -34,6 +34,11 @@ class Revoked:
         self._before = RevokedSet()
         self.put_out: frozenset[str] = frozenset()
         """Who is without a user for a moment only."""
+
+    @property
+    def list(self) -> RevocationList:
+        """What is revoked now, for who verifies certificates."""
+        return self._watch.list
 
     @property
     def shut_out(self) -> frozenset[str]:

@@ -2,7 +2,8 @@
 
 It starts, in this order: the development authority and its Workload API (a socket per identity), a real
 nats-server with mutual TLS and users generated from the grants, and the control role, which makes the
-streams. It is up when a call could be claimed. While it runs it renews the broker's certificate and
+streams. It is up when a call could be claimed. While it runs the control role stays connected and makes what
+agents with durable tasks need when they announce themselves; the stack renews the broker's certificate and
 brings the broker's users in line with the grants whenever their file changes; a removed grant takes
 effect at the broker at once. Who is revoked loses the user there, and so every connection.
 
@@ -34,11 +35,11 @@ from agentweave_bus.bus.connection import BusAddress, Keeper
 from agentweave_bus.bus.streams import claim_stream
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.control.broker import BrokerFiles, broker_configuration, broker_id, broker_users
-from agentweave_bus.control.reconcile import reconcile_streams
+from agentweave_bus.control.role import ControlRole
 from agentweave_bus.embedded.nats_server import NatsServer
 from agentweave_bus.embedded.revoked import Revoked
 from agentweave_bus.embedded.workload_api import WorkloadApiServer
-from agentweave_bus.envelope import control_role
+from agentweave_bus.envelope import EnvelopeVerifier, control_role
 from agentweave_bus.exceptions import AgentWeaveError, BusError, ConfigurationError
 from agentweave_bus.identity import (
     Authority,
@@ -227,11 +228,11 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
             )
             async with nats:
                 stack = EmbeddedStack(settings, api, nats)
-                await _make_streams(stack, control_source)
-                async with owned_tasks() as group:
+                async with _connected_role(stack, control_source, revoked) as role, owned_tasks() as group:
                     group.start_soon(broker_source.run)
                     group.start_soon(control_source.run)
-                    group.start_soon(_Keeper(stack, files, access, broker_source, control_source).run)
+                    group.start_soon(role.run)
+                    group.start_soon(_Keeper(stack, files, access, broker_source, role).run)
                     yield stack
                     group.cancel_scope.cancel()
 
@@ -253,15 +254,29 @@ async def _source(
         await source.aclose()
 
 
-async def _make_streams(stack: EmbeddedStack, source: IdentitySource) -> None:
-    """Make the claim streams as the control role, and note when calls can be claimed in new ones."""
+@asynccontextmanager
+async def _connected_role(
+    stack: EmbeddedStack, source: IdentitySource, revoked: Revoked
+) -> AsyncIterator[ControlRole]:
+    """Connect the control role, for the length of the block, and let it make the claims first of all."""
+    chains = ChainVerifier(source, revocations=revoked.list)
     address = BusAddress([stack.bus_url], stack.broker_id)
-    keeper = Keeper(source, ChainVerifier(source), address, name="control")
-    began = time.monotonic()
+    keeper = Keeper(source, chains, address, name="control")
+    role = ControlRole(
+        source.spiffe_id,
+        keeper=keeper,
+        verifier=EnvelopeVerifier(chains),
+        known=lambda one: one in stack.settings.users and one not in revoked.shut_out,
+    )
     async with keeper.open(deadline_s=_CONNECT_S):
-        session = await keeper.session(_CONNECT_S)
-        made = await reconcile_streams(session, (claim_stream(one) for one in stack.settings.users))
-    if made:
+        await _make_claims(stack, role)
+        yield role
+
+
+async def _make_claims(stack: EmbeddedStack, role: ControlRole) -> None:
+    """Make the claim streams as the control role, and note when calls can be claimed in new ones."""
+    began = time.monotonic()
+    if await role.make(*(claim_stream(one) for one in stack.settings.users)):
         stack.claimable_from(began + NEW_STREAM_S + 0.1)
 
 
@@ -273,7 +288,7 @@ class _Keeper:
     files: BrokerFiles
     access: _Access
     source: IdentitySource
-    control: IdentitySource
+    role: ControlRole
     in_line: bool = True
     renewed: bool = False
     fault: str = ""
@@ -311,7 +326,7 @@ class _Keeper:
         if not self.in_line and stack.nats.running:
             self.in_line = await _reload(stack, files, access)
         if waiting:
-            await _tell(stack, waiting, self.control, in_line=self.in_line)
+            await _tell(stack, waiting, self.role, in_line=self.in_line)
         # Once their connections are gone they may come back, with new certificates.
         if self.in_line and access.revoked.let_in_again(stack.api):
             self.in_line = await _reload(stack, files, access)
@@ -326,12 +341,12 @@ class _Keeper:
 
 
 async def _tell(
-    stack: EmbeddedStack, waiting: list[anyio.Event], control: IdentitySource, *, in_line: bool
+    stack: EmbeddedStack, waiting: list[anyio.Event], role: ControlRole, *, in_line: bool
 ) -> None:
     """Make the streams of whoever was admitted, and tell those who wait; later, if that can't be now."""
     try:
         if in_line:
-            await _make_streams(stack, control)
+            await _make_claims(stack, role)
     except AgentWeaveError as error:
         _log.warning("the streams will be made later: %s", error)
         in_line = False

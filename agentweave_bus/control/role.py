@@ -1,0 +1,204 @@
+"""The control role at work: whoever serves durable tasks gets its streams and consumers.
+
+It hears what workers announce (:mod:`agentweave_bus.tasks.announcing`), on every connection that it has, and
+makes what is missing. It answers nobody. An announcement counts when all of this holds:
+
+1. its subject names an identity that is known here
+2. that agent has not announced itself too often lately, and this is small enough
+3. it is an envelope whose sender is proved: chain, revocation, signature, payload
+4. it is bound to here: a ``control`` for this role, ``announce``, on this subject, by the subject's agent
+5. it is of now, within the limits of what acts at once
+6. it lists at most 256 capabilities and nothing else
+
+Replayed, it does no harm: what it asks for is there. What is waiting is bounded: one entry an agent, and so
+many agents at once; what is dropped is announced again by a worker that still needs it. How many consumers
+one agent can have made over time is bounded by its stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from nats.aio.msg import Msg
+
+from agentweave_bus.bus.connection import Keeper, Session
+from agentweave_bus.bus.streams import (
+    DEFAULT_QUEUE_LIMITS,
+    MAX_CONSUMERS,
+    QueueLimits,
+    StreamSpec,
+    task_consumer,
+    task_streams,
+)
+from agentweave_bus.bus.subjects import ANNOUNCEMENTS, announce_subject, parse_subject
+from agentweave_bus.bus.token_bucket import TokenBucket
+from agentweave_bus.control.reconcile import reconcile_consumers, reconcile_streams
+from agentweave_bus.envelope import (
+    JSON_CONTENT_TYPE,
+    EnvelopeVerifier,
+    Kind,
+    OpenedEnvelope,
+    check_rules,
+    check_time_now,
+    decode_payload,
+)
+from agentweave_bus.exceptions import AgentWeaveError, MalformedEnvelopeError, UnreachableError
+from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.announcing import ANNOUNCE, announced_capabilities
+
+__all__ = ["ControlRole"]
+
+_log = logging.getLogger(__name__)
+
+_QUEUE_GROUP: Final = "control"
+_MAX_FRAME_BYTES: Final = 128 * 1024
+_MAX_PENDING: Final = 1024
+_MAX_BUFFERED_BYTES: Final = 16 * 1024 * 1024
+_MAX_RATED: Final = 4096
+_BURST: Final = 50.0
+_PER_SECOND: Final = 10.0
+_LINES_BURST: Final = 100.0
+_LINES_PER_SECOND: Final = 1.0
+_SESSION_S: Final = 15.0
+
+
+class ControlRole:
+    """Makes streams and consumers, as asked and as announced. Owned by whoever runs :meth:`run`.
+
+    ``me`` is the control role's own identity, with which ``keeper`` connects; make this before the keeper is
+    opened. ``known`` says who has a user at this broker now. ``replicas`` is how many servers keep each
+    stream.
+    """
+
+    def __init__(
+        self,
+        me: SpiffeID,
+        *,
+        keeper: Keeper,
+        verifier: EnvelopeVerifier,
+        known: Callable[[SpiffeID], bool],
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        replicas: int = 1,
+        limits: QueueLimits = DEFAULT_QUEUE_LIMITS,
+    ) -> None:
+        self._me = me
+        self._keeper = keeper
+        self._verifier = verifier
+        self._known = known
+        self._clock_ms = clock_ms
+        self._replicas = replicas
+        self._limits = limits
+        self._pending: OrderedDict[SpiffeID, set[str]] = OrderedDict()
+        self._arrived = asyncio.Event()
+        self._buckets: OrderedDict[SpiffeID, TokenBucket] = OrderedDict()
+        self._lines = TokenBucket(_LINES_BURST)
+        self._told: OrderedDict[SpiffeID, str] = OrderedDict()
+        keeper.on_session(self._listen)
+
+    async def make(self, *streams: StreamSpec) -> list[str]:
+        """Bring streams in line with what is declared; return the names of those that were made.
+
+        Raises:
+            BusError: the broker does not answer.
+            ConfigurationError: one exists in a form that can't be changed into the declared one.
+            UnreachableError: there is no connection to the broker.
+
+        """
+        return await reconcile_streams(await self._keeper.session(_SESSION_S), streams)
+
+    async def run(self) -> None:
+        """Make what is announced, until cancelled. The caller owns this task, and keeps the keeper open."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._pending:
+                agent, capabilities = self._pending.popitem(last=False)
+                try:
+                    await self._serve(agent, sorted(capabilities))
+                    self._told.pop(agent, None)
+                except Exception as error:  # noqa: BLE001 - of one agent; the others are served all the same
+                    self._failed(agent, error)
+
+    async def _serve(self, agent: SpiffeID, capabilities: list[str]) -> None:
+        session = await self._keeper.session(_SESSION_S)
+        streams = task_streams(agent, replicas=self._replicas, limits=self._limits)
+        made = await reconcile_streams(session, streams)
+        made += await reconcile_consumers(session, (task_consumer(agent, one) for one in capabilities))
+        if made:
+            _log.info("%s serves durable tasks (%s): made what it needs", agent, ", ".join(capabilities))
+
+    def _failed(self, agent: SpiffeID, error: Exception) -> None:
+        """Say it once for each agent until it changes; the agent announces itself again."""
+        said = f"{type(error).__name__}: {error}"
+        if self._told.get(agent) == said:
+            return
+        self._told[agent] = said
+        if len(self._told) > _MAX_RATED:
+            self._told.popitem(last=False)
+        level = logging.WARNING if isinstance(error, UnreachableError) else logging.ERROR
+        unforeseen = None if isinstance(error, AgentWeaveError) else error
+        _log.log(level, "what %s needs for durable tasks is not made: %s", agent, said, exc_info=unforeseen)
+
+    # --- hearing -----------------------------------------------------------------------------------------
+
+    async def _listen(self, session: Session) -> None:
+        await session.serve(ANNOUNCEMENTS, _QUEUE_GROUP, self._heard, _MAX_BUFFERED_BYTES)
+
+    async def _heard(self, message: Msg) -> None:
+        try:
+            agent = self._announcing(message)
+            if agent is None:
+                return
+            capabilities = self._verified(agent, message)
+        except AgentWeaveError as error:
+            if self._lines.take(self._clock_ms(), size=_LINES_BURST, per_second=_LINES_PER_SECOND):
+                _log.warning("an announcement on %s is ignored: %s", message.subject, error)
+            return
+        wanted = self._pending.get(agent, set()) | set(capabilities)
+        if len(wanted) > MAX_CONSUMERS or len(self._pending.keys() | {agent}) > _MAX_PENDING:
+            _log.debug("too much was announced at once; %s repeats its own", agent)
+            return
+        self._pending[agent] = wanted
+        self._arrived.set()
+
+    def _announcing(self, message: Msg) -> SpiffeID | None:
+        """Return who is to announce itself on this subject (1, 2); ``None`` if it did too often."""
+        agent = parse_subject(message.subject).agent
+        if not self._known(agent):
+            raise MalformedEnvelopeError(f"{agent} has no user at this broker")
+        bucket = self._buckets.pop(agent, None) or TokenBucket(_BURST)
+        self._buckets[agent] = bucket
+        if len(self._buckets) > _MAX_RATED:
+            self._buckets.popitem(last=False)
+        if not bucket.take(self._clock_ms(), size=_BURST, per_second=_PER_SECOND):
+            return None
+        if len(message.data) > _MAX_FRAME_BYTES:
+            raise MalformedEnvelopeError(f"it has {len(message.data)} bytes")
+        return agent
+
+    def _verified(self, agent: SpiffeID, message: Msg) -> tuple[str, ...]:
+        """Return what ``agent`` announces (3 to 6)."""
+        now_ms = self._clock_ms()
+        opened = self._verifier.open(message.data, now_ms=now_ms)
+        self._check_binding(opened, agent, message.subject)
+        check_time_now(opened.head, now_ms, self._verifier.limits)
+        return announced_capabilities(decode_payload(opened.payload))
+
+    def _check_binding(self, opened: OpenedEnvelope, agent: SpiffeID, subject: str) -> None:
+        head = opened.head
+        if head.kind is not Kind.CONTROL or head.cap != ANNOUNCE or head.ct != JSON_CONTENT_TYPE:
+            raise MalformedEnvelopeError("it is no announcement")
+        if head.aud != self._me:
+            raise MalformedEnvelopeError(f"it is for {head.aud}")
+        if head.iss != agent:
+            raise MalformedEnvelopeError(f"{head.iss} announces itself in the place of {agent}")
+        if subject != announce_subject(agent) or head.sub != subject:
+            raise MalformedEnvelopeError("it was sent on another subject")
+        if head.re is not None or head.reply is not None:
+            raise MalformedEnvelopeError("an announcement answers nothing and wants no answer")
+        check_rules(head, opened.via, self._verifier.limits)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from agentweave_bus.testing.memory_configs import check_queue_consumer
+from agentweave_bus.testing.memory_configs import check_consumer_update, check_queue_consumer
 from agentweave_bus.testing.memory_consumers import Consumer
 from agentweave_bus.testing.memory_messages import (
     ApiError,
@@ -92,6 +92,8 @@ class JetStream:
             raise ApiError(400, 10149, "consumer does not exist")
         if there is not None and action == "create" and there.config != made.config:
             raise ApiError(400, 10148, "consumer already exists")
+        if there is not None:
+            check_consumer_update(there.config, made.config)
         if of.config["retention"] == "workqueue":
             others = [one.config for key, one in of.consumers.items() if key != name]
             check_queue_consumer(made.config, others)
@@ -100,7 +102,7 @@ class JetStream:
         if there is None:
             return of.consumers.setdefault(name, made)
         if there.config != made.config:
-            there.update(config)
+            there.update(made.config)
         return there
 
     def close(self) -> None:

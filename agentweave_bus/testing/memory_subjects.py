@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import zip_longest
 
-__all__ = ["has_wildcard", "matches", "matches_any", "overlap", "tokens"]
-
-
-@lru_cache(maxsize=4096)
-def tokens(pattern: str) -> tuple[str, ...]:
-    """Split a pattern; those that are compared often are split once."""
-    return tuple(pattern.split("."))
+__all__ = ["has_wildcard", "matches", "matches_any", "overlap"]
 
 
 def has_wildcard(pattern: str) -> bool:
@@ -28,15 +23,7 @@ def matches(pattern: str, subject: str) -> bool:
     """
     if pattern == subject:
         return True
-    if not has_wildcard(pattern):
-        return False
-    wanted, given = tokens(pattern), subject.split(".")
-    for index, word in enumerate(wanted):
-        if word == ">":
-            return len(given) > index
-        if index >= len(given) or word not in ("*", given[index]):
-            return False
-    return len(wanted) == len(given)
+    return has_wildcard(pattern) and _expression(pattern).fullmatch(subject) is not None
 
 
 def matches_any(patterns: Iterable[str], subject: str) -> bool:
@@ -46,7 +33,7 @@ def matches_any(patterns: Iterable[str], subject: str) -> bool:
 
 def overlap(one: str, other: str) -> bool:
     """Say whether there is a subject that both patterns match."""
-    for mine, theirs in zip_longest(tokens(one), tokens(other)):
+    for mine, theirs in zip_longest(one.split("."), other.split(".")):
         if mine is None or theirs is None:
             return False
         if ">" in (mine, theirs):
@@ -54,3 +41,10 @@ def overlap(one: str, other: str) -> bool:
         if mine != theirs and "*" not in (mine, theirs):
             return False
     return True
+
+
+@lru_cache(maxsize=4096)
+def _expression(pattern: str) -> re.Pattern[str]:
+    """Return what a pattern means. Kept, because the same few are compared with every message."""
+    words = {"*": r"[^.]+", ">": r".+"}
+    return re.compile(r"\.".join(words.get(word, re.escape(word)) for word in pattern.split(".")), re.DOTALL)

@@ -23,6 +23,7 @@ from agentweave_bus.identity.chain import verify_chain
 from agentweave_bus.testing.memory_broker import MemoryBroker
 from agentweave_bus.testing.memory_client import MemoryClient
 from tests.integration.broker_script import RIGHTS, SCENES, Side
+from tests.integration.broker_task_script import TASK_SCENES
 from tests.integration.stock_worker import StockAgent
 from tests.unit.testing.testing_page import files
 
@@ -70,10 +71,13 @@ async def in_memory() -> AsyncIterator[Side]:
         await broker.close()
 
 
-@pytest.mark.parametrize("scene", SCENES)
+ALL_SCENES = SCENES | TASK_SCENES
+
+
+@pytest.mark.parametrize("scene", ALL_SCENES)
 async def test_the_in_memory_broker_does_what_the_real_one_does(scene: str, tmp_path: Path) -> None:
     async with real(tmp_path) as theirs, in_memory() as ours:
-        expected, found = await asyncio.gather(SCENES[scene](theirs), SCENES[scene](ours))
+        expected, found = await asyncio.gather(ALL_SCENES[scene](theirs), ALL_SCENES[scene](ours))
     assert len(expected) >= 3
     assert found == expected
 

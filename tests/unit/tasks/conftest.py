@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -52,7 +51,7 @@ class World:
 
 
 @pytest.fixture
-async def world(bus: MemoryBus) -> AsyncIterator[World]:
+async def world(bus: MemoryBus) -> World:
     world = World(bus, task_id=new_id(bus.clock.time_ns() // 1_000_000))
     await bus.grant("client/cli", "agent/quiet", "work")
     await bus.grant("client/mallory", "agent/quiet", "work")
@@ -62,4 +61,4 @@ async def world(bus: MemoryBus) -> AsyncIterator[World]:
     for name, held in zip(("agent", "client", "mallory"), bus._held, strict=True):
         assert held.parts is not None
         world.parts[name] = held.parts
-    yield world
+    return world

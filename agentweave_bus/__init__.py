@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agentweave_bus.exceptions import AgentCallError, AgentWeaveError, RetryableError, TaskFailedError
     from agentweave_bus.runtime import AgentWeaveClient, SyncAgentWeaveClient
     from agentweave_bus.spiffe_id import SpiffeID
+    from agentweave_bus.tasks.retry import Retry
     from agentweave_bus.types import DataPart, Message, TaskResult, TextPart
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "BaseAgent",
     "DataPart",
     "Message",
+    "Retry",
     "RetryableError",
     "SecureAgent",
     "SpiffeID",
@@ -57,6 +59,7 @@ _HOMES: Final = {
     "AgentWeaveError": "agentweave_bus.exceptions",
     "DataPart": "agentweave_bus.types",
     "Message": "agentweave_bus.types",
+    "Retry": "agentweave_bus.tasks.retry",
     "RetryableError": "agentweave_bus.exceptions",
     "SpiffeID": "agentweave_bus.spiffe_id",
     "SyncAgentWeaveClient": _RUNTIME,

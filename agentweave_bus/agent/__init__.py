@@ -13,21 +13,28 @@ from agentweave_bus.agent.agent import (
     SecureAgent,
     install_runner,
 )
+from agentweave_bus.agent.attempts import Attempt
 from agentweave_bus.agent.capability import capability, requires_federated_peer, requires_peer
 from agentweave_bus.agent.context import RequestContext, bind_context, current_context, find_context
 from agentweave_bus.agent.dispatch import BoundCapability, CapabilityTable, ValidatedCall, to_result
 from agentweave_bus.agent.functions import Agent
+from agentweave_bus.agent.records import StepRecord, StepStore
+from agentweave_bus.agent.work import ProgressSink
 
 __all__ = [
     "DEFAULT_CALL_TIMEOUT",
     "Agent",
     "AgentRunner",
     "AgentRuntime",
+    "Attempt",
     "BaseAgent",
     "BoundCapability",
     "CapabilityTable",
+    "ProgressSink",
     "RequestContext",
     "SecureAgent",
+    "StepRecord",
+    "StepStore",
     "ValidatedCall",
     "bind_context",
     "capability",

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from agentweave_bus.agent.peers import PeerPatterns, PeerRule, TrustDomains
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.names import CAPABILITY_NAME
+from agentweave_bus.tasks.retry import Retry
 
 __all__ = [
     "CapabilitySpec",
@@ -35,12 +36,17 @@ _ATTRIBUTE: Final = "__agentweave__"
 
 @dataclass(frozen=True, slots=True)
 class CapabilitySpec:
-    """What ``@capability`` said. ``timeout`` is in seconds, ``None`` for the caller's deadline alone."""
+    """What ``@capability`` said. ``timeout`` is in seconds, ``None`` for the caller's deadline alone.
+
+    ``concurrency`` and ``retry`` are about tasks; ``None`` where nothing was said.
+    """
 
     name: str
     safe: bool = False
     description: str | None = None
     timeout: float | None = None
+    concurrency: int | None = None
+    retry: Retry | None = None
 
 
 @dataclass(slots=True)
@@ -75,19 +81,37 @@ def _suggestion(name: object) -> str | None:
 
 
 def capability(
-    name: str, *, safe: bool = False, description: str | None = None, timeout: float | None = None
+    name: str,
+    *,
+    safe: bool = False,
+    description: str | None = None,
+    timeout: float | None = None,
+    concurrency: int | None = None,
+    retry: Retry | None = None,
 ) -> Callable[[F], F]:
     """Make a method (or a function of an ``Agent``) answer requests for ``name``.
 
     ``safe`` says that running it has no side effects, as HTTP uses the word: it may run twice, so a
     retry needs no claim. ``description`` defaults to the docstring's first line. ``timeout`` (seconds)
-    ends it sooner than the caller's deadline would.
+    ends it sooner than the caller's deadline would; for a task it is that of each attempt, and progress
+    lets it begin anew.
+
+    The rest is about tasks alone: at most ``concurrency`` of them run at a time in this process, and
+    ``retry`` says how often one is tried again.
 
     Raises:
-        ConfigurationError: the name or timeout is malformed, or the function already has a name.
+        ConfigurationError: the name, timeout, concurrency or retry is malformed, or the function already
+            has a name.
 
     """
-    spec = CapabilitySpec(check_capability_name(name), safe, description, _check_timeout(timeout))
+    spec = CapabilitySpec(
+        check_capability_name(name),
+        safe,
+        description,
+        _check_timeout(timeout),
+        _check_concurrency(concurrency),
+        _check_retry(retry),
+    )
 
     def mark(function: F) -> F:
         marks = _marks_to_write(function, f"@capability({name!r})")
@@ -158,6 +182,20 @@ def _check_timeout(timeout: float | None) -> float | None:
     if not (math.isfinite(timeout) and timeout > 0):
         raise ConfigurationError(f"A timeout must be a positive number of seconds, not {timeout!r}.")
     return float(timeout)
+
+
+def _check_concurrency(concurrency: int | None) -> int | None:
+    if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
+        raise ConfigurationError(f"A concurrency is a whole number from 1, not {concurrency!r}.")
+    return concurrency
+
+
+def _check_retry(retry: Retry | None) -> Retry | None:
+    if retry is not None and not isinstance(retry, Retry):
+        raise ConfigurationError(
+            f"retry is a Retry, not {retry!r:.80}.", hint="Write Retry(attempts=5), for instance."
+        )
+    return retry
 
 
 def _label(function: Any) -> str:

@@ -11,16 +11,19 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from agentweave_bus.agent.work import Work, check_progress, checked_artifact
 from agentweave_bus.exceptions import AgentWeaveError
 
 if TYPE_CHECKING:
     from agentweave_bus.envelope import Link, VerifiedLink
 
 __all__ = ["RequestContext", "bind_context", "current_context", "find_context"]
+
+_UNDOING_SECONDS: Final = 1.0  # with less than this left, compensations don't count on the request's time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +37,8 @@ class RequestContext:
     the verified links of delegation, origin first (each with ``iss``, ``aud``, ``cap``, …), and is empty
     when the caller asks for itself. ``principal`` is for whom the origin says that it acts (``iss``,
     ``sub``, …), or ``None``. ``links`` is what a nested call must carry; ``trace`` a W3C traceparent,
-    which nobody verified. ``time_ns`` and ``monotonic_ns`` are the clocks of :meth:`remaining`.
+    which nobody verified. ``attempt`` counts how often a task was begun, this time included; it is 1 for
+    calls. ``time_ns`` and ``monotonic_ns`` are the clocks of :meth:`remaining`.
     """
 
     caller_spiffe_id: str
@@ -47,9 +51,11 @@ class RequestContext:
     principal: Mapping[str, Any] | None = None
     links: tuple[Link, ...] = ()
     trace: str | None = None
+    attempt: int = 1
     time_ns: Callable[[], int] = field(default=time.time_ns, repr=False, compare=False)
     monotonic_ns: Callable[[], int] = field(default=time.monotonic_ns, repr=False, compare=False)
     _expires: float = field(init=False, repr=False, compare=False)
+    _work: Work | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Counted on the monotonic clock from here on: a clock that is set must not stretch a deadline.
@@ -65,6 +71,79 @@ class RequestContext:
     def remaining(self) -> float:
         """Return the seconds until the deadline, at least 0; infinite when there is none."""
         return max(0.0, self._expires - self.monotonic_ns() / 1e9)
+
+    async def step(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        compensate: Callable[[Any], Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run ``function(*args, **kwargs)`` once for the whole task, and return its result as JSON values.
+
+        ``function`` is async, or plain and runs in a thread. In a later attempt of the task the recorded
+        result is returned, or the recorded failure raised, and the function does not run. ``name`` is
+        formed like a capability's and used once in a run. ``compensate`` takes the result; it runs when
+        the task fails for good, last step first. In a call nothing is recorded, and compensations run when
+        the handler fails.
+
+        Raises:
+            StepFailedError: the function raised what is no error of this package.
+            AgentWeaveError: what the function raised; or the name is malformed or used twice, or the step
+                stands inside another one.
+            PayloadError: the result has no JSON form. What the function did is then not recorded.
+
+        """
+        return await self.own_work().steps.run(name, function, args, kwargs, compensate)
+
+    async def progress(self, fraction: float, message: str = "") -> None:
+        """Tell who watches the task that ``fraction`` (0 to 1) of it is done; the timeout begins anew.
+
+        In a call nobody watches, and nothing happens.
+
+        Raises:
+            PayloadError: the fraction is another number, or the message is longer than 1000 characters.
+
+        """
+        check_progress(fraction, message)
+        if self._work is not None:
+            await self._work.progress(float(fraction), message)
+
+    async def artifact(self, type: str, data: Any, *, name: str | None = None) -> None:  # noqa: A002 - its key in the artifact
+        """Hand a part of the result to who watches the task; the timeout begins anew.
+
+        It is not part of the result that the handler returns. In a call nothing happens.
+
+        Raises:
+            PayloadError: ``data`` has no JSON form, or is too large.
+
+        """
+        made = checked_artifact(type, data, name)
+        if self._work is not None:
+            await self._work.artifact(made)
+
+    def own_work(self, work: Work | None = None) -> Work:
+        """Return what this run has beside its request; ``work`` where its dispatcher gives it."""
+        if work is not None or self._work is None:
+            object.__setattr__(self, "_work", work or Work.of_call(self.caller_spiffe_id))
+        assert self._work is not None
+        return self._work
+
+    def begun_work(self) -> Work | None:
+        """Return it if there is one yet: in a call only after the first step."""
+        return self._work
+
+    def for_undoing(self) -> RequestContext:
+        """Return the context in which compensations run.
+
+        After the request's deadline nothing can be asked for on its behalf any more. What is undone then is
+        undone in the agent's own name: nested calls carry no links, and have the time that they are given.
+        """
+        if self.remaining() > _UNDOING_SECONDS:
+            return self
+        return replace(self, deadline_ms=None, links=())
 
     def _end(self, deadline_ms: int | None) -> float:
         if deadline_ms is None:

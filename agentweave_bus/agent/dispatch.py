@@ -24,21 +24,35 @@ from typing import Any, Final
 from anyio import move_on_after
 
 from agentweave_bus.agent.arguments import Arguments, ValidatedCall
+from agentweave_bus.agent.attempts import Attempt, Performance
 from agentweave_bus.agent.capability import CapabilitySpec, marks_of
-from agentweave_bus.agent.context import find_context
-from agentweave_bus.agent.failures import correlation_id, failed
+from agentweave_bus.agent.context import bind_context, find_context
+from agentweave_bus.agent.failures import being_cancelled, broken, correlation_id, failed
 from agentweave_bus.agent.peers import PeerRule
+from agentweave_bus.agent.records import StepStore
+from agentweave_bus.agent.saga import Verdict
 from agentweave_bus.agent.threads import HandlerThreads
+from agentweave_bus.agent.work import ProgressSink
 from agentweave_bus.envelope.codec import to_json_value
 from agentweave_bus.envelope.envelope import JSON_CONTENT_TYPE
-from agentweave_bus.exceptions import ConfigurationError, PayloadError, TaskFailedError
+from agentweave_bus.exceptions import (
+    ConfigurationError,
+    PayloadError,
+    RetryableError,
+    StepFailedError,
+    TaskFailedError,
+)
 from agentweave_bus.spiffe_id import SpiffeID
-from agentweave_bus.types import Capability, DataPart, JsonValue, Message, TaskResult
+from agentweave_bus.tasks.retry import Retry
+from agentweave_bus.types import Capability, DataPart, JsonValue, Message, ResultStatus, TaskResult
 
 __all__ = ["BoundCapability", "CapabilityTable", "ValidatedCall", "to_result"]
 
 _ANSWER_SECONDS: Final = 0.1
 """What a handler that is too late leaves of its caller's time, for the answer that says so."""
+
+_UNDO_SECONDS: Final = 10.0
+"""What a call that is being cancelled has for its compensations."""
 
 
 def to_result(value: Any) -> TaskResult:
@@ -63,7 +77,9 @@ class BoundCapability:
     """One capability of one agent, ready to run.
 
     ``schema`` is the JSON schema of its arguments; ``content_type`` what its payloads must be;
-    ``timeout`` its own limit in seconds; ``source`` the handler's name in the code.
+    ``timeout`` its own limit in seconds, for tasks that of one attempt without progress; ``concurrency``
+    how many tasks of it run at a time, ``None`` where its author said nothing, and ``retry`` how often one
+    is tried again; ``source`` the handler's name in the code.
     """
 
     name: str
@@ -77,6 +93,8 @@ class BoundCapability:
     threads: HandlerThreads = field(repr=False)
     logger: logging.Logger = field(repr=False)
     content_type: str = JSON_CONTENT_TYPE
+    concurrency: int | None = None
+    retry: Retry | None = None
 
     @property
     def schema(self) -> Mapping[str, Any]:
@@ -101,14 +119,76 @@ class BoundCapability:
         """Run the handler with a validated call, until just before the deadline of the current request.
 
         Never raises for what the handler does: an exception becomes a failed result with a correlation
-        id, and goes to the log with its traceback.
+        id, and goes to the log with its traceback. When it fails, its steps are undone first.
         """
         seconds = self._seconds_left()
         if seconds <= 0:
             return self._too_late(seconds)
-        with move_on_after(seconds):
-            return await self._outcome(call.arguments)
-        return self._too_late(seconds)
+        result = None
+        try:
+            with move_on_after(seconds):
+                result = await self._outcome(call.arguments)
+        except asyncio.CancelledError:
+            with move_on_after(_UNDO_SECONDS, shield=True):
+                await _undone(failed("cancelled"))
+            raise
+        if result is None:
+            result = self._too_late(seconds)
+        return result if result.status is not ResultStatus.FAILED else await _undone(result)
+
+    async def attempt(
+        self,
+        call: ValidatedCall,
+        *,
+        last_attempt: bool,
+        store: StepStore | None = None,
+        sink: ProgressSink | None = None,
+    ) -> Attempt:
+        """Run the handler for a task, until the task's deadline or ``timeout`` seconds without progress.
+
+        The current request is the task; its ``attempt`` must be the epoch of the task's log, for at the
+        first nothing is looked up in ``store``. Without a store no step is recorded.
+
+        Never raises for what the handler does. It may be tried again (:attr:`Attempt.retry`) after a
+        ``RetryableError``, after its timeout, and when a nested call ended without an answer, reached
+        nobody or was told when to come again (``CallTimeoutError``, ``UnreachableError``,
+        ``CallRefusedError`` with ``retry_after``). It may not after any other error, after a failed
+        result, or past the task's deadline.
+
+        When it may not, or this is the ``last_attempt``, the task fails for good, and the compensations of
+        its recorded steps run, last first. Should one fail, ``retry`` is true even so: give the task back
+        and call this or :meth:`give_up` in the next attempt, however many there were; the number of
+        passes is bounded here.
+
+        Raises:
+            AttemptLostError: another worker has the task; drop everything.
+            Exception: what the store or the sink raised; nothing is decided, so give the task back.
+
+        """
+        return await self._performance(call, store, sink).attempt(last_attempt=last_attempt)
+
+    async def give_up(
+        self, call: ValidatedCall, result: TaskResult, *, store: StepStore | None = None
+    ) -> Attempt:
+        """Let a task fail for good with ``result`` and no further attempt, and undo its recorded steps.
+
+        For tasks that are cancelled, expired, or out of attempts because workers were lost. The handler
+        runs only if there is something to undo, and only as far as recorded steps go. A result on which
+        an earlier attempt decided wins. Returns and raises like :meth:`attempt`.
+        """
+        return await self._performance(call, store, None).give_up(Verdict(result))
+
+    def _performance(
+        self, call: ValidatedCall, store: StepStore | None, sink: ProgressSink | None
+    ) -> Performance:
+        return Performance(
+            name=self.name,
+            timeout=self.timeout,
+            logger=self.logger,
+            handler=functools.partial(self._value, call.arguments),
+            store=store,
+            sink=sink,
+        )
 
     def describe(self) -> Capability:
         """Return it as a card lists it."""
@@ -117,20 +197,24 @@ class BoundCapability:
     async def _outcome(self, arguments: dict[str, Any]) -> TaskResult:
         try:
             return to_result(await self._run(arguments))
-        except TaskFailedError as error:
+        except (TaskFailedError, RetryableError) as error:
             return failed(str(error))
         except asyncio.CancelledError as error:
-            if _being_cancelled():
+            if being_cancelled():
                 raise
             return self._broken(error)  # the handler awaited something that was cancelled
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the handler's; logged below
             return self._broken(error)
 
+    async def _value(self, arguments: dict[str, Any]) -> TaskResult:
+        return to_result(await self._run(arguments))
+
     async def _run(self, arguments: dict[str, Any]) -> Any:
         call = functools.partial(self.function, **arguments)
         if inspect.iscoroutinefunction(self.function):
             return await call()
-        value = await self.threads.run(call)
+        context = find_context()
+        value = await self.threads.run(call, None if context is None else context.caller_spiffe_id)
         return await value if inspect.isawaitable(value) else value
 
     def _seconds_left(self) -> float:
@@ -141,9 +225,10 @@ class BoundCapability:
         return min(remaining, self.timeout or math.inf)
 
     def _broken(self, error: BaseException) -> TaskResult:
-        number = correlation_id()
-        self.logger.error("capability %s failed", self.name, exc_info=error, extra=self._extra(number))
-        return failed(f"internal error; correlation id {number}")
+        number = correlation_id(error)
+        traced = None if isinstance(error, StepFailedError) else error  # the step has logged it
+        self.logger.error("capability %s failed", self.name, exc_info=traced, extra=self._extra(number))
+        return broken(number)
 
     def _too_late(self, seconds: float) -> TaskResult:
         number = correlation_id()
@@ -160,9 +245,14 @@ class BoundCapability:
         return {**extra, "caller": context.caller_spiffe_id, "task_id": context.task_id}
 
 
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+async def _undone(result: TaskResult) -> TaskResult:
+    """Undo the steps of a call that failed, where it had any; return what to tell its caller."""
+    context = find_context()
+    work = None if context is None else context.begun_work()
+    if context is None or work is None:
+        return result
+    with bind_context(context.for_undoing()):
+        return (await work.steps.run_compensations(Verdict(result))).result
 
 
 class CapabilityTable(Mapping[str, BoundCapability]):
@@ -215,6 +305,8 @@ class CapabilityTable(Mapping[str, BoundCapability]):
             description=spec.description or _first_line(function),
             safe=spec.safe,
             timeout=spec.timeout,
+            concurrency=spec.concurrency,
+            retry=spec.retry,
             source=_source(function),
             rules=tuple(rules),
             arguments=Arguments(spec.name, function, owner),

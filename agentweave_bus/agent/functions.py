@@ -14,6 +14,7 @@ from agentweave_bus.agent.capability import capability, marks_of
 from agentweave_bus.agent.dispatch import CapabilityTable
 from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.exceptions import ConfigurationError
+from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.types import TaskResult
 
 if TYPE_CHECKING:
@@ -62,7 +63,14 @@ class Agent(SecureAgent):
         )
 
     def capability(
-        self, name: str, *, safe: bool = False, description: str | None = None, timeout: float | None = None
+        self,
+        name: str,
+        *,
+        safe: bool = False,
+        description: str | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        retry: Retry | None = None,
     ) -> Callable[[F], F]:
         """Make a function answer requests for ``name``; see :func:`agentweave_bus.capability`.
 
@@ -70,7 +78,14 @@ class Agent(SecureAgent):
             ConfigurationError: the name is malformed, or already another function's.
 
         """
-        mark = capability(name, safe=safe, description=description, timeout=timeout)
+        mark = capability(
+            name,
+            safe=safe,
+            description=description,
+            timeout=timeout,
+            concurrency=concurrency,
+            retry=retry,
+        )
 
         def register(function: F) -> F:
             self._refuse_second(name, function)

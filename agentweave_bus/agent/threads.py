@@ -19,8 +19,6 @@ from typing import Any, Final
 
 from anyio import CapacityLimiter, to_thread
 
-from agentweave_bus.agent.context import find_context
-
 __all__ = ["DEFAULT_HANDLER_THREADS", "HandlerThreads"]
 
 DEFAULT_HANDLER_THREADS: Final = 32
@@ -29,8 +27,8 @@ DEFAULT_HANDLER_THREADS: Final = 32
 class HandlerThreads:
     """At most ``size`` handlers in threads at a time; others wait, within their own deadline.
 
-    Who asks is the caller of the current request: half of ``size`` (at least one) is the most that one
-    caller has, and its further calls wait for one of its own to end. Outside a request ``size`` alone counts.
+    Half of ``size`` (at least one) is the most that one caller has, and its further calls wait for one of
+    its own to end. Where no caller is named, outside a request, ``size`` alone counts.
     """
 
     def __init__(self, size: int = DEFAULT_HANDLER_THREADS) -> None:
@@ -41,10 +39,8 @@ class HandlerThreads:
     def _limiter(self) -> CapacityLimiter:
         return CapacityLimiter(self._size)  # made inside the event loop that it belongs to
 
-    async def run(self, call: Callable[[], Any]) -> Any:
-        """Run ``call`` in a thread, with this task's context variables, and return what it returns."""
-        context = find_context()
-        caller = None if context is None else context.caller_spiffe_id
+    async def run(self, call: Callable[[], Any], caller: str | None = None) -> Any:
+        """Run ``call`` in a thread for ``caller``, with this task's context variables; return its result."""
         work = _Work(call)
         await self._take_place(work, caller)
         loop = asyncio.get_running_loop()

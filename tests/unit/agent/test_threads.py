@@ -9,7 +9,6 @@ from collections.abc import Callable
 import anyio
 import pytest
 
-from agentweave_bus.agent.context import RequestContext, bind_context
 from agentweave_bus.agent.threads import HandlerThreads, _Work
 
 pytestmark = pytest.mark.anyio
@@ -19,8 +18,8 @@ GREEDY, OTHER = "spiffe://a.test/agent/greedy", "spiffe://a.test/agent/other"
 
 async def run_for(threads: HandlerThreads, caller: str, call: Callable[[], object]) -> object:
     """Run ``call`` as one of ``caller``'s requests; ``None`` when it had no thread or time for it."""
-    with bind_context(RequestContext(caller_spiffe_id=caller)), anyio.move_on_after(0.1):
-        return await threads.run(call)
+    with anyio.move_on_after(0.1):
+        return await threads.run(call, caller)
     return None
 
 
@@ -128,8 +127,7 @@ async def test_who_waits_for_a_thread_of_its_own_gets_it_when_one_ends() -> None
         release.wait(10)
 
     async def greedy(call: Callable[[], object]) -> None:
-        with bind_context(RequestContext(caller_spiffe_id=GREEDY)):
-            await threads.run(call)
+        await threads.run(call, GREEDY)
 
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:

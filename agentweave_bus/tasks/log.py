@@ -174,9 +174,7 @@ class TaskLog:
 
     def _may_be_genuine(self, stands: StoredFrame, error: Exception) -> bool:
         """Say whether what is refused may be a record by who may write it, all the same."""
-        if isinstance(error, TimeRefusedError):
-            return True
-        if not isinstance(error, (IdentityError, FederationError)):
+        if not isinstance(error, (TimeRefusedError, IdentityError, FederationError)):
             return False
         try:
             chain = self._desk.verifier.decode_frame(stands.data).chain

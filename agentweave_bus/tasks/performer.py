@@ -344,7 +344,8 @@ class Performer:
         await log.refresh()
         if not log.ended:
             state = TaskState.FAILED if refusal.step is Step.TIME else TaskState.REJECTED
-            body = RecordBody(state=state, pd=head.pd.hex(), message=refusal.told[:_MAX_MESSAGE])
+            told, step = refusal.told[:_MAX_MESSAGE], refusal.step.label
+            body = RecordBody(state=state, pd=head.pd.hex(), message=told, step=step)
             await log.append(body, request.digest)
         if log.ended:
             await self._acknowledgements.done(delivery)
@@ -357,7 +358,8 @@ class Performer:
             await self._back(delivery)
             return True
         told = _refusal_told(refusal)
-        record = await log.append(self._body(opened, TaskState.REJECTED, message=told), opened.asks.digest)
+        body = self._body(opened, TaskState.REJECTED, message=told, step=refusal.step.label)
+        record = await log.append(body, opened.asks.digest)
         if record is None:
             return False
         await self._acknowledgements.done(delivery)

@@ -36,7 +36,7 @@ from agentweave_bus.envelope import (
     encode_payload,
     new_id,
 )
-from agentweave_bus.exceptions import MalformedEnvelopeError, SignatureRefusedError
+from agentweave_bus.exceptions import MalformedEnvelopeError, PayloadError, SignatureRefusedError
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.state import may_follow
 from agentweave_bus.types import TaskState
@@ -103,7 +103,8 @@ class RecordBody(BaseModel):
     ``pd`` is the SHA-256 of the task's payload, in hexadecimal: by it a submitter sees that an idempotency
     key was used with another payload. ``result`` is a result in its JSON form, of a task that has ended by
     itself; ``message`` says why it is in this state, where there is something to say; ``retry_at`` (since
-    the epoch) is when a ``submitted`` one is tried again, in milliseconds.
+    the epoch) is when a ``submitted`` one is tried again, in milliseconds. ``step`` is the admission step at
+    which a ``rejected`` one was refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -114,6 +115,7 @@ class RecordBody(BaseModel):
     message: Annotated[str, Field(strict=True, max_length=4_000)] | None = None
     result: dict[str, Any] | None = None
     retry_at: _Count | None = None
+    step: Annotated[str, Field(strict=True, max_length=32)] | None = None
     progress: ProgressMark | None = None
 
     def encoded(self) -> bytes:
@@ -190,7 +192,7 @@ def read_record(
     _check_head(opened, ref, slot, before)
     try:
         body = RecordBody.model_validate(decode_payload(opened.payload))
-    except ValidationError as error:
+    except (PayloadError, ValidationError) as error:
         raise MalformedEnvelopeError("a record whose payload is none of a record") from error
     record = StateRecord(
         number=opened.head.seq or 0,

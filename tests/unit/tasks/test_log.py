@@ -99,6 +99,8 @@ FORGERIES = {
     "of no task": ("agent", {"re": None}),
     "that skips an attempt": ("agent", {"att": 3}),
     "whose payload is none": ("agent", {"says": encode_payload({"state": "canceled"})}),
+    "of another agent whose clock goes ahead": ("mallory", {"iat": 2**50, "exp": 2**50 + 60_000}),
+    "of another agent whose payload can't be read": ("mallory", {"says": b"\xc1"}),
     "that completes what never began": ("agent", {"says": body(TaskState.COMPLETED).encoded()}),
 }
 

@@ -1,0 +1,412 @@
+"""Handles: what whoever submitted a task has in hand, to wait for it, watch it and cancel it.
+
+A handle holds nothing that could be lost with it: everything it tells it has read from the task's log and
+verified. So another handle, made of the task's reference in another process, tells the same. A reference is
+one text: ``spiffe://shop.test/agent/order#create_order/0199…``.
+
+While the broker can't be reached, whoever waits goes on waiting, and learns what happened when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Self
+
+from agentweave_bus.authz import AuditLog
+from agentweave_bus.bus.connection import Keeper
+from agentweave_bus.exceptions import (
+    AgentCallError,
+    AgentWeaveError,
+    AuthorizationError,
+    BusError,
+    CallRefusedError,
+    CallTimeoutError,
+    ConfigurationError,
+    IdempotencyError,
+    InvalidSpiffeIdError,
+    PayloadError,
+    TaskCanceledError,
+    UnreachableError,
+)
+from agentweave_bus.names import CAPABILITY_NAME
+from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.controls import CancelSender
+from agentweave_bus.tasks.events import EventFeed, Position, TaskEvent, result_of
+from agentweave_bus.tasks.hints import Hints, Waiting
+from agentweave_bus.tasks.log import Desk, TaskLog
+from agentweave_bus.tasks.record import StateRecord, TaskRef
+from agentweave_bus.types import TaskResult, TaskState
+
+__all__ = ["Handles", "TaskHandle", "TaskReference", "TaskStatus"]
+
+_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[57][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_AUDIT_ID: Final = re.compile(r"\(audit id ([0-9a-f-]{1,64})\)$")
+_LOOK_S: Final = 5.0
+_REPEAT_S: Final = 1.0
+_CANCEL_S: Final = 60.0
+
+_LATE_MS: Final = 10_000
+"""How long after its end a task's worker may still record that it came too late."""
+
+
+class TaskReference(NamedTuple):
+    """What names a task wholly, for who submitted it."""
+
+    target: SpiffeID
+    capability: str
+    id: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``<target>#<capability>/<id>``.
+
+        Raises:
+            ConfigurationError: it names no task.
+
+        """
+        target, _, rest = text.partition("#")
+        capability, _, task_id = rest.partition("/")
+        if CAPABILITY_NAME.fullmatch(capability) and _ID.fullmatch(task_id):
+            try:
+                agent = SpiffeID(target)
+            except InvalidSpiffeIdError:
+                pass
+            else:
+                if agent.path:
+                    return cls(agent, capability, task_id)
+        raise ConfigurationError(
+            f"{text[:200]!r} names no task.",
+            hint="A reference is <SPIFFE ID of the agent>#<capability>/<id>; `submit` prints it.",
+        )
+
+    def __str__(self) -> str:
+        return f"{self.target}#{self.capability}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStatus:
+    """Where a task stands, as its agent recorded it.
+
+    A task of which nothing is recorded yet is ``submitted``. ``attempt`` counts from 1, and is 0 before the
+    first. Times are milliseconds since the epoch: ``since_ms`` is when the agent recorded the state,
+    ``retry_at`` when a task that failed is tried again. ``message`` says why, where there is something to
+    say. ``result`` is that of a task which has ended by itself, completed or failed.
+    """
+
+    state: TaskState
+    attempt: int = 0
+    message: str | None = None
+    since_ms: int | None = None
+    retry_at: int | None = None
+    result: TaskResult | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object, without what is not set."""
+        values: dict[str, Any] = {
+            "state": self.state.value,
+            "attempt": self.attempt,
+            "message": self.message,
+            "since": self.since_ms,
+            "retry_at": self.retry_at,
+            "result": None if self.result is None else self.result.to_json(full=True),
+        }
+        return {key: value for key, value in values.items() if value is not None}
+
+
+class TaskHandle:
+    """A task that was submitted; ``Client.submit`` and :meth:`Handles.named` make them.
+
+    ``digest`` is that of the submitted head, in hexadecimal, as the audit logs have it; ``None`` for a handle
+    made of a reference.
+    """
+
+    def __init__(
+        self,
+        ref: TaskRef,
+        *,
+        desk: Desk,
+        hints: Hints,
+        cancels: CancelSender,
+        digest: bytes | None = None,
+        pd: bytes | None = None,
+        expires_ms: int | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ref = ref
+        self._desk = desk
+        self._hints = hints
+        self._cancels = cancels
+        self._digest = digest
+        self._pd = None if pd is None else pd.hex()
+        self._expires_ms = expires_ms
+        self._monotonic = monotonic
+        self._log = TaskLog(desk, ref)
+        self._reading = asyncio.Lock()  # one log has one reader
+        self._trouble: BusError | None = None
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self._ref.id
+
+    @property
+    def target(self) -> str:
+        """The SPIFFE ID of the agent that the task is for."""
+        return str(self._ref.agent)
+
+    @property
+    def capability(self) -> str:
+        """What it is asked for."""
+        return self._ref.capability
+
+    @property
+    def reference(self) -> str:
+        """The text that names this task, here and in any other process of its submitter."""
+        return str(TaskReference(self._ref.agent, self._ref.capability, self._ref.id))
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of the submitted head, in hexadecimal, where it is known."""
+        return None if self._digest is None else self._digest.hex()
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle {self.reference}>"
+
+    async def status(self) -> TaskStatus:
+        """Look where the task stands.
+
+        Raises:
+            IdempotencyError: its id was used before, by the same idempotency key with another payload.
+            UnreachableError: the task's log can't be read now.
+
+        """
+        await self._look()
+        if self._trouble is not None:
+            raise UnreachableError(f"the log of task {self.id} can't be read: {self._trouble}")
+        return self._status()
+
+    async def result(self, timeout: float | None = None) -> TaskResult:  # noqa: ASYNC109 - as of Client.call
+        """Wait for the task's outcome: its result, also where that has failed.
+
+        Without ``timeout`` (seconds) it waits as long as there can be one.
+
+        Raises:
+            TaskCanceledError: it was cancelled.
+            AuthorizationError: the agent's policy does not allow it.
+            CallRefusedError: the agent refused it for another reason.
+            IdempotencyError: its id was used before, by the same idempotency key with another payload.
+            CallTimeoutError: the time is up, and the task goes on; or it has expired without an outcome.
+
+        """
+        return self._outcome(await self._ended(timeout))
+
+    async def events(self, *, after: str | None = None) -> AsyncIterator[TaskEvent]:
+        """Yield what happens to the task, in order and each once, until it has ended.
+
+        ``after`` is the cursor of the last event that was seen, in whatever process; without it everything
+        is told from the beginning, as far as it is kept (progress: two days).
+
+        Raises:
+            ConfigurationError: ``after`` is no cursor.
+            IdempotencyError, CallTimeoutError: as :meth:`result`.
+
+        """
+        feed = EventFeed(self._desk, self._log, Position.parse(after))
+        async with self._hints.waiting(self._ref.key) as waiting:
+            while True:
+                await self._look()
+                try:
+                    async for event in feed.new():
+                        waiting.found()
+                        yield event
+                except BusError as error:
+                    self._trouble = error
+                else:
+                    if feed.ended:
+                        return
+                self._check_expired()
+                await waiting.next_look()
+
+    async def cancel(self, reason: str = "", *, timeout: float = _CANCEL_S) -> TaskStatus:  # noqa: ASYNC109
+        """Have the task cancelled, and return how it ended; that may have been by itself meanwhile.
+
+        It is said again every second, for ``timeout`` seconds at most. A handler that runs is cancelled and
+        may clean up before.
+
+        Raises:
+            AuthorizationError: the broker does not let this identity cancel tasks there.
+            CallRefusedError: it could not be recorded or said.
+            CallTimeoutError: the task has not ended in that time. It may still be cancelled.
+            IdempotencyError: as :meth:`result`.
+
+        """
+        try:
+            async with asyncio.timeout(timeout), self._hints.waiting(self._ref.key) as waiting:
+                said_at = float("-inf")
+                while True:
+                    if await self._look():
+                        waiting.found()
+                    if self._log.ended:
+                        return self._status()
+                    if self._monotonic() >= said_at + _REPEAT_S and await self._say_cancel(reason):
+                        said_at = self._monotonic()
+                    await _first(waiting, _REPEAT_S)
+        except TimeoutError:
+            raise CallTimeoutError(
+                f"task {self.id} has not ended within {timeout:g} s of its cancellation{self._why()}"
+            ) from None
+
+    # --- reading -----------------------------------------------------------------------------------------
+
+    async def _look(self) -> bool:
+        """Read what was recorded since; return whether there was anything. Notes trouble, raises none."""
+        async with self._reading:
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    fresh = await self._log.refresh()
+                self._trouble = None
+            except BusError as error:
+                fresh, self._trouble = False, error
+            except TimeoutError:
+                fresh, self._trouble = False, BusError("the broker does not answer")
+        self._check_mine()
+        return fresh
+
+    def _check_mine(self) -> None:
+        records = self._log.records
+        if records and self._pd is not None and records[0].body.pd != self._pd:
+            raise IdempotencyError(
+                f"the idempotency key of task {self.id} was used before, with another payload",
+                task_id=self.id,
+            )
+
+    def _check_expired(self) -> None:
+        """Give up on a task that nobody may begin any more, and of which nobody has recorded that."""
+        last = self._log.last
+        if self._expires_ms is None or self._trouble is not None:
+            return
+        if last is not None and (last.state is TaskState.WORKING or last.state.terminal):
+            return
+        if self._desk.clock_ms() > self._expires_ms + _LATE_MS:
+            raise CallTimeoutError(
+                f"task {self.id} has expired, and no worker of {self.target} has taken it up"
+            )
+
+    async def _ended(self, timeout_s: float | None) -> StateRecord:
+        try:
+            async with asyncio.timeout(timeout_s), self._hints.waiting(self._ref.key) as waiting:
+                while True:
+                    if await self._look():
+                        waiting.found()
+                    last = self._log.last
+                    if last is not None and last.state.terminal:
+                        return last
+                    self._check_expired()
+                    await waiting.next_look()
+        except TimeoutError:
+            raise CallTimeoutError(
+                f"task {self.id} has no outcome yet, after {timeout_s:g} s; it goes on{self._why()}"
+            ) from None
+
+    def _why(self) -> str:
+        return "" if self._trouble is None else f" (its log can't be read: {self._trouble})"
+
+    # --- telling -----------------------------------------------------------------------------------------
+
+    def _status(self) -> TaskStatus:
+        last = self._log.last
+        if last is None:
+            return TaskStatus(state=TaskState.SUBMITTED)
+        return TaskStatus(
+            state=last.state,
+            attempt=last.epoch,
+            message=last.body.message,
+            since_ms=last.at_ms,
+            retry_at=last.body.retry_at,
+            result=result_of(last),
+        )
+
+    def _outcome(self, record: StateRecord) -> TaskResult:
+        result = result_of(record)
+        if result is not None:
+            return result
+        message = record.body.message or record.state.value
+        if record.state is TaskState.CANCELED:
+            raise TaskCanceledError(
+                f"task {self.id} was cancelled: {message}", reason=message, task_id=self.id
+            )
+        audit_id, step = _audit_id(message), record.body.step or ""
+        told = f"{self.target} refused task {self.id}: {message}"
+        if step == "authorization":
+            raise AuthorizationError(told, reason=message, audit_id=audit_id, direction="inbound")
+        raise CallRefusedError(told, step=step, reason=message, audit_id=audit_id)
+
+    async def _say_cancel(self, reason: str) -> bool:
+        """Say it once, if it is known to whom; a task that is known by its reference alone has to begin."""
+        last = self._log.last
+        task, pd = (self._digest, self._pd) if last is None else (last.task, last.body.pd)
+        if task is None or pd is None:
+            return False
+        try:
+            await self._cancels.send(self._ref, task=task, pd=pd, reason=reason)
+        except (BusError, UnreachableError) as error:
+            self._trouble = self._trouble or BusError(str(error))
+            return False
+        except (AgentCallError, PayloadError):
+            raise
+        except AgentWeaveError as error:
+            raise CallRefusedError(f"the cancellation could not be said: {error}", step="local") from error
+        return True
+
+
+class Handles:
+    """Makes the handles of one identity. Make it before the keeper opens."""
+
+    def __init__(self, *, desk: Desk, keeper: Keeper, me: SpiffeID, audit: AuditLog) -> None:
+        self._desk = desk
+        self._me = me
+        self._hints = Hints(me=me, keeper=keeper)
+        self._cancels = CancelSender(desk=desk, keeper=keeper, me=me, audit=audit)
+
+    def of(
+        self,
+        ref: TaskRef,
+        digest: bytes | None = None,
+        pd: bytes | None = None,
+        expires_ms: int | None = None,
+    ) -> TaskHandle:
+        """Return the handle of a task: the digests of its head and payload, and when it expires, if known."""
+        return TaskHandle(
+            ref,
+            desk=self._desk,
+            hints=self._hints,
+            cancels=self._cancels,
+            digest=digest,
+            pd=pd,
+            expires_ms=expires_ms,
+        )
+
+    def named(
+        self, reference: str | TaskReference, digest: bytes | None = None, pd: bytes | None = None
+    ) -> TaskHandle:
+        """Return the handle of the task that a reference names. Raises ConfigurationError."""
+        one = TaskReference.parse(reference) if isinstance(reference, str) else reference
+        return self.of(TaskRef(one.target, self._me, one.capability, one.id), digest, pd)
+
+
+def _audit_id(message: str) -> str:
+    match = _AUDIT_ID.search(message)
+    return match[1] if match else ""
+
+
+async def _first(waiting: Waiting, seconds: float) -> None:
+    """Wait for the next look, and no longer than so many seconds."""
+    try:
+        async with asyncio.timeout(seconds):
+            await waiting.next_look()
+    except TimeoutError:
+        return

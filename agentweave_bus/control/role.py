@@ -72,7 +72,7 @@ class ControlRole:
 
     ``me`` is the control role's own identity, with which ``keeper`` connects; make this before the keeper is
     opened. ``known`` says who has a user at this broker now. ``replicas`` is how many servers keep each
-    stream.
+    stream. ``is_me`` says which audience of an announcement is meant, by default ``me`` alone.
     """
 
     def __init__(
@@ -85,8 +85,9 @@ class ControlRole:
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         replicas: int = 1,
         limits: QueueLimits = DEFAULT_QUEUE_LIMITS,
+        is_me: Callable[[SpiffeID], bool] | None = None,
     ) -> None:
-        self._me = me
+        self._is_me = is_me if is_me is not None else me.__eq__
         self._keeper = keeper
         self._verifier = verifier
         self._known = known
@@ -193,7 +194,7 @@ class ControlRole:
         head = opened.head
         if head.kind is not Kind.CONTROL or head.cap != ANNOUNCE or head.ct != JSON_CONTENT_TYPE:
             raise MalformedEnvelopeError("it is no announcement")
-        if head.aud != self._me:
+        if not self._is_me(head.aud):
             raise MalformedEnvelopeError(f"it is for {head.aud}")
         if head.iss != agent:
             raise MalformedEnvelopeError(f"{head.iss} announces itself in the place of {agent}")

@@ -7,10 +7,20 @@ from typing import Any, Final
 
 from nats.aio.client import Client
 
+from agentweave_bus.bus.connection import BusAddress, Keeper
 from agentweave_bus.bus.streams import claim_stream
+from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.config import AgentConfig
-from agentweave_bus.control.broker import broker_users
-from agentweave_bus.identity import IdentityProvider, X509Svid
+from agentweave_bus.control.broker import broker_id, broker_users
+from agentweave_bus.control.role import ControlRole
+from agentweave_bus.envelope import EnvelopeVerifier, control_role
+from agentweave_bus.identity import (
+    ChainVerifier,
+    IdentityProvider,
+    IdentitySource,
+    X509Bundle,
+    X509Svid,
+)
 from agentweave_bus.identity.chain import verify_chain
 from agentweave_bus.runtime.surroundings import Surroundings
 from agentweave_bus.spiffe_id import SpiffeID
@@ -24,6 +34,8 @@ from agentweave_bus.testing.trust import DEFAULT_TRUST_DOMAIN, MockIdentityProvi
 __all__ = ["MemoryBus"]
 
 _A_MINUTE_NS: Final = 60_000_000_000
+_CONNECT_S: Final = 15.0
+_ADDRESS: Final = "tls://127.0.0.1:4222"
 
 
 class MemoryBus(Bus):
@@ -31,7 +43,8 @@ class MemoryBus(Bus):
 
     The broker's permissions are those that a real one is given from the same grants. In place of the TLS
     handshake it checks each connection's SVID against the bundle of its trust domain. Agents of several trust
-    domains may meet on it: :meth:`domain` makes one when it is first named.
+    domains may meet on it: :meth:`domain` makes one when it is first named. The control role is at work as on
+    a real one, and makes what agents with durable tasks announce.
     """
 
     def __init__(self, trust_domain: str = DEFAULT_TRUST_DOMAIN, *, policy: Path | str | None = None) -> None:
@@ -40,6 +53,7 @@ class MemoryBus(Bus):
         self._domains: dict[str, TrustDomain] = {}
         self._identities: set[SpiffeID] = set()
         self.broker = MemoryBroker(self._clock.time_ns)
+        self._control = Participant()
         self.domain(trust_domain)
 
     @property
@@ -68,19 +82,60 @@ class MemoryBus(Bus):
             "everyone trusts the new authority",
         )
         mine = [one for one in self._connected() if one.me.trust_domain == domain.name]
-        before = [reconnects(one) for one in mine]
+        before = [(one.source.svid, reconnects(one)) for one in mine]
         domain.renew_all()
         await self._until(
-            lambda: all(reconnects(one) > count for one, count in zip(mine, before, strict=True)),
+            # The SVID, too: with the new bundle alone everyone has connected anew already, or is about to.
+            lambda: all(
+                one.source.svid is not svid and reconnects(one) > count
+                for one, (svid, count) in zip(mine, before, strict=True)
+            ),
             "everyone is connected with a new SVID",
         )
         domain.retire_old_authorities()
 
     async def _start_broker(self) -> None:
         self._clock.follow()
+        await self._follow_grants()
+        await self._control.begin(self._run_control_role)
 
     async def _stop_broker(self) -> None:
-        await self.broker.close()
+        try:
+            await self._control.stop()
+        finally:
+            await self.broker.close()
+
+    async def _run_control_role(self) -> None:
+        """Be the control role until the bus closes: the very code that is it in service."""
+        me = control_role(self.trust_domain)
+        provider = MockIdentityProvider(me, trust_domain=self.domain())
+        source = IdentitySource(provider, expected_id=me, clock=lambda: self._clock.time_ns() / 1e9)
+        await source.start(_CONNECT_S)
+        keeper = Keeper(
+            source,
+            ChainVerifier(source),
+            BusAddress([_ADDRESS], broker_id(self.trust_domain)),
+            name="control",
+            new_client=lambda: self._client(me, source),
+        )
+        role = ControlRole(
+            me,
+            keeper=keeper,
+            verifier=EnvelopeVerifier(ChainVerifier(_EveryDomain(self))),
+            known=lambda one: one in self._identities,
+            # To each domain this is its own broker, so it has the control role of each, too.
+            is_me=lambda one: one == control_role(one.trust_domain),
+            clock_ms=lambda: self._clock.time_ns() // 1_000_000,
+        )
+        try:
+            async with keeper.open(deadline_s=_CONNECT_S), owned_tasks() as group:
+                group.start_soon(source.run)
+                group.start_soon(role.run)
+                self._control.ready.set()
+                await self._control.leave.wait()
+                group.cancel_scope.cancel()
+        finally:
+            await source.aclose()
 
     async def _enter(self, identity: SpiffeID) -> None:
         if identity in self._identities:
@@ -94,7 +149,9 @@ class MemoryBus(Bus):
         await self._follow_grants()
 
     async def _follow_grants(self) -> None:
-        self.broker.set_users(broker_users(self.grants, self._identities, control=()))
+        self.broker.set_users(
+            broker_users(self.grants, self._identities, control=[control_role(self.trust_domain)])
+        )
 
     def _provider(self, config: AgentConfig) -> IdentityProvider:
         identity = config.agent.spiffe_id
@@ -108,9 +165,7 @@ class MemoryBus(Bus):
     def _surroundings(self, participant: Participant) -> Surroundings:
         def new_client() -> Client:
             assert participant.parts is not None
-            source = participant.parts.source
-            user = participant.parts.config.agent.spiffe_id
-            return MemoryClient(self.broker, user, check=lambda: self._check(source.svid)).as_client()
+            return self._client(participant.parts.config.agent.spiffe_id, participant.parts.source)
 
         return Surroundings(
             time_ns=self._clock.time_ns,
@@ -121,11 +176,23 @@ class MemoryBus(Bus):
             on_wired=participant.wired,
         )
 
+    def _client(self, user: SpiffeID, source: IdentitySource) -> Client:
+        return MemoryClient(self.broker, user, check=lambda: self._check(source.svid)).as_client()
+
     def _check(self, svid: X509Svid) -> None:
         """Refuse what a broker's TLS refuses. Raises IdentityError."""
         bundle = self.domain(svid.spiffe_id.trust_domain).bundle
         verify_chain(svid.cert_chain, bundle, at_ms=self._clock.time_ns() // 1_000_000)
 
     def _place(self, identity: SpiffeID) -> dict[str, Any]:
-        broker = SpiffeID.of(identity.trust_domain, "agentweave", "broker")
-        return {"bus.servers": ["tls://127.0.0.1:4222"], "bus.server_spiffe_id": broker}
+        return {"bus.servers": [_ADDRESS], "bus.server_spiffe_id": broker_id(identity.trust_domain)}
+
+
+class _EveryDomain:
+    """Trusts all domains of a bus (``TrustSource``), also those that come later: the broker's own view."""
+
+    def __init__(self, bus: MemoryBus) -> None:
+        self._bus = bus
+
+    def bundle_for(self, trust_domain: str) -> X509Bundle:
+        return self._bus.domain(trust_domain).bundle

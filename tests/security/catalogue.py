@@ -35,6 +35,7 @@ class Layer(Enum):
     PERMISSIONS = "broker permissions"
     STREAM = "stream configuration"
     CALLER = "caller: answers are verified"
+    CONTROL = "control role: announcements are verified"
     POLICY_LOAD = "policy loading"
     NAMES = "names"
     CONFIGURATION = "configuration"

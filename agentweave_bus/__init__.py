@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from agentweave_bus.exceptions import AgentCallError, AgentWeaveError, RetryableError, TaskFailedError
     from agentweave_bus.runtime import AgentWeaveClient, SyncAgentWeaveClient
     from agentweave_bus.spiffe_id import SpiffeID
+    from agentweave_bus.tasks.events import TaskEvent
+    from agentweave_bus.tasks.handle import TaskHandle, TaskStatus
     from agentweave_bus.tasks.retry import Retry
     from agentweave_bus.types import DataPart, Message, TaskResult, TextPart
 
@@ -41,8 +43,11 @@ __all__ = [
     "SecureAgent",
     "SpiffeID",
     "SyncAgentWeaveClient",
+    "TaskEvent",
     "TaskFailedError",
+    "TaskHandle",
     "TaskResult",
+    "TaskStatus",
     "TextPart",
     "capability",
     "current_context",
@@ -63,8 +68,11 @@ _HOMES: Final = {
     "RetryableError": "agentweave_bus.exceptions",
     "SpiffeID": "agentweave_bus.spiffe_id",
     "SyncAgentWeaveClient": _RUNTIME,
+    "TaskEvent": "agentweave_bus.tasks.events",
     "TaskFailedError": "agentweave_bus.exceptions",
+    "TaskHandle": "agentweave_bus.tasks.handle",
     "TaskResult": "agentweave_bus.types",
+    "TaskStatus": "agentweave_bus.tasks.handle",
     "TextPart": "agentweave_bus.types",
 }
 

@@ -264,7 +264,7 @@ class Client:
 
             async def record(sealed: Sealed) -> None:
                 entry = {"event": "submit", **sealed_facts(sealed), **decision_facts(facts, decision)}
-                await self.audit.record(entry)
+                await self.audit.record({**entry, "pd": sealed.head.pd.hex()})
 
             with _as_call_errors(task.agent):
                 sealed = await self.submissions.store(task, record, timeout_s=options.timeout)  # 4

@@ -18,12 +18,16 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from agentweave_bus.authz import AuthorizationProvider
+from agentweave_bus.client import DEFAULT_TASK_SECONDS, TaskOptions
 from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.exceptions import AgentWeaveError
 from agentweave_bus.identity import IdentityProvider
 from agentweave_bus.runtime.surroundings import REAL, Surroundings
+from agentweave_bus.runtime.sync_tasks import SyncTaskHandle
 from agentweave_bus.runtime.wiring import Connected, connected
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.handle import TaskHandle
+from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.types import TaskResult
 
 __all__ = ["AgentWeaveClient", "SyncAgentWeaveClient"]
@@ -130,6 +134,56 @@ class AgentWeaveClient:
             target, capability, payload, timeout=seconds, principal=principal, scope=scope, safe=safe
         )
 
+    async def submit(
+        self,
+        target: str,
+        capability: str,
+        payload: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        deadline: float = DEFAULT_TASK_SECONDS,
+        priority: int | None = None,
+        retry: Retry | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - as of call()
+        principal: Mapping[str, str] | None = None,
+        scope: Sequence[str] | None = None,
+    ) -> TaskHandle:
+        """Have a durable task stored for the agent ``target``; see ``client.Client.submit``.
+
+        It is accepted when this returns: what becomes of it is asked of the handle, here or, by the handle's
+        ``reference``, in another process. ``deadline`` (seconds from now) is until when it may be begun,
+        ``timeout`` is for the storing alone; without it ``bus.call_timeout`` holds. ``retry`` may ask for
+        fewer attempts and longer waits than the capability has.
+
+        Raises:
+            AgentCallError: it was not stored (with ``CallTimeoutError``: perhaps not); subclasses say why.
+            AgentWeaveError: the client is not connected.
+
+        """
+        parts = self._connected()
+        options = TaskOptions(
+            idempotency_key=idempotency_key,
+            deadline=deadline,
+            priority=priority,
+            retry=None if retry is None else retry.to_map(),
+            timeout=self.config.bus.call_timeout if timeout is None else timeout,
+            principal=principal,
+            scope=scope,
+        )
+        return parts.handles.of(*await parts.client.submit(target, capability, payload, options))
+
+    def task(self, reference: str) -> TaskHandle:
+        """Return the handle of a task that this identity submitted, by its ``reference``.
+
+        Nobody is asked yet whether there is such a task.
+
+        Raises:
+            ConfigurationError: the text names no task.
+            AgentWeaveError: the client is not connected.
+
+        """
+        return self._connected().handles.named(reference)
+
     def _connected(self) -> Connected:
         if self._parts is None:
             raise AgentWeaveError("the client is not connected: use it inside its `with` block")
@@ -174,6 +228,19 @@ class SyncAgentWeaveClient:
     def call(self, target: str, capability: str, payload: Any = None, **options: Any) -> TaskResult:
         """Do what :meth:`AgentWeaveClient.call` does, blocking. Same arguments, same errors."""
         return self._run(lambda: self._client.call(target, capability, payload, **options))
+
+    def submit(self, target: str, capability: str, payload: Any = None, **options: Any) -> SyncTaskHandle:
+        """Do what :meth:`AgentWeaveClient.submit` does, blocking. Same arguments, same errors."""
+        handle = self._run(lambda: self._client.submit(target, capability, payload, **options))
+        return SyncTaskHandle(handle, self._run)
+
+    def task(self, reference: str) -> SyncTaskHandle:
+        """Do what :meth:`AgentWeaveClient.task` does."""
+
+        async def named() -> TaskHandle:
+            return self._client.task(reference)  # on the loop's thread, where its lock belongs
+
+        return SyncTaskHandle(self._run(named), self._run)
 
     def _run(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         if self._loop is None or not self._loop.is_running():

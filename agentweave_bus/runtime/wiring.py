@@ -57,6 +57,7 @@ from agentweave_bus.observability.metrics import BreakerState, Direction, Metric
 from agentweave_bus.observability.tracing import Tracing
 from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.handle import Handles
 from agentweave_bus.tasks.log import Desk
 from agentweave_bus.tasks.submission import Submissions
 
@@ -90,6 +91,8 @@ class Connected:
     surroundings: Surroundings
     desk: Desk
     """What it takes to read the logs of tasks, and to continue those of its own."""
+    handles: Handles
+    """Makes the handles of tasks that this identity submitted."""
 
 
 @asynccontextmanager
@@ -399,6 +402,7 @@ def _wire(
         tracing,
         surroundings,
         desk,
+        Handles(desk=desk, keeper=keeper, me=me, audit=audit),
     )
 
 

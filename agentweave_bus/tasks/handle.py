@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self
 
@@ -204,7 +204,7 @@ class TaskHandle:
         """
         return self._outcome(await self._ended(timeout))
 
-    async def events(self, *, after: str | None = None) -> AsyncIterator[TaskEvent]:
+    async def events(self, *, after: str | None = None) -> AsyncGenerator[TaskEvent]:
         """Yield what happens to the task, in order and each once, until it has ended.
 
         ``after`` is the cursor of the last event that was seen, in whatever process; without it everything

@@ -70,7 +70,7 @@ standing := {
 # Grants for this caller, callee, capability and kind, in the order of the file.
 candidates := [{"name": concat("", ["grant ", format_int(i + 1, 10)]), "terms": grant, "uses": uses(grant)} |
 	some i, grant in data.grants
-	input.callee_spiffe_id in listed(grant.callee)
+	addressed(grant)
 	covers(grant.capabilities)
 	some caller in listed(grant.caller)
 	matches(caller, input.caller_spiffe_id)
@@ -111,8 +111,23 @@ matches(pattern, id) if {
 	startswith(id, trim_suffix(pattern, "*"))
 }
 
-# "*" stands for capabilities and events, never for an operator's act.
+addressed(grant) if input.callee_spiffe_id in listed(grant.callee)
+
+# Who publishes an event asks for that its own trust domain: it is allowed when somebody may receive it.
+addressed(_) if {
+	input.context.kind == "event"
+	input.callee_spiffe_id == concat("", ["spiffe://", caller_domain])
+}
+
+# "*" stands for capabilities and events, never for an operator's act; "order.*" for events below "order".
 covers(capabilities) if input.action in capabilities
+
+covers(capabilities) if {
+	some pattern in capabilities
+	endswith(pattern, ".*")
+	startswith(input.action, trim_suffix(pattern, "*"))
+	not operators_act
+}
 
 covers(capabilities) if {
 	"*" in capabilities

@@ -232,6 +232,28 @@ test_own_callers_have_no_partner_limits if {
 	grants.allow with input as asks({"amount": 5}) with data.grants as [grant] with data.partner as own
 }
 
+test_a_pattern_covers_events_below_it if {
+	events := object.union(grant, {"kinds": ["event"], "capabilities": ["order.*"]})
+	grants.allow with input as event_called("order.created") with data.grants as [events]
+	grants.allow with input as event_called("order.line.added") with data.grants as [events]
+	not grants.allow with input as event_called("order") with data.grants as [events]
+	not grants.allow with input as event_called("orders.created") with data.grants as [events]
+	not grants.allow with input as event_called("control:cancel") with data.grants as [object.union(events, {"capabilities": ["control.*"]})]
+}
+
+test_an_event_is_published_when_somebody_may_receive_it if {
+	events := object.union(grant, {"kinds": ["event"], "capabilities": ["order.*"]})
+	published := object.union(event_called("order.created"), {"callee_spiffe_id": "spiffe://agentweave.io"})
+	grants.allow with input as published with data.grants as [events]
+	grants.standing.allow with input as published with data.grants as [events]
+	not grants.allow with input as object.union(published, {"action": "invoice.paid"}) with data.grants as [events]
+	not grants.allow with input as object.union(published, {"caller_spiffe_id": "spiffe://agentweave.io/agent/other"}) with data.grants as [events]
+	not grants.allow with input as object.union(published, {"callee_spiffe_id": "spiffe://other.io"}) with data.grants as [events]
+	not grants.allow with input as object.union(published, {"context": {"kind": "call"}}) with data.grants as [object.union(events, {"kinds": ["call", "task"]})]
+}
+
+event_called(event) := changed({"action": event, "context": {"kind": "event"}})
+
 test_operators if {
 	act := {"action": "control:cancel"}
 	by := {"caller_spiffe_id": cli}

@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from agentweave_bus.authz.grants_file import load_grants_document
-from agentweave_bus.names import EVENT_NAME
+from agentweave_bus.names import EVENT_PATTERN, covers_event
 from agentweave_bus.spiffe_id import SpiffeID, check_trust_domain
 
 if TYPE_CHECKING:
@@ -58,6 +58,10 @@ def pattern_matches(pattern: str, text: str) -> bool:
     return pattern in ("*", text)
 
 
+def _domain_of(spiffe_id: str) -> str:
+    return "/".join(spiffe_id.split("/", 3)[:3])
+
+
 def _number(value: object) -> object:
     if type(value) is int or (type(value) is float and math.isfinite(value)):
         return value
@@ -80,9 +84,10 @@ def _exact_id(text: str) -> str:
 
 
 def _capability(text: str) -> str:
-    if text != "*" and not EVENT_NAME.fullmatch(text):
+    if not EVENT_PATTERN.fullmatch(text):
         raise ValueError(
             f"{text!r} is no capability: lower-case letters, digits, '_' and '-', at most 64, or '*'"
+            " (for events parts of that kind, joined by dots, the last of which may be '*')"
         )
     return text
 
@@ -136,7 +141,8 @@ class Grant(_Entry):
     Attributes:
         caller: exact SPIFFE IDs, or prefixes ending in ``/*``.
         callee: exact SPIFFE IDs.
-        capabilities: names, or ``*`` for all that the callee has (never operators' acts).
+        capabilities: names, or ``*`` for all that the callee has (never operators' acts). Events have names
+            with dots, and ``order.*`` covers all below ``order``, at any depth.
         kinds: of envelopes: ``call``, ``task``, ``event``.
         limits: ``max_<field>`` and ``min_<field>`` on payload fields, and ``max_per_minute`` uses of a
             capability by one caller in one process.
@@ -162,17 +168,20 @@ class Grant(_Entry):
         return self
 
     def matches(self, caller: str, callee: str, capability: str, kind: str) -> bool:
-        """Say whether this grant is about such a request; limits, origin and principal apart."""
+        """Say whether this grant is about such a request; limits, origin and principal apart.
+
+        Who publishes an event asks for that the trust domain that it belongs to, whoever may receive it.
+        """
         return (
-            callee in self.callee
+            (callee in self.callee or (kind == "event" and callee == _domain_of(caller)))
             and kind in self.kinds
             and self.covers_capability(capability)
             and any(pattern_matches(pattern, caller) for pattern in self.caller)
         )
 
     def covers_capability(self, capability: str) -> bool:
-        """Say whether ``capability`` is listed, or ``*`` is. Operators' acts never are."""
-        return capability in self.capabilities or ("*" in self.capabilities and ":" not in capability)
+        """Say whether ``capability`` is listed, or a pattern for it is. Operators' acts never are."""
+        return ":" not in capability and any(covers_event(one, capability) for one in self.capabilities)
 
     def strangers(self, domain: str, identities: Collection[str]) -> Iterator[str]:
         """Yield a sentence for each of ``domain`` who is named and is none of its ``identities``."""
@@ -238,7 +247,7 @@ class Reach:
 
     Attributes:
         agent: the other side: an exact SPIFFE ID, or, for callers, a pattern.
-        capabilities: names, or ``*``.
+        capabilities: names, ``*``, or, of events, ``order.*``.
         kinds: of envelopes.
 
     """

@@ -7,6 +7,9 @@ replacing the first, and nobody may delete or purge, so a claim, once made, stan
 takes messages of exactly a digest's size or less: the broker's own acknowledgements, which an agent could
 have sent to any subject by naming it as the reply subject, are larger.
 
+Who publishes events has one stream for them. It keeps the newest, up to its limits, and lets go of the oldest
+for them; each of its subscribers has two consumers there, which keep count of what it was given.
+
 An agent that serves durable tasks has four streams. Its queue lets go of a task when a worker acknowledges
 it, and says no to more than it may hold. States, progress and dead letters are logs of slots that are written
 once, as claims are. None of them, nor any other stream that agents may publish to, allows what a header could
@@ -17,17 +20,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from agentweave_bus.bus.subjects import Family, agent_prefix, task_subject
+from agentweave_bus.bus.subjects import Family, agent_prefix, event_pattern_subject, task_subject
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = [
     "CLAIM_MAX_AGE_S",
     "DEAD_MAX_AGE_S",
     "DEFAULT_QUEUE_LIMITS",
+    "EVENT_MAX_AGE_S",
     "FILTER_KEY",
     "MAX_CONSUMERS",
     "PROGRESS_MAX_AGE_S",
@@ -41,6 +46,10 @@ __all__ = [
     "claim_stream_name",
     "dead_stream",
     "dead_stream_name",
+    "event_consumer",
+    "event_consumer_name",
+    "events_stream",
+    "events_stream_name",
     "progress_stream",
     "progress_stream_name",
     "state_stream",
@@ -66,6 +75,9 @@ PROGRESS_MAX_AGE_S: Final = 2 * _DAY_S
 
 DEAD_MAX_AGE_S: Final = 90 * _DAY_S
 
+EVENT_MAX_AGE_S: Final = 7 * _DAY_S
+"""How long an event waits for subscribers that are not there."""
+
 TASK_ACK_WAIT_S: Final = 30
 """A worker that says nothing of a task for so long has lost it, and another gets it."""
 
@@ -79,6 +91,11 @@ _NANOSECONDS: Final = 1_000_000_000
 _MAX_ACK_PENDING: Final = 20_000
 _SHORTEST_WINDOW: Final = 100_000_000
 """In nanoseconds. Nobody relies on JetStream's own deduplication: any sender chooses the ids it goes by."""
+
+_MAX_EVENTS: Final = 1_000_000
+_MAX_EVENT_BYTES: Final = 1024**3
+_MAX_EVENT_CONSUMERS: Final = 1024
+_MAX_EVENTS_PENDING: Final = 1_000
 
 _CLAIM_BYTES: Final = 32
 _MAX_CLAIMS: Final = 2_000_000
@@ -139,6 +156,16 @@ def progress_stream_name(agent: SpiffeID) -> str:
 def dead_stream_name(agent: SpiffeID) -> str:
     """Return the name of the stream of ``agent``'s dead letters."""
     return _name("dead", Family.DEAD, agent)
+
+
+def events_stream_name(publisher: SpiffeID) -> str:
+    """Return the name of the stream of what ``publisher`` publishes."""
+    return _name("events", Family.EVENT, publisher)
+
+
+def event_consumer_name(subscriber: SpiffeID, *, ordered: bool) -> str:
+    """Return the name that ``subscriber``'s consumer has in each stream of events."""
+    return f"{'o' if ordered else 'e'}-{_hashed(agent_prefix(Family.EVENT, subscriber))}"
 
 
 def _name(kind: str, family: Family, agent: SpiffeID) -> str:
@@ -242,6 +269,53 @@ def task_consumer(agent: SpiffeID, capability: str) -> ConsumerSpec:
             "max_ack_pending": _MAX_ACK_PENDING,
             "replay_policy": "instant",
             "metadata": {FILTER_KEY: subject},
+        },
+    )
+
+
+def events_stream(publisher: SpiffeID, *, replicas: int = 1) -> StreamSpec:
+    """Declare the stream of what ``publisher`` publishes: bounded in age, number and bytes."""
+    return _stream(
+        events_stream_name(publisher),
+        f"events of {publisher}",
+        f"{agent_prefix(Family.EVENT, publisher)}.>",
+        replicas,
+        {
+            "retention": "limits",
+            "discard": "old",
+            "max_age": EVENT_MAX_AGE_S * _NANOSECONDS,
+            "max_msgs": _MAX_EVENTS,
+            "max_bytes": _MAX_EVENT_BYTES,
+            "max_consumers": _MAX_EVENT_CONSUMERS,
+            "allow_direct": False,
+        },
+    )
+
+
+def event_consumer(
+    publisher: SpiffeID, subscriber: SpiffeID, patterns: Iterable[str], *, ordered: bool
+) -> ConsumerSpec:
+    """Declare what all replicas of ``subscriber`` share of ``publisher``'s events.
+
+    ``patterns`` must not overlap. An ``ordered`` one gives out one event at a time, and the next when that
+    is acknowledged. It begins with what is published after it was made.
+    """
+    name = event_consumer_name(subscriber, ordered=ordered)
+    return ConsumerSpec(
+        events_stream_name(publisher),
+        name,
+        {
+            "durable_name": name,
+            "name": name,
+            "description": f"events of {publisher} for {subscriber}",
+            "filter_subjects": sorted(event_pattern_subject(publisher, one) for one in patterns),
+            "deliver_policy": "new",
+            "ack_policy": "explicit",
+            "ack_wait": TASK_ACK_WAIT_S * _NANOSECONDS,
+            "max_deliver": -1,
+            "max_ack_pending": 1 if ordered else _MAX_EVENTS_PENDING,
+            "replay_policy": "instant",
+            "metadata": {FILTER_KEY: agent_prefix(Family.EVENT, subscriber)},
         },
     )
 

@@ -25,7 +25,7 @@ from functools import lru_cache
 from typing import Final
 
 from agentweave_bus.exceptions import ConfigurationError, MalformedEnvelopeError
-from agentweave_bus.names import CAPABILITY_NAME
+from agentweave_bus.names import CAPABILITY_NAME, EVENT_NAME, EVENT_PATTERN
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = [
@@ -41,6 +41,8 @@ __all__ = [
     "claim_subject",
     "control_subject",
     "dead_subject",
+    "event_pattern_subject",
+    "event_subject",
     "parse_subject",
     "progress_of_sender",
     "progress_subject",
@@ -187,6 +189,35 @@ def dead_subject(agent: SpiffeID, capability: str, key: str, epoch: int, part: s
         raise ConfigurationError(f"a dead letter has a 'frame' and a 'record', no {part!r}")
     place = f"{agent_prefix(Family.DEAD, agent)}.{check_capability(capability)}"
     return _bounded(f"{place}.{_checked_key(key)}.{_count(epoch)}.{part}")
+
+
+def event_subject(publisher: SpiffeID, name: str) -> str:
+    """Where ``publisher`` publishes the event ``name``, whose parts are tokens of the subject.
+
+    Raises:
+        ConfigurationError: it is no event's name, or the subject would be too long.
+
+    """
+    if not EVENT_NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{name[:80]!r} is no event's name: use 1 to 8 parts of a-z, 0-9, '_' and '-', joined by dots"
+        )
+    return _bounded(f"{agent_prefix(Family.EVENT, publisher)}.{name}")
+
+
+def event_pattern_subject(publisher: SpiffeID, pattern: str) -> str:
+    """Return the broker's pattern for those events of ``publisher`` for which ``pattern`` is (see names.py).
+
+    Raises:
+        ConfigurationError: it is no pattern of events.
+
+    """
+    if not EVENT_PATTERN.fullmatch(pattern):
+        raise ConfigurationError(
+            f"{pattern[:80]!r} is no pattern of events: write order.created, order.* or *"
+        )
+    below = f"{pattern[:-1]}>" if pattern.endswith("*") else pattern
+    return _bounded(f"{agent_prefix(Family.EVENT, publisher)}.{below}")
 
 
 def control_subject(agent: SpiffeID, verb: str) -> str:

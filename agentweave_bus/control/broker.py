@@ -4,8 +4,10 @@ The broker knows each client by the SPIFFE ID in its certificate (``verify_and_m
 An agent may publish to the call and task subjects that the grants give it, to the answer inboxes of those
 who may call it, and to its own claims, states, progress and dead letters; nothing else. It may pull from its
 own queue only. It may subscribe to its own subjects only, and read what is recorded of the tasks that are
-its own by either end: those that it does, and those that it submitted. Nobody is let in without a user (there
-is no ``no_auth_user``), and no agent may make, change or remove a stream or a consumer.
+its own by either end: those that it does, and those that it submitted. It may publish those of its own events
+that somebody may receive, and receive, live or by its own consumers, those that it was granted. Nobody is let
+in without a user (there is no ``no_auth_user``), and no agent may make, change or remove a stream or a
+consumer.
 
 The broker's own way of permitting answers, ``allow_responses``, is not used: it lets whoever received a
 message publish to that message's reply subject, and the sender chose that freely. Two agents that work
@@ -28,6 +30,8 @@ from agentweave_bus.authz import Grants
 from agentweave_bus.authz.grants import pattern_matches
 from agentweave_bus.bus.streams import (
     claim_stream_name,
+    event_consumer_name,
+    events_stream_name,
     progress_stream_name,
     state_stream_name,
     tasks_stream_name,
@@ -39,6 +43,7 @@ from agentweave_bus.bus.subjects import (
     announce_subject,
     api_inbox,
     control_subject,
+    event_pattern_subject,
     progress_of_sender,
     pull_inbox,
     records_of_sender,
@@ -46,7 +51,14 @@ from agentweave_bus.bus.subjects import (
 )
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["BrokerFiles", "broker_configuration", "broker_id", "broker_users", "permissions_of"]
+__all__ = [
+    "BrokerFiles",
+    "broker_configuration",
+    "broker_id",
+    "broker_users",
+    "event_publishers",
+    "permissions_of",
+]
 
 _MAX_STORE_BYTES: Final = 1024 * 1024**3
 """What all queues together may reserve; each reserves all that it may ever hold, and most never do."""
@@ -140,13 +152,20 @@ def permissions_of(identity: SpiffeID, grants: Grants, everyone: Iterable[Spiffe
         if "task" in reach.kinds:
             publish.update(_each(Family.TASK, callee, reach.capabilities))
             publish.update(_about_submitted_to(callee, identity))
+        if "event" in reach.kinds:
+            publish.update(event_pattern_subject(identity, one) for one in reach.capabilities)
     publish.update(reply_inbox(caller, "*") + ".*" for caller in _callers(identity, grants, everyone))
     publish.update(_about_own_tasks(identity))
+    events: set[str] = set()
+    for publisher, patterns in event_publishers(identity, grants, everyone):
+        publish.update(_about_events_of(publisher, identity))
+        events.update(event_pattern_subject(publisher, one) for one in patterns)
     subscribe = [
         f"{agent_prefix(Family.CALL, identity)}.*",
         *(control_subject(identity, verb) for verb in _HEEDED),
         records_of_sender(identity),
         progress_of_sender(identity),
+        *events,
         *_inboxes(identity),
         pull_inbox(identity, "*") + ".*",
     ]
@@ -181,6 +200,29 @@ def _about_submitted_to(callee: SpiffeID, sender: SpiffeID) -> Iterator[str]:
     ):
         mine = agent_prefix(family, sender).removeprefix(f"aw.{family}.")
         yield f"$JS.API.DIRECT.GET.{name}.{agent_prefix(family, callee)}.{mine}.>"
+
+
+def event_publishers(
+    subscriber: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID]
+) -> Iterator[tuple[SpiffeID, tuple[str, ...]]]:
+    """Yield whose events ``subscriber`` may receive, and which; one may come more than once."""
+    for reach in grants.callers_of(subscriber):
+        if "event" not in reach.kinds:
+            continue
+        if not reach.agent.endswith("/*"):
+            yield SpiffeID(reach.agent), reach.capabilities
+        else:
+            yield from ((one, reach.capabilities) for one in everyone if pattern_matches(reach.agent, one))
+
+
+def _about_events_of(publisher: SpiffeID, subscriber: SpiffeID) -> Iterator[str]:
+    """Yield where a subscriber pulls and acknowledges, and where it sees which consumers it has."""
+    stream = events_stream_name(publisher)
+    for ordered in (False, True):
+        mine = f"{stream}.{event_consumer_name(subscriber, ordered=ordered)}"
+        yield f"$JS.API.CONSUMER.MSG.NEXT.{mine}"
+        yield f"$JS.API.CONSUMER.INFO.{mine}"
+        yield f"$JS.ACK.{mine}.>"
 
 
 def _callers(callee: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID]) -> set[SpiffeID]:

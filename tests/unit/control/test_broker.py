@@ -10,6 +10,8 @@ import yaml
 from agentweave_bus.authz import Grants
 from agentweave_bus.bus.streams import (
     claim_stream_name,
+    event_consumer_name,
+    events_stream_name,
     progress_stream_name,
     state_stream_name,
     tasks_stream_name,
@@ -145,3 +147,52 @@ def test_the_configuration_insists_on_verified_clients(tmp_path):
     assert config["tls"]["min_version"] == "1.3"
     assert "no_auth_user" not in json.dumps(config)
     assert broker_id("x.test") == "spiffe://x.test/agentweave/broker"
+
+
+class TestEvents:
+    """Who publishes and who subscribes, as the grants of kind ``event`` say."""
+
+    def permissions(self, tmp_path: Path, identity: SpiffeID):
+        given = grants(
+            tmp_path,
+            entry(A, B, ["order.*", "alone"], kinds=["event"]),
+            entry("spiffe://x.test/client/*", B, ["*"], kinds=["event"]),
+            entry(A, C, ["order.paid"], kinds=["call", "task"]),
+        )
+        everyone = [A, B, C, SpiffeID("spiffe://x.test/client/cli")]
+        return permissions_of(identity, given, everyone)
+
+    def test_a_publisher_publishes_what_somebody_may_receive(self, tmp_path: Path) -> None:
+        publish = self.permissions(tmp_path, A)["publish"]["allow"]
+        assert {one for one in publish if one.startswith("aw.event.")} == {
+            f"aw.event.{ME}.order.>",
+            f"aw.event.{ME}.alone",
+        }
+        assert not any("events-" in one for one in publish)
+
+    def test_a_subscriber_pulls_by_its_own_consumers_only(self, tmp_path: Path) -> None:
+        cli = SpiffeID("spiffe://x.test/client/cli")
+        permissions = self.permissions(tmp_path, B)
+        mine = [
+            f"{events_stream_name(publisher)}.{event_consumer_name(B, ordered=ordered)}"
+            for publisher in (A, cli)
+            for ordered in (False, True)
+        ]
+        assert {one for one in permissions["publish"]["allow"] if "events-" in one} == {
+            text
+            for one in mine
+            for text in (
+                f"$JS.API.CONSUMER.MSG.NEXT.{one}",
+                f"$JS.API.CONSUMER.INFO.{one}",
+                f"$JS.ACK.{one}.>",
+            )
+        }
+        assert {one for one in permissions["subscribe"]["allow"] if one.startswith("aw.event.")} == {
+            f"aw.event.{ME}.order.>",
+            f"aw.event.{ME}.alone",
+            "aw.event.x=test.client/cli.>",
+        }
+
+    def test_others_have_nothing_to_do_with_events(self, tmp_path: Path) -> None:
+        permissions = self.permissions(tmp_path, C)
+        assert not any("event" in one for kind in permissions.values() for one in kind["allow"])

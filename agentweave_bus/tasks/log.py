@@ -32,7 +32,7 @@ from agentweave_bus.identity.chain import claimed_spiffe_id
 from agentweave_bus.tasks.record import RecordBody, StateRecord, TaskRef, draft_record, read_record
 from agentweave_bus.tasks.state import next_epoch
 
-__all__ = ["Desk", "TaskLog"]
+__all__ = ["Desk", "TaskLog", "may_be_genuine"]
 
 _log = logging.getLogger(__name__)
 
@@ -156,32 +156,22 @@ class TaskLog:
     def _take(self, stands: StoredFrame) -> None:
         """Take what stands in the next slot for a record, or pass it over."""
         desk, slot = self._desk, self._slot
-        self._slot += 1
         try:
             record = read_record(
                 desk.verifier, stands, self.ref, slot=slot, before=self.last, now_ms=desk.clock_ms()
             )
         except (EnvelopeError, IdentityError, FederationError) as error:
-            if self._may_be_genuine(stands, error):
+            if may_be_genuine(desk, self.ref, stands, error):
                 raise BusError(
                     f"record {slot} of task {self.ref.id} can't be verified now: {error}"
                 ) from error
+            self._slot += 1
             self._pass_over(slot, error)
             return
+        self._slot += 1
         if len(self.records) >= _MOST_RECORDS:
             raise BusError(f"more than {_MOST_RECORDS} records of task {self.ref.id}")
         self.records.append(record)
-
-    def _may_be_genuine(self, stands: StoredFrame, error: Exception) -> bool:
-        """Say whether what is refused may be a record by who may write it, all the same."""
-        if not isinstance(error, (TimeRefusedError, IdentityError, FederationError)):
-            return False
-        try:
-            chain = self._desk.verifier.decode_frame(stands.data).chain
-            claimed = claimed_spiffe_id(chain[0])
-        except (EnvelopeError, IdentityError, InvalidSpiffeIdError):
-            return False
-        return claimed in (self.ref.agent, control_role(self.ref.agent.trust_domain))
 
     def _pass_over(self, slot: int, error: Exception) -> None:
         self._foreign += 1
@@ -189,3 +179,14 @@ class TaskLog:
         _log.error("what stands in slot %d of %r is not believed: %s", slot, self.ref, error)
         if self._foreign > _MOST_FOREIGN:
             raise BusError(f"the log of task {self.ref.id} is full of what is no record of it") from error
+
+
+def may_be_genuine(desk: Desk, ref: TaskRef, stands: StoredFrame, error: Exception) -> bool:
+    """Say whether what was refused with ``error`` may be by who may write it, and can't be told now."""
+    if not isinstance(error, (TimeRefusedError, IdentityError, FederationError)):
+        return False
+    try:
+        claimed = claimed_spiffe_id(desk.verifier.decode_frame(stands.data).chain[0])
+    except (EnvelopeError, IdentityError, InvalidSpiffeIdError):
+        return False
+    return claimed in (ref.agent, control_role(ref.agent.trust_domain))

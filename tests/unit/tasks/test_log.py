@@ -149,8 +149,10 @@ async def test_what_may_be_genuine_and_cannot_be_verified_now_stops_everybody(wo
         while any(len(one("test.local").authority_fingerprints) > 1 for one in bundles):  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.01)  # the record's authority is no longer trusted then
     for who in ("agent", "client"):
-        with pytest.raises(BusError, match="can't be verified now"):
-            await TaskLog(world.desk(who), world.ref).refresh()
+        read = TaskLog(world.desk(who), world.ref)
+        for _ in range(2):  # it does not get used to it
+            with pytest.raises(BusError, match="can't be verified now"):
+                await read.refresh()
 
 
 async def test_records_outlive_the_certificate_that_signed_them(world: World) -> None:

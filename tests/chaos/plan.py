@@ -1,0 +1,102 @@
+"""What is submitted: tasks that are mostly quick, some slow, some in steps, some that fail at first or for good.
+
+All of it follows from a task's number, so that a client that was killed goes on where it was, and whoever
+reconciles knows what each task had to come to.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from agentweave_bus.spiffe_id import SpiffeID
+
+DOMAIN = "chaos.test"
+AGENT = SpiffeID.of(DOMAIN, "agent", "chaos")
+CLIENT = SpiffeID.of(DOMAIN, "client", "submitter")
+AUDITOR = SpiffeID.of(DOMAIN, "client", "auditor")
+"""Has every right at the broker, and reads there what was stored."""
+
+ATTEMPTS = 8
+STEPS = ("reserve", "charge", "ship")
+PERIOD = 100
+_KINDS = {"slow": 8, "steps": 14, "again": 5, "fails": 3}
+"""So many of a hundred; the rest is quick."""
+
+SETTINGS = "CHAOS_SETTINGS"
+"""Names the variable that tells every process of a run where its settings are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What all processes of a run have to know.
+
+    ``broken`` names what is taken out of the build: nothing, ``cas`` or ``steps`` (:mod:`.broken`).
+    ``ack_wait_s`` is how long the broker waits for a word on a task before somebody else gets it.
+    """
+
+    folder: str
+    tasks: int
+    spread_s: float
+    ack_wait_s: int
+    bus_url: str
+    broker_id: str
+    control_endpoint: str
+    broken: str = ""
+    kinds: tuple[str, ...] = ("slow", "steps", "again", "fails")
+
+    @property
+    def effects(self) -> Path:
+        return Path(self.folder) / "effects"
+
+    @property
+    def accepted(self) -> Path:
+        return Path(self.folder) / "accepted"
+
+    @property
+    def outcomes(self) -> Path:
+        return Path(self.folder) / "outcomes"
+
+    @property
+    def client_file(self) -> Path:
+        return Path(self.folder) / "client.yaml"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of_environment(cls) -> Settings:
+        import json
+
+        tree = json.loads(Path(os.environ[SETTINGS]).read_text())
+        return cls(**{**tree, "kinds": tuple(tree["kinds"])})
+
+
+def kind_of(number: int, kinds: tuple[str, ...]) -> str:
+    """Return which capability task ``number`` asks for. The kinds are mixed, not one after the other."""
+    place = number * 37 % PERIOD
+    for kind, share in _KINDS.items():
+        if place < share:
+            return kind if kind in kinds else "quick"
+        place -= share
+    return "quick"
+
+
+def payload_of(number: int, kind: str) -> dict[str, Any]:
+    payload: dict[str, Any] = {"number": number}
+    if kind == "slow":
+        payload["seconds"] = 0.3 + number * 7 % 23 / 10  # 0.3 to 2.5
+    if kind == "again":
+        payload["times"] = 1 + number % 2
+    return payload
+
+
+def key_of(number: int) -> str:
+    """Return the idempotency key of task ``number``."""
+    return f"chaos-{number}"
+
+
+def expected_state(kind: str) -> str:
+    return "failed" if kind == "fails" else "completed"

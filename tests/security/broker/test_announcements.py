@@ -46,7 +46,7 @@ def others(world):
         "altered": with_part(
             forged(mine, names=("honest",)), "payload", lambda _: encode_payload({"capabilities": [UNWANTED]})
         ),
-        "a call": forged(mine, kind=Kind.CALL, reply="A" * 22),
+        "a call": forged(mine, kind=Kind.CALL),
         "another verb": forged(mine, cap="cancel"),
         "for another": forged(mine, aud=FRONT),
         "for another domain's control role": forged(mine, aud=control_role("evil.test")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anyio import CancelScope, current_time
 
@@ -26,13 +26,14 @@ class Attempt:
 
     ``retry`` says that the task is to be tried again, not before ``retry_after`` seconds where that is
     given; ``result`` is its outcome if that does not happen. ``correlation_id`` is under which the log has
-    the failure, if it has it.
+    the failure, if it has it. ``exhausted`` says that it would be tried again if there were attempts left.
     """
 
     result: TaskResult
     retry: bool = False
     retry_after: float | None = None
     correlation_id: str | None = None
+    exhausted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,8 @@ class Performance:
             if ended.result.status is not ResultStatus.FAILED or (ended.retry and not last_attempt):
                 return ended
             verdict = Verdict(ended.result, ended.correlation_id)
-        return await self._undo(context, work, verdict)
+        undone = await self._undo(context, work, verdict)
+        return replace(undone, exhausted=ended.retry)
 
     async def give_up(self, verdict: Verdict) -> Attempt:
         """Let the task fail without an attempt; see ``BoundCapability.give_up``."""

@@ -143,8 +143,11 @@ class BoundCapability:
         last_attempt: bool,
         store: StepStore | None = None,
         sink: ProgressSink | None = None,
+        seconds: float | None = None,
     ) -> Attempt:
         """Run the handler for a task, until the task's deadline or ``timeout`` seconds without progress.
+
+        ``seconds`` is in the timeout's place where the capability declares none.
 
         The current request is the task; its ``attempt`` must be the epoch of the task's log, for at the
         first nothing is looked up in ``store``. Without a store no step is recorded.
@@ -165,7 +168,8 @@ class BoundCapability:
             Exception: what the store or the sink raised; nothing is decided, so give the task back.
 
         """
-        return await self._performance(call, store, sink).attempt(last_attempt=last_attempt)
+        performance = self._performance(call, store, sink, seconds)
+        return await performance.attempt(last_attempt=last_attempt)
 
     async def give_up(
         self, call: ValidatedCall, result: TaskResult, *, store: StepStore | None = None
@@ -179,11 +183,15 @@ class BoundCapability:
         return await self._performance(call, store, None).give_up(Verdict(result))
 
     def _performance(
-        self, call: ValidatedCall, store: StepStore | None, sink: ProgressSink | None
+        self,
+        call: ValidatedCall,
+        store: StepStore | None,
+        sink: ProgressSink | None,
+        seconds: float | None = None,
     ) -> Performance:
         return Performance(
             name=self.name,
-            timeout=self.timeout,
+            timeout=seconds if self.timeout is None else self.timeout,
             logger=self.logger,
             handler=functools.partial(self._value, call.arguments),
             store=store,

@@ -52,6 +52,17 @@ class StepStore(Protocol):
     async def load(self, name: str) -> StepRecord | None:
         """Return what was saved under ``name``; ``None`` if nothing was."""
 
+    async def confirm(self) -> None:
+        """Make sure, just before a step's function runs, that this attempt still has the task.
+
+        A worker that stood still for a while may have lost it without knowing, and the step may be on
+        record by now.
+
+        Raises:
+            AttemptLostError: another attempt has begun, or the task has ended.
+
+        """
+
     async def save(self, name: str, record: StepRecord) -> StepRecord:
         """Write ``record`` under ``name``, which nothing stands under, and return what stands there now.
 

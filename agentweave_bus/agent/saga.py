@@ -66,6 +66,13 @@ class Ledger:
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing is known of the step
             await self.halt.stop(error)
 
+    async def confirm(self) -> None:
+        """Make sure that the task is still this attempt's."""
+        try:
+            await self._store.confirm()
+        except Exception as error:  # noqa: BLE001 - as above
+            await self.halt.stop(error)
+
     async def save(self, name: str, record: StepRecord) -> StepRecord:
         """Write, and finish that even when the attempt is being cancelled: what it says has happened.
 

@@ -121,6 +121,7 @@ class Steps:
         await self._write_passed_over(ledger)
         if compensate is not None:
             await saga.announce(name)
+        await ledger.confirm()
         return self._keep(name, await self._record(name, call, ledger), compensate)
 
     def close(self) -> None:

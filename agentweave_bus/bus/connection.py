@@ -20,7 +20,7 @@ import re
 import secrets
 import string
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +43,8 @@ from agentweave_bus.spiffe_id import SpiffeID
 __all__ = ["BrokerClient", "BusAddress", "Keeper", "PermissionListener", "Session"]
 
 _log = logging.getLogger(__name__)
+
+DEFAULT_MAX_MESSAGE_BYTES: Final = 1024 * 1024
 
 _TOKEN_ALPHABET: Final = string.ascii_letters + string.digits
 _TOKEN_LENGTH: Final = 22  # 131 bits: an inbox that can't be guessed
@@ -355,6 +357,12 @@ class Keeper:
         """Whether there is a usable session at this moment."""
         return self._current is not None and self._current.usable
 
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest message that the broker takes; its default while there is no connection."""
+        current = self._current
+        return DEFAULT_MAX_MESSAGE_BYTES if current is None else current.max_message_bytes
+
     async def session(self, timeout_s: float) -> Session:
         """Return the current session, waiting up to ``timeout_s`` seconds for one.
 
@@ -393,10 +401,11 @@ class Keeper:
                 if self._current is not None:
                     await self._current.close()
 
-    async def drain(self, deadline_s: float) -> None:
+    async def drain(self, deadline_s: float, *others: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Take no more calls and wait up to ``deadline_s`` seconds for those in flight. For shutdown.
 
-        Until they end they may make calls of their own. At the end the connection is closed.
+        ``others`` is what else there is to wait for. Until it ends all may make calls of their own. At the
+        end the connection is closed.
         """
         self._draining.set()
         current = self._current
@@ -406,6 +415,8 @@ class Keeper:
             async with anyio.create_task_group() as group:
                 for session in [*self._retiring, current]:
                     group.start_soon(session.finish)
+                for other in others:
+                    group.start_soon(other)
             # Those of a retired session may have called through the current one meanwhile.
             await current.finish()
         await current.close()

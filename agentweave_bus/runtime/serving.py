@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -41,10 +42,11 @@ from agentweave_bus.observability.logs import configure_logging, log_context
 from agentweave_bus.observability.metrics import Direction, Metrics
 from agentweave_bus.observability.tracing import Span, Tracing
 from agentweave_bus.runtime.surroundings import REAL, Surroundings
-from agentweave_bus.runtime.task_service import TaskService
+from agentweave_bus.runtime.task_service import Steps, TaskService, Telling
 from agentweave_bus.runtime.wiring import Connected, connected
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.performer import Attempted, TaskRun
+from agentweave_bus.tasks.progress import ProgressWriter
 from agentweave_bus.types import TaskResult
 
 __all__ = ["READY_FD", "Runner"]
@@ -172,6 +174,7 @@ class _Served:
         self._responder: Responder | None = None
         self._claims: Claims | None = None
         self._tasks: TaskService | None = None
+        self._parts: Connected | None = None
         self._started = anyio.Event()
         self._metrics = Metrics.create()  # until wire() says which
         self._tracing = Tracing.off()
@@ -211,7 +214,7 @@ class _Served:
         self._tasks = TaskService(parts, admission, table, self._dispatch_task)
         parts.keeper.on_session(self._claims.on_session)
         parts.keeper.on_session(self._responder.on_session)
-        self._metrics, self._tracing = parts.metrics, parts.tracing
+        self._parts, self._metrics, self._tracing = parts, parts.metrics, parts.tracing
         self._surroundings = parts.surroundings
 
     async def until_stopped(self, parts: Connected) -> None:
@@ -229,9 +232,7 @@ class _Served:
                     async with self._tasks.running():
                         _say_ready(parts.me, metrics_url)
                         await stop_signal()
-                        async with owned_tasks() as draining:
-                            draining.start_soon(self._tasks.drain, _DRAIN_SECONDS)
-                            await parts.keeper.drain(_DRAIN_SECONDS)
+                        await parts.keeper.drain(_DRAIN_SECONDS, self._tasks.drain)
                 finally:
                     group.cancel_scope.cancel()
                     with anyio.move_on_after(_ON_STOP_SECONDS, shield=True):
@@ -256,18 +257,41 @@ class _Served:
         return result.to_json()
 
     async def _dispatch_task(self, run: TaskRun) -> Attempted:
-        """Run one attempt at a task in its context."""
+        """Run one attempt at a task in its context, or undo what earlier ones did."""
         admitted, asks, head = run.admitted, run.opened.asks, run.admitted.request.head
+        parts, bound, call = self._parts, admitted.capability, admitted.payload
+        assert parts is not None
+        assert isinstance(bound, BoundCapability)
+        assert isinstance(call, ValidatedCall)
         began = time.perf_counter()
-        assert isinstance(admitted.capability, BoundCapability)
-        assert isinstance(admitted.payload, ValidatedCall)
+        store = Steps(parts, run)
+        writer = ProgressWriter(parts.desk, run.log.ref, asks.digest, run.record.epoch)
         with self._span(head) as span, log_context(task=head.id, caller=str(asks.iss)):
-            with bind_context(self._context(admitted, asks, span.traceparent)):
-                result = await admitted.capability.invoke(admitted.payload)
-            if result.status == "failed":
+            context = replace(self._context(admitted, asks, span.traceparent), attempt=run.record.epoch)
+            async with writer:
+                with bind_context(context):
+                    if run.give_up is None:
+                        attempt = await bound.attempt(
+                            call,
+                            last_attempt=run.last,
+                            store=store,
+                            sink=Telling(run, writer),
+                            seconds=parts.config.bus.task_timeout,
+                        )
+                    else:
+                        result = TaskResult(status="failed", error=run.give_up)
+                        attempt = await bound.give_up(call, result, store=store)
+            if attempt.result.status == "failed":
                 span.set_error("failed")
         self._metrics.handler_ended(head.cap, time.perf_counter() - began)
-        return Attempted(result.to_json())
+        return Attempted(
+            attempt.result.to_json(),
+            attempt.retry,
+            attempt.retry_after,
+            attempt.correlation_id,
+            attempt.exhausted,
+            writer.mark(),
+        )
 
     def _context(self, admitted: Admitted, asks: Requester, trace: str | None) -> RequestContext:
         head = admitted.request.head

@@ -10,22 +10,25 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
-import anyio
-
 from agentweave_bus.agent import BoundCapability
 from agentweave_bus.agent.lifecycle import HEALTH
+from agentweave_bus.agent.records import StepRecord
 from agentweave_bus.bus.admission import Admission
 from agentweave_bus.bus.admitted import OpenedTask
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.envelope import control_role
 from agentweave_bus.runtime.wiring import Connected
 from agentweave_bus.tasks.announcing import Announcer
+from agentweave_bus.tasks.controls import Controls
 from agentweave_bus.tasks.dead_letters import DeadLetters
-from agentweave_bus.tasks.performer import Performer, RunTask
+from agentweave_bus.tasks.performer import Performer, RunTask, TaskRun
+from agentweave_bus.tasks.progress import ProgressWriter
 from agentweave_bus.tasks.queue import Acknowledgements, Puller
 from agentweave_bus.tasks.retry import Retry
+from agentweave_bus.tasks.step_log import StepLog
+from agentweave_bus.types import Artifact
 
-__all__ = ["TaskService"]
+__all__ = ["Steps", "TaskService", "Telling"]
 
 _CONCURRENCY: Final = 32
 """How many attempts at tasks of one capability run at once, where the capability does not say."""
@@ -56,6 +59,15 @@ class TaskService:
             rule_of=self._rule_of,
             seconds_of=self._seconds_of,
         )
+        self._controls = Controls(
+            desk=parts.desk,
+            keeper=parts.keeper,
+            me=parts.me,
+            capabilities=self._table,
+            authorizer=parts.authorizer,
+            audit=parts.audit,
+            on_cancel=self.performer.cancel,
+        )
         self._pullers: list[Puller] = []
         if not self._table:
             return
@@ -72,7 +84,7 @@ class TaskService:
                 parts.me,
                 name,
                 keeper=parts.keeper,
-                concurrency=getattr(bound, 'concurrency', None) or _CONCURRENCY,
+                concurrency=bound.concurrency or _CONCURRENCY,
                 perform=self.performer.perform,
                 announce=announcer.announce,
                 monotonic=parts.surroundings.monotonic_s,
@@ -83,7 +95,7 @@ class TaskService:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Pull for the length of the block; at its end what still runs is given back."""
-        async with owned_tasks() as group:
+        async with self._controls.running(), owned_tasks() as group:
             for puller in self._pullers:
                 group.start_soon(puller.run)
             try:
@@ -91,17 +103,61 @@ class TaskService:
             finally:
                 group.cancel_scope.cancel()
 
-    async def drain(self, seconds: float) -> None:
-        """Take nothing more, and let what runs end, for at most so many seconds."""
+    async def drain(self) -> None:
+        """Take nothing more, and return when what runs has ended."""
         for puller in self._pullers:
             puller.stop()
-        with anyio.move_on_after(seconds):
-            for puller in self._pullers:
-                await puller.ended.wait()
+        for puller in self._pullers:
+            await puller.ended.wait()
 
     def _rule_of(self, opened: OpenedTask) -> Retry:
         bound = self._table[opened.capability.name]
-        return (getattr(bound, 'retry', None) or Retry()).narrowed(opened.request.head.retry)
+        return (bound.retry or Retry()).narrowed(opened.request.head.retry)
 
     def _seconds_of(self, opened: OpenedTask) -> float:
         return self._table[opened.capability.name].timeout or self._seconds
+
+
+class Steps:
+    """Where the steps of one attempt are on record; see ``agent.records.StepStore``."""
+
+    def __init__(self, parts: Connected, run: TaskRun) -> None:
+        self._log = StepLog(
+            parts.desk,
+            run.log,
+            run.record,
+            largest=lambda: parts.keeper.max_message_bytes,
+            monotonic=parts.surroundings.monotonic_s,
+        )
+
+    async def load(self, name: str) -> StepRecord | None:
+        """Return what was saved under ``name``."""
+        found = await self._log.load(name)
+        return None if found is None else StepRecord.from_json(found)
+
+    async def confirm(self) -> None:
+        """Make sure that the task is still this attempt's."""
+        await self._log.confirm()
+
+    async def save(self, name: str, record: StepRecord) -> StepRecord:
+        """Write a step down, once."""
+        await self._log.save(name, record.to_json())
+        return record
+
+
+class Telling:
+    """Where the progress of one attempt goes; each sign of it keeps the task, too."""
+
+    def __init__(self, run: TaskRun, writer: ProgressWriter) -> None:
+        self._run = run
+        self._writer = writer
+
+    async def progress(self, fraction: float, message: str) -> None:
+        """Tell how much is done."""
+        self._run.kept.extend()
+        await self._writer.progress(fraction, message)
+
+    async def artifact(self, artifact: Artifact) -> None:
+        """Hand over a part of the result."""
+        self._run.kept.extend()
+        await self._writer.artifact(artifact)

@@ -6,7 +6,8 @@
 3. Admission admits it (steps 10 to 12). What is refused is recorded as ``rejected``; when the policy can't
    be asked or the audit log not be written, the task goes back to the queue.
 4. ``working`` is written into the next slot of the log. Whoever loses that write looks again.
-5. The handler runs. The broker is told every few seconds that it does, until the attempt's time is up.
+5. The handler runs. The broker is told every few seconds that it does, until the attempt's time is up. When
+   the attempts are used up, or the task was cancelled after an attempt, what its steps did is undone instead.
 6. The outcome is written into the next slot. Whoever loses *that* write drops its result: another attempt has
    begun meanwhile, or somebody ended the task.
 7. The task is acknowledged. Not before its outcome stands.
@@ -21,7 +22,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import anyio
 
@@ -30,6 +31,7 @@ from agentweave_bus.bus.admission import Admission, AdmissionRefusedError, Step
 from agentweave_bus.bus.admitted import Admitted, OpenedTask, StoredArrival
 from agentweave_bus.bus.records import outcome_facts
 from agentweave_bus.exceptions import (
+    AttemptLostError,
     AuditError,
     BusError,
     EnvelopeError,
@@ -41,11 +43,11 @@ from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.dead_letters import DeadLetters
 from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.tasks.queue import Acknowledgements, Delivery
-from agentweave_bus.tasks.record import RecordBody, StateRecord, TaskRef
+from agentweave_bus.tasks.record import ProgressMark, RecordBody, StateRecord, TaskRef
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.types import TaskState
 
-__all__ = ["Attempted", "Performer", "RunTask", "TaskRun"]
+__all__ = ["Attempted", "Kept", "Performer", "RunTask", "TaskRun"]
 
 _log = logging.getLogger(__name__)
 
@@ -69,14 +71,15 @@ class TaskRun(NamedTuple):
 
     admitted: Admitted
     opened: OpenedTask
-    ref: TaskRef
-    attempt: int
-    """Which one it is, counted from 1."""
-    last: bool
-    """Whether there is no other one after it."""
     log: TaskLog
-    scope: anyio.CancelScope
-    """What is cancelled when the task is."""
+    record: StateRecord
+    """The record with which it began; its epoch counts attempts, from 1."""
+    kept: Kept
+    """For as long as this is kept up, the broker gives the task to nobody else."""
+    last: bool
+    """Whether there is no other attempt after it."""
+    give_up: str | None = None
+    """Why it is not run any more but only undone, as far as its steps are on record."""
 
 
 class Attempted(NamedTuple):
@@ -89,13 +92,42 @@ class Attempted(NamedTuple):
     retry: bool = False
     retry_after: float | None = None
     correlation_id: str | None = None
+    exhausted: bool = False
+    """Whether it would be tried again if there were attempts left."""
+    progress: ProgressMark | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the result says so."""
+        return self.result.get("status") == "failed"
 
 
 class RunTask(Protocol):
-    """Runs an admitted task's handler. It raises nothing but cancellation."""
+    """Runs an admitted task's handler, or undoes what earlier attempts did.
+
+    ``result`` of what it returns may say ``failed``; it raises :class:`AttemptLostError` when somebody else
+    has the task, and :class:`BusError` when a step could be neither read nor written.
+    """
 
     async def __call__(self, run: TaskRun) -> Attempted:
         """Run one attempt."""
+
+
+class _Case(NamedTuple):
+    """A delivery that was opened, and the log of its task."""
+
+    delivery: Delivery
+    opened: OpenedTask
+    log: TaskLog
+
+    @property
+    def digest(self) -> bytes:
+        """The digest of the task's head, which its records name."""
+        return self.opened.asks.digest
+
+    def body(self, state: TaskState, **more: Any) -> RecordBody:
+        """Return what the record of a state says."""
+        return RecordBody(state=state, pd=self.opened.request.head.pd.hex(), **more)
 
 
 class _Running:
@@ -144,6 +176,8 @@ class Performer:
         """Take one delivery as far as it goes. Raises nothing but what nobody foresaw."""
         try:
             await self._perform(delivery)
+        except AttemptLostError as error:
+            _log.warning("an attempt ends without an outcome: %s", error)
         except (BusError, SvidUnavailableError, EnvelopeError) as error:
             # Nothing is acknowledged whose outcome does not stand for sure.
             _log.warning("a task goes back to the queue: %s", error)
@@ -173,157 +207,141 @@ class Performer:
         except AdmissionRefusedError as refusal:
             await self._not_opened(delivery, refusal)
             return
-        log = TaskLog(self._desk, self._ref(opened))
+        head = opened.request.head
+        log = TaskLog(self._desk, TaskRef(self._me, opened.asks.iss, head.cap, head.id))
+        case = _Case(delivery, opened, log)
         if delivery.delivered > 1:
             await log.refresh()
         for _ in range(_MOST_LOOKS):
-            if await self._settled(delivery, opened, log):  # 2
+            if await self._settled(case):  # 2
                 return
             try:
                 admitted = await self._admission.admit_task(opened)  # 3
             except AdmissionRefusedError as refusal:
-                if not await self._refused(delivery, refusal, opened, log):
-                    continue
+                if await self._refused(case, refusal):
+                    return
+                continue
+            if log.ended and log.last is not None:
+                await self._undo(case, admitted, log.last)
                 return
-            working = await log.append(self._body(opened, TaskState.WORKING), opened.asks.digest)  # 4
+            give_up = _exhausted(log) if log.epoch >= self._rule_of(opened).attempts else None
+            working = await log.append(case.body(TaskState.WORKING), case.digest)  # 4
             if working is not None:
-                await self._attempt(delivery, admitted, opened, log, working)
+                await self._attempt(case, admitted, working, give_up)
                 return
         await self._back(delivery)
 
-    def _ref(self, opened: OpenedTask) -> TaskRef:
-        head = opened.request.head
-        return TaskRef(self._me, opened.asks.iss, head.cap, head.id)
-
-    async def _settled(self, delivery: Delivery, opened: OpenedTask, log: TaskLog) -> bool:
+    async def _settled(self, case: _Case) -> bool:
         """Step 2: say whether nothing is left to be done with this delivery, and do what is."""
-        last = log.last
+        last = case.log.last
         if last is None:
             return False
-        if last.task != opened.asks.digest:
-            await self._another(delivery, opened, log, last)
+        if last.task != case.digest:
+            await self._another(case, last)
             return True
-        if last.state.terminal:
-            await self._acknowledgements.done(delivery)
+        if last.state.terminal and not (last.state is TaskState.CANCELED and case.log.epoch > 0):
+            await self._acknowledgements.done(case.delivery)
             return True
-        if last.state is TaskState.WORKING and log.epoch >= self._rule_of(opened).attempts:
-            result = _failed(f"given up: {log.epoch} attempts, the last of which was lost with its worker")
-            await self._end(delivery, opened, log, Attempted(result), dead=True)
-            return True
-        return False
+        return False  # also of a task that was cancelled between two attempts: its steps are to be undone
 
-    async def _another(self, delivery: Delivery, opened: OpenedTask, log: TaskLog, last: StateRecord) -> None:
+    async def _another(self, case: _Case, last: StateRecord) -> None:
         """Deal with another head under the same key: the same task sealed again, or another payload."""
-        if last.body.pd != opened.request.head.pd.hex():
+        if last.body.pd != case.opened.request.head.pd.hex():
             reason = "its id or idempotency key was used before, with another payload"
-            _log.error("a task is not run: %s (%r)", reason, log.ref)
-            await self._dead_letters.write(delivery, reason, log=log, digest=opened.asks.digest)
-        await self._acknowledgements.done(delivery)
+            _log.error("a task is not run: %s (%r)", reason, case.log.ref)
+            await self._dead_letters.write(case.delivery, reason, log=case.log, digest=case.digest)
+        await self._acknowledgements.done(case.delivery)
 
     async def _attempt(
-        self, delivery: Delivery, admitted: Admitted, opened: OpenedTask, log: TaskLog, working: StateRecord
+        self, case: _Case, admitted: Admitted, working: StateRecord, give_up: str | None
     ) -> None:
         """Run it once: steps 5 to 7."""
-        rule = self._rule_of(opened)
+        rule, key = self._rule_of(case.opened), case.log.ref.key
         began = time.perf_counter()
-        running = self._running[log.ref.key] = _Running(opened.asks.digest)
-        run = TaskRun(
-            admitted, opened, log.ref, working.epoch, working.epoch >= rule.attempts, log, running.scope
-        )
-        outcome: Attempted | None = None
+        running = self._running[key] = _Running(case.digest)
         in_flight = self._metrics.in_flight(Direction.INBOUND)
         in_flight.inc()
         try:
-            async with self._kept(delivery, self._seconds_of(opened) + _LATE_S):
+            async with self._kept(case) as kept:
+                last = working.epoch >= rule.attempts
+                run = TaskRun(admitted, case.opened, case.log, working, kept, last=last, give_up=give_up)
+                outcome: Attempted | None = None
                 with running.scope:
                     outcome = await self._run(run)  # 5
+                canceled = running.canceled
+                if canceled is not None and (outcome is None or outcome.retry):
+                    outcome = await self._run(run._replace(give_up=canceled))
+                else:
+                    canceled = None
         finally:
             in_flight.dec()
-            if self._running.get(log.ref.key) is running:
-                del self._running[log.ref.key]
-        seconds = time.perf_counter() - began
-        if running.canceled is not None and (outcome is None or outcome.retry):
-            await self._record(delivery, opened, log, TaskState.CANCELED, message=running.canceled)
-            self._count(opened, RequestStatus.ERROR, seconds)
-            return
+            if self._running.get(key) is running:
+                del self._running[key]
         assert outcome is not None  # nothing else cancels that scope
-        failed = outcome.result.get("status") == "failed"
-        self._count(opened, RequestStatus.ERROR if failed else RequestStatus.SUCCESS, seconds)
-        if outcome.retry and not run.last:
-            await self._later(delivery, opened, log, outcome, rule.delay(run.attempt))
+        seconds = time.perf_counter() - began
+        self._count(case.opened, outcome, seconds)
+        if outcome.retry:
+            await self._later(case, outcome, rule.delay(working.epoch))
+        elif canceled is not None:
+            await self._record(case, case.body(TaskState.CANCELED, message=canceled))
         else:
-            await self._end(delivery, opened, log, outcome, dead=outcome.retry, seconds=seconds)
+            await self._end(case, outcome, seconds, dead=outcome.exhausted or give_up is not None)
 
-    def _kept(self, delivery: Delivery, seconds: float) -> _Kept:
-        return _Kept(self._acknowledgements, delivery, seconds)
+    async def _undo(self, case: _Case, admitted: Admitted, last: StateRecord) -> None:
+        """Undo what the steps of a task did that was cancelled between two attempts, and let it go."""
+        why = last.body.message or "canceled"
+        async with self._kept(case) as kept:
+            run = TaskRun(admitted, case.opened, case.log, last, kept, last=True, give_up=why)
+            outcome = await self._run(run)
+        if outcome.retry:
+            await self._back(case.delivery)
+        else:
+            await self._acknowledgements.done(case.delivery)
 
-    async def _end(
-        self,
-        delivery: Delivery,
-        opened: OpenedTask,
-        log: TaskLog,
-        outcome: Attempted,
-        *,
-        dead: bool,
-        seconds: float = 0.0,
-    ) -> None:
+    def _kept(self, case: _Case) -> Kept:
+        return Kept(self._acknowledgements, case.delivery, self._seconds_of(case.opened) + _LATE_S)
+
+    async def _end(self, case: _Case, outcome: Attempted, seconds: float, *, dead: bool) -> None:
         """Record how a task ended, as a dead letter first where it is one, and acknowledge it."""
-        failed = outcome.result.get("status") == "failed"
         if dead:
             await self._dead_letters.write(
-                delivery,
+                case.delivery,
                 str(outcome.result.get("error") or "failed"),
-                log=log,
-                digest=opened.asks.digest,
+                log=case.log,
+                digest=case.digest,
                 correlation_id=outcome.correlation_id,
             )
-        state = TaskState.FAILED if failed else TaskState.COMPLETED
-        record = await self._record(delivery, opened, log, state, result=outcome.result)
+        state = TaskState.FAILED if outcome.failed else TaskState.COMPLETED
+        body = case.body(state, result=outcome.result, progress=outcome.progress)
+        record = await self._record(case, body)
         if record is not None:
-            self._note_outcome(opened, str(outcome.result.get("status")), seconds, record.digest)
+            self._note_outcome(case.opened, record, seconds)
 
-    async def _later(
-        self, delivery: Delivery, opened: OpenedTask, log: TaskLog, outcome: Attempted, delay_s: float
-    ) -> None:
+    async def _later(self, case: _Case, outcome: Attempted, delay_s: float) -> None:
         """Record that a task is tried again, and have it delivered then."""
         if outcome.retry_after is not None:
             delay_s = max(delay_s, outcome.retry_after)
-        body = self._body(
-            opened,
+        body = case.body(
             TaskState.SUBMITTED,
             message=str(outcome.result.get("error") or "")[:_MAX_MESSAGE] or None,
             retry_at=self._desk.clock_ms() + int(delay_s * 1000),
         )
-        if await log.append(body, opened.asks.digest) is not None:
-            await self._acknowledgements.back(delivery, delay_s)
+        if await case.log.append(body, case.digest) is not None:
+            await self._acknowledgements.back(case.delivery, delay_s)
 
-    async def _record(
-        self,
-        delivery: Delivery,
-        opened: OpenedTask,
-        log: TaskLog,
-        state: TaskState,
-        *,
-        message: str | None = None,
-        result: dict[str, Any] | None = None,
-    ) -> StateRecord | None:
+    async def _record(self, case: _Case, body: RecordBody) -> StateRecord | None:
         """Write the outcome, and acknowledge the task once one stands: steps 6 and 7."""
-        body = self._body(opened, state, message=message, result=result)
         try:
-            record = await log.append(body, opened.asks.digest)
+            record = await case.log.append(body, case.digest)
         except (PayloadError, EnvelopeError) as error:
-            _log.error("the result of %r can't be recorded: %s", log.ref, error)
+            _log.error("the result of %r can't be recorded: %s", case.log.ref, error)
             told = _failed(f"the result can't be recorded: {error}")
-            body = self._body(opened, TaskState.FAILED, result=told)
-            record = await log.append(body, opened.asks.digest)
+            record = await case.log.append(case.body(TaskState.FAILED, result=told), case.digest)
         if record is None:
-            _log.warning("the outcome of an attempt at %r came too late and is dropped", log.ref)
-        if log.ended:
-            await self._acknowledgements.done(delivery)
+            _log.warning("the outcome of an attempt at %r came too late and is dropped", case.log.ref)
+        if case.log.ended:
+            await self._acknowledgements.done(case.delivery)
         return record
-
-    def _body(self, opened: OpenedTask, state: TaskState, **more: Any) -> RecordBody:
-        return RecordBody(state=state, pd=opened.request.head.pd.hex(), **more)
 
     # --- what is not run ---------------------------------------------------------------------------------
 
@@ -350,19 +368,16 @@ class Performer:
         if log.ended:
             await self._acknowledgements.done(delivery)
 
-    async def _refused(
-        self, delivery: Delivery, refusal: AdmissionRefusedError, opened: OpenedTask, log: TaskLog
-    ) -> bool:
+    async def _refused(self, case: _Case, refusal: AdmissionRefusedError) -> bool:
         """Deal with what did not get through steps 10 to 12; false if the log must be looked at again."""
         if _is_passing(refusal):
-            await self._back(delivery)
+            await self._back(case.delivery)
             return True
-        told = _refusal_told(refusal)
-        body = self._body(opened, TaskState.REJECTED, message=told, step=refusal.step.label)
-        record = await log.append(body, opened.asks.digest)
-        if record is None:
+        body = case.body(TaskState.REJECTED, message=_refusal_told(refusal), step=refusal.step.label)
+        record = None if case.log.ended else await case.log.append(body, case.digest)
+        if record is None and not case.log.ended:
             return False
-        await self._acknowledgements.done(delivery)
+        await self._acknowledgements.done(case.delivery)
         return True
 
     async def _back(self, delivery: Delivery) -> None:
@@ -371,12 +386,13 @@ class Performer:
 
     # --- what is written down ----------------------------------------------------------------------------
 
-    def _count(self, opened: OpenedTask, status: RequestStatus, seconds: float) -> None:
+    def _count(self, opened: OpenedTask, outcome: Attempted, seconds: float) -> None:
+        status = RequestStatus.ERROR if outcome.failed else RequestStatus.SUCCESS
         self._metrics.request_ended(Direction.INBOUND, opened.capability.name, status, seconds)
 
-    def _note_outcome(self, opened: OpenedTask, status: str, seconds: float, result: bytes) -> None:
+    def _note_outcome(self, opened: OpenedTask, record: StateRecord, seconds: float) -> None:
         """Audit an outcome. It stands: a record that fails is an alarm, not an undoing."""
-        facts = outcome_facts(opened.request.digest, status, seconds, result)
+        facts = outcome_facts(opened.request.digest, record.state.value, seconds, record.digest)
         try:
             self._audit.record_soon(facts, self._outcome_lost)
         except AuditError as error:
@@ -387,18 +403,23 @@ class Performer:
         _log.error("an outcome could not be recorded: %s", error)
 
 
-class _Kept:
-    """Tells the broker that a delivery is being worked on, for at most so many seconds."""
+class Kept:
+    """Tells the broker that a delivery is being worked on, for so many seconds and then no more."""
 
     def __init__(self, acknowledgements: Acknowledgements, delivery: Delivery, seconds: float) -> None:
         self._acknowledgements = acknowledgements
         self._delivery = delivery
-        self._left = int(seconds / _KEEP_S) + 1
+        self._times = self._left = int(seconds / _KEEP_S) + 1
         self._timer: asyncio.TimerHandle | None = None
         self._telling: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> None:
+    def extend(self) -> None:
+        """Let the time begin anew: there was a sign of progress."""
+        self._left = self._times
+
+    async def __aenter__(self) -> Self:
         self._again()
+        return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._timer is not None:
@@ -433,6 +454,10 @@ def _is_passing(refusal: AdmissionRefusedError) -> bool:
 def _refusal_told(refusal: AdmissionRefusedError) -> str:
     told = refusal.told or "not admitted"
     return f"{told} (audit id {refusal.audit_id})"[:_MAX_MESSAGE]
+
+
+def _exhausted(log: TaskLog) -> str:
+    return f"given up after {log.epoch} attempts, the last of which was lost with its worker"
 
 
 def _failed(error: str) -> dict[str, Any]:

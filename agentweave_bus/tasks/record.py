@@ -41,7 +41,15 @@ from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.state import may_follow
 from agentweave_bus.types import TaskState
 
-__all__ = ["RECORD_TYPE", "RecordBody", "StateRecord", "TaskRef", "draft_record", "read_record"]
+__all__ = [
+    "RECORD_TYPE",
+    "ProgressMark",
+    "RecordBody",
+    "StateRecord",
+    "TaskRef",
+    "draft_record",
+    "read_record",
+]
 
 RECORD_TYPE: Final = "task.state"
 """The ``cap`` of a state's record."""

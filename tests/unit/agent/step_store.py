@@ -46,6 +46,9 @@ class MemoryStore:
 
         return await self._count(do)
 
+    async def confirm(self) -> None:
+        """Say nothing: there is one attempt at a time."""
+
     async def save(self, name: str, record: StepRecord) -> StepRecord:
         def do() -> StepRecord:
             if name in self.texts:

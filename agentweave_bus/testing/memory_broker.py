@@ -1,9 +1,10 @@
 """A broker in memory: routing, permissions, and JetStream as far as the bus needs it.
 
 It lives on one event loop and delivers at once: what is published has been routed when ``publish`` returns.
-It is compared with a real nats-server by a test that runs one script against both
+It is compared with a real nats-server by a test that runs the same scripts against both
 (``tests/integration/test_testing_tools.py``). Differences that are meant: a queue group takes turns instead
-of choosing at random, and there is no limit on connections, subscriptions or bytes kept.
+of choosing at random; what JetStream would leave unanswered because there is no such verb is an error that
+says so; what is too old is gone at once; and there is no limit on connections or subscriptions.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ class Consumer:
         elif (pending := self._pending.get(sequence)) is not None:
             if word == b"-NAK" and self._floor[0] < number <= self._count + 1:
                 self._give_back(sequence, pending, _delay(rest))
-            elif word == b"+WPI" and sequence not in self._again:
+            elif word == b"+WPI":  # also of what is to come again, which it does nevertheless
                 self._await(sequence, pending, self._patience(self._attempts(sequence)))
         self._serve()
         return True

@@ -205,13 +205,11 @@ class Stream:
         config = self.config
         if config["discard"] != "new":
             return
-        per_subject = config["max_msgs_per_subject"]
         there = len(self._of_subject.get(subject, ()))
-        if 0 < per_subject <= there:
+        if 0 < config["max_msgs_per_subject"] <= there:  # it takes the place of another one
             if config.get("discard_new_per_subject"):
                 raise ApiError(503, 10077, "maximum messages per subject exceeded")
-            return  # it takes the place of another one
-        if 0 < config["max_msgs"] <= len(self.messages):
+        elif 0 < config["max_msgs"] <= len(self.messages):
             raise ApiError(503, 10077, "maximum messages exceeded")
         if 0 < config["max_bytes"] < self._bytes + size:
             raise ApiError(503, 10077, "maximum bytes exceeded")

@@ -125,6 +125,16 @@ async def room(side: Side) -> Transcript:
         said.append((f"{storage} on", [await side.store(f"{name}.{key}", b"", {"a": "b"}) for key in "h01"]))
         state = (await side.api(f"STREAM.INFO.{name}"))["state"]
         said.append((f"{storage} state", (state["messages"], state["bytes"])))
+    replaced = {
+        "name": "rep",
+        "subjects": ["rep.*"],
+        "discard": "new",
+        "max_msgs_per_subject": 1,
+        "max_msgs": 2,
+    }
+    await side.api("STREAM.CREATE.rep", {**replaced, "storage": "memory", "max_bytes": 100})
+    said.append(("replaced", [await side.store(f"rep.{name}") for name in "aabcb"]))
+    said.append(("replaced by more", [await side.store("rep.b", b"x" * size) for size in (100, 57)]))
     old = {"name": "old", "subjects": ["old.*"], "storage": "memory", "num_replicas": 1, "max_bytes": 65}
     await side.api("STREAM.CREATE.old", old)
     said.append(("old", [await side.store(f"old.{number}") for number in range(4)]))
@@ -183,6 +193,7 @@ async def consumers(side: Side) -> Transcript:
         ("update", create, consumer("update", **{**full, "ack_wait": SECOND})),
         ("either", create, consumer(**full)),
         ("defaults", create, consumer()),
+        ("with backoff", create, consumer(max_deliver=3, backoff=[SECOND, 2 * SECOND])),
         ("another filter", f"CONSUMER.CREATE.tasks.c.{TASK}.x", consumer()),
         ("another name", f"CONSUMER.CREATE.tasks.x.{TASK}", consumer()),
         ("another stream", create, consumer(stream="other")),
@@ -344,14 +355,14 @@ async def acknowledging(side: Side) -> Transcript:
     await one.info("given back")
     await one.pull("p", batch=4, no_wait=True)
     again = one.got("in that order")
-    await one.answer("an earlier attempt", d, b"-NAK")
-    await one.pull("p", batch=1, no_wait=True)
-    one.got("counts, too")
     await one.calm(WAIT + 0.1)
     await one.info("nobody pulls")
     await one.answer("progress, too late", again[0], b"+WPI")
     await one.pull("p", batch=2, no_wait=True)
     one.got("late, in the order of the stream")
+    await one.answer("an earlier attempt", d, b"-NAK")
+    await one.pull("p", batch=1, no_wait=True)
+    one.got("counts, too")
     await one.answer("ended by an earlier attempt", c, b"+TERM")
     await one.info("ended")
     begun = asyncio.get_running_loop().time()
@@ -383,13 +394,19 @@ async def pending(side: Side) -> Transcript:
     one = Puller(side)
     await one.begin(max_ack_pending=2)
     await one.store("abc")
-    await one.pull("p", batch=4, expires=3 * SECOND)
-    first, second = one.got("two")
+    await one.pull("p", batch=2, expires=3 * SECOND)
+    for message in one.got("two"):
+        await one.answer("later", message, b'-NAK {"delay": 5000000000}')
     await one.info("full")
-    await one.answer("later", first, b'-NAK {"delay": 5000000000}')
-    await one.pull("q", batch=1, expires=SECOND // 10)
-    await one.calm(0.1)
-    one.got("what is to come later counts")
+    await one.pull("q", batch=1, no_wait=True)
+    one.got("neither given nor told")
+    await one.pull("r", batch=1, expires=SECOND // 10)
+    await one.comes("what is to come later counts", "r")
+    await one.comes("who did not want to wait", "q")
+    await one.pull("p", batch=2, expires=3 * SECOND)
+    await one.pull("q", batch=1, no_wait=True)
+    await one.comes("others wait for it", "q")
+    await one.answer("at once", message, b"-NAK")
     second = await one.comes("what comes again does not", "p")
     await one.answer("acknowledged", second, b"+ACK")
     await one.comes("the next", "p")

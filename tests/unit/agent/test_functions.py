@@ -18,6 +18,7 @@ from agentweave_bus.agent import (
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.types import TaskResult
 
 CALLER = "spiffe://a.io/agent/order"
@@ -35,13 +36,14 @@ class Connected:
 async def test_plain_functions_are_capabilities() -> None:
     agent = Agent(CONFIG)
 
-    @agent.capability("quote", safe=True, timeout=3)
+    @agent.capability("quote", safe=True, timeout=3, concurrency=2, retry=Retry(attempts=2))
     async def quote(item: str, quantity: int = 1) -> dict[str, Any]:
         """Say a price."""
         return {"item": item, "quantity": quantity, "caller": current_context().caller_spiffe_id}
 
     bound = agent.capability_table["quote"]
     assert (bound.safe, bound.timeout, bound.description) == (True, 3.0, "Say a price.")
+    assert (bound.concurrency, bound.retry) == (2, Retry(attempts=2))
     with bind_context(RequestContext(caller_spiffe_id=CALLER)):
         result = await bound.invoke(bound.validate({"item": "w"}))
         assert (await quote("w"))["item"] == "w", "the function was changed"

@@ -1,0 +1,306 @@
+"""Progress and events: all of them in order, each once, wherever a reader goes on; what is missing is told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from agentweave_bus.bus.streams import progress_stream_name
+from agentweave_bus.bus.subjects import progress_subject
+from agentweave_bus.envelope import Draft, Kind, encode_payload, new_id
+from agentweave_bus.exceptions import AttemptLostError, ConfigurationError, PayloadError
+from agentweave_bus.tasks.events import TaskEvent
+from agentweave_bus.tasks.handle import TaskHandle
+from agentweave_bus.tasks.progress import ProgressBody, ProgressChain, ProgressWriter
+from agentweave_bus.types import TaskState
+from tests.unit.tasks.conftest import PD, TASK, World, body
+from tests.unit.tasks.shared_world import *  # noqa: F403
+from tests.unit.tasks.shared_world import foreign
+
+pytestmark = pytest.mark.anyio
+
+PIECE = {"type": "page", "data": {"text": "…"}, "name": "one"}
+
+
+@pytest.fixture
+def handle(world: World) -> TaskHandle:
+    return world.parts["client"].handles.of(world.ref, TASK, bytes.fromhex(PD))
+
+
+def writer(world: World, attempt: int = 1) -> ProgressWriter:
+    return ProgressWriter(world.desk("agent"), world.ref, TASK, attempt)
+
+
+async def seen(handle: TaskHandle, after: str | None = None) -> list[TaskEvent]:
+    async with asyncio.timeout(10):
+        return [event async for event in handle.events(after=after)]
+
+
+def brief(events: list[TaskEvent]) -> list[str]:
+    return [
+        f"{one.state}" if one.kind == "state" else f"{one.kind} {one.fraction or one.missing or ''}".strip()
+        for one in events
+    ]
+
+
+async def two_attempts(world: World) -> None:
+    """A task that is tried twice, with progress and an artifact in both."""
+    log = world.log()
+    for attempt in (1, 2):
+        await log.append(body(TaskState.WORKING), TASK)
+        async with writer(world, attempt) as progress:
+            await progress.progress(0.25 * attempt, "so far")
+            await progress.finish()
+            await progress.artifact(PIECE)
+        if attempt == 1:
+            await log.append(body(TaskState.SUBMITTED, message="again"), TASK)
+    done = body(TaskState.COMPLETED, result={"status": "completed", "messages": []})
+    await log.append(done.model_copy(update={"progress": progress.mark()}), TASK)
+
+
+ALL = [
+    *("working", "progress 0.25", "artifact", "submitted"),
+    *("working", "progress 0.5", "artifact", "completed"),
+]
+
+
+async def test_every_event_in_order(world: World, handle: TaskHandle) -> None:
+    await two_attempts(world)
+    events = await seen(handle)
+    assert brief(events) == ALL
+    assert [one.attempt for one in events] == [1, 1, 1, 1, 2, 2, 2, 2]
+    assert events[2].artifact == PIECE
+    assert events[1].message == "so far"
+    assert events[-1].result is not None
+    assert len({one.cursor for one in events}) == len(events)
+
+
+async def test_from_every_cursor_on_there_is_exactly_the_rest(world: World, handle: TaskHandle) -> None:
+    await two_attempts(world)
+    events = await seen(handle)
+    for number, event in enumerate(events, 1):
+        other = world.parts["client"].handles.named(handle.reference)
+        assert await seen(other, event.cursor) == events[number:]
+
+
+async def test_events_come_as_they_happen(world: World, handle: TaskHandle) -> None:
+    log, events = world.log(), handle.events()
+    async with asyncio.timeout(10):
+        await log.append(body(TaskState.WORKING), TASK)
+        assert (await anext(events)).state == "working"
+        waiting = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        async with writer(world) as progress:
+            await progress.progress(0.5)
+            assert (await waiting).fraction == 0.5
+            assert time.monotonic() - began < 1.0
+            await progress.progress(0.75)
+        await log.append(body(TaskState.FAILED, message="no"), TASK)
+        assert brief([event async for event in events]) == ["progress 0.75", "failed"]
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "1", "1.2.3", "1.2.3.zz", "-1.0.0.-", "1.2.3.-.", "1" * 20 + ".0.0.-"]
+)
+async def test_what_is_no_cursor(handle: TaskHandle, cursor: str) -> None:
+    with pytest.raises(ConfigurationError, match="no cursor"):
+        await anext(handle.events(after=cursor))
+
+
+async def test_much_progress_is_told_ten_times_a_second_and_the_last_always(world: World) -> None:
+    began = time.monotonic()
+    async with writer(world) as progress:
+        for number in range(250):
+            await progress.progress(number / 250)
+            await asyncio.sleep(0.001)
+    most = (time.monotonic() - began) * 10 + 2
+    told = await chain_of(world)
+    assert told[-1].body.fraction == 249 / 250
+    assert 3 <= len(told) <= most
+    mark = progress.mark()
+    assert mark is not None
+    assert (mark.count, mark.digest) == (len(told), told[-1].digest.hex())
+
+
+async def chain_of(world: World) -> list[Any]:
+    chain, told = ProgressChain(world.desk("client"), world.ref, TASK), []
+    while (entry := await chain.next()) is not None:
+        told.append(entry)
+    return told
+
+
+async def test_every_artifact_is_told(world: World) -> None:
+    async with writer(world) as progress:
+        for number in range(20):
+            await progress.artifact({"type": "n", "data": number})
+    assert [one.body.artifact.data for one in await chain_of(world)] == list(range(20))
+
+
+async def test_who_tells_nothing_has_no_mark(world: World) -> None:
+    async with writer(world) as progress:
+        pass
+    assert progress.mark() is None
+
+
+async def test_an_attempt_that_was_lost_tells_no_more(world: World) -> None:
+    first, second = writer(world, 1), writer(world, 2)
+    await first.artifact(PIECE)
+    await second.artifact(PIECE)
+    with pytest.raises(AttemptLostError):
+        await first.artifact(PIECE)
+    with pytest.raises(AttemptLostError):
+        await first.progress(0.5)
+    await second.artifact(PIECE)
+    assert [one.body.attempt for one in await chain_of(world)] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan"), float("inf")])
+async def test_what_is_no_fraction(world: World, fraction: float) -> None:
+    with pytest.raises(PayloadError, match="fraction"):
+        await writer(world).progress(fraction)
+
+
+async def test_an_artifact_that_is_too_large_is_the_handlers_error(world: World) -> None:
+    progress = writer(world)
+    with pytest.raises(PayloadError):
+        await progress.artifact({"type": "huge", "data": "x" * 800_000})
+    await progress.artifact(PIECE)
+    assert len(await chain_of(world)) == 1
+
+
+# --- what is missing, and what is forged ------------------------------------------------------------------
+
+
+def smuggle(world: World, slot: int, frame: bytes) -> None:
+    """Store a frame where only somebody with full rights at the broker can."""
+    ref = world.ref
+    stream = world.bus.broker.jetstream.streams[progress_stream_name(ref.agent)]
+    stream.store(progress_subject(ref.agent, ref.sender, ref.key, slot), frame, None)
+
+
+async def forged(world: World, who: str, slot: int, **changed: Any) -> bytes:
+    """Seal what would be progress in ``slot``, as somebody, with some of it changed."""
+    parts, ref = world.parts[who], world.ref
+    now_ms = parts.desk.clock_ms()
+    says = changed.pop("says", ProgressBody(attempt=1, fraction=1.0).encoded())
+    values: dict[str, Any] = {
+        "kind": Kind.PROGRESS,
+        "id": new_id(now_ms),
+        "aud": ref.sender,
+        "cap": ref.capability,
+        "sub": progress_subject(ref.agent, ref.sender, ref.key, slot),
+        "iat": now_ms,
+        "exp": now_ms + 60_000,
+        "re": TASK,
+        "seq": 0,
+    }
+    return (await parts.sealer.seal(Draft(**(values | changed)), says)).frame
+
+
+FORGERIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "by another agent": ("mallory", {}),
+    "by the submitter": ("client", {}),
+    "of another task": ("agent", {"re": b"\x09" * 32}),
+    "of another capability": ("agent", {"cap": "other"}),
+    "of another place": ("agent", {"sub": "aw.progress.a.b.c.d.e.0"}),
+    "that follows on what is not there": ("agent", {"seq": 1, "prev": b"\x01" * 32}),
+    "that is a record": (
+        "agent",
+        {"kind": Kind.RECORD, "cap": "task.state", "att": 1, "aud": "of the domain"},
+    ),
+    "that says two things": (
+        "agent",
+        {
+            "says": encode_payload(
+                {"v": 1, "attempt": 1, "fraction": 0.5, "artifact": {"type": "a", "data": 1}}
+            )
+        },
+    ),
+    "that says nothing": ("agent", {"says": encode_payload({"v": 1, "attempt": 1})}),
+    "whose payload can't be read": ("agent", {"says": b"\xc1"}),
+    "by another agent whose clock goes ahead": ("mallory", {"iat": 2**50, "exp": 2**50 + 60_000}),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+async def test_forged_progress_is_told_by_nobody(world: World, handle: TaskHandle, name: str) -> None:
+    who, changed = FORGERIES[name]
+    if changed.get("aud"):
+        changed = changed | {"aud": type(world.ref.agent)(f"spiffe://{world.ref.agent.trust_domain}")}
+    log, before = world.log(), foreign(world)
+    await log.append(body(TaskState.WORKING), TASK)
+    async with writer(world) as progress:
+        await progress.progress(0.5)
+        await progress.finish()
+    number = 1 if "follows" in name else 0
+    if number:
+        changed = changed | {"seq": 1}
+    else:
+        last = progress.mark()
+        assert last is not None
+        changed = {"seq": 1, "prev": bytes.fromhex(last.digest)} | changed
+    smuggle(world, 1, await forged(world, who, 1, **changed))
+    async with writer(world, 2) as again:
+        await again.artifact(PIECE)
+    done = body(TaskState.FAILED, message="x").model_copy(update={"progress": again.mark()})
+    await log.append(body(TaskState.WORKING), TASK)
+    await log.append(done, TASK)
+    assert brief(await seen(handle)) == ["working", "progress 0.5", "working", "artifact", "failed"]
+    assert foreign(world) == before + 1
+
+
+async def test_a_copy_of_genuine_progress_is_told_nowhere_else(world: World, handle: TaskHandle) -> None:
+    other = World(world.bus, world.parts, new_id(world.desk("agent").clock_ms()))
+    async with writer(other) as progress:
+        await progress.progress(0.5)
+    ref = other.ref
+    stream = world.bus.broker.jetstream.streams[progress_stream_name(ref.agent)]
+    copied = stream.last_of(progress_subject(ref.agent, ref.sender, ref.key, 0))
+    assert copied is not None
+    smuggle(world, 0, copied.data)
+    log = world.log()
+    await log.append(body(TaskState.WORKING), TASK)
+    await log.append(body(TaskState.FAILED, message="x"), TASK)
+    assert brief(await seen(handle)) == ["working", "failed"]
+
+
+async def test_progress_that_was_withheld_is_told_as_a_gap(world: World, handle: TaskHandle) -> None:
+    log = world.log()
+    await log.append(body(TaskState.WORKING), TASK)
+    async with writer(world) as progress:
+        for _ in range(4):
+            await progress.artifact(PIECE)
+    stream = world.bus.broker.jetstream.streams[progress_stream_name(world.ref.agent)]
+    subject = progress_subject(world.ref.agent, world.ref.sender, world.ref.key, 1)
+    dropped = stream.last_of(subject)
+    assert dropped is not None
+    stream._drop(dropped.sequence)
+    smuggle(world, 1, b"something else")
+    done = body(TaskState.FAILED, message="x").model_copy(update={"progress": progress.mark()})
+    await log.append(done, TASK)
+    events = await seen(handle)
+    assert brief(events) == ["working", "artifact", "gap 1", "artifact", "artifact", "failed"]
+    for number, event in enumerate(events, 1):
+        assert await seen(handle, event.cursor) == events[number:]
+
+
+async def test_progress_whose_end_was_withheld_is_told_as_a_gap(world: World, handle: TaskHandle) -> None:
+    log = world.log()
+    await log.append(body(TaskState.WORKING), TASK)
+    async with writer(world) as progress:
+        for _ in range(3):
+            await progress.artifact(PIECE)
+    stream = world.bus.broker.jetstream.streams[progress_stream_name(world.ref.agent)]
+    for slot in (1, 2):
+        last = stream.last_of(progress_subject(world.ref.agent, world.ref.sender, world.ref.key, slot))
+        assert last is not None
+        stream._drop(last.sequence)
+    done = body(TaskState.FAILED, message="x").model_copy(update={"progress": progress.mark()})
+    await log.append(done, TASK)
+    events = await seen(handle)
+    assert brief(events) == ["working", "artifact", "gap 2", "failed"]
+    assert await seen(handle, events[2].cursor) == events[3:]

@@ -101,7 +101,7 @@ class Consumer:
             "delivered": {"consumer_seq": self._count, "stream_seq": self._last_given},
             "ack_floor": {"consumer_seq": self._floor[0], "stream_seq": self._floor[1]},
             "num_ack_pending": len(self._pending),
-            "num_redelivered": len(self._repeats),
+            "num_redelivered": 0 if self.config["max_deliver"] == 1 else len(self._repeats),
             "num_waiting": len(self._requests),
             "num_pending": len(self._unseen),
         }
@@ -114,7 +114,7 @@ class Consumer:
 
     def has_done(self, sequence: int) -> bool:
         """Say whether this consumer needs a message no more."""
-        return sequence not in self._unseen and sequence not in self._pending
+        return not any(sequence in mine for mine in (self._unseen, self._pending, self._repeats))
 
     def stored(self, message: Stored) -> None:
         """Take note of a new message."""
@@ -293,7 +293,8 @@ class Consumer:
         self._serve()
 
     def _give_up(self, sequence: int, attempts: int) -> None:
-        self._move_floor(sequence, self._pending.pop(sequence))
+        del self._pending[sequence]
+        self._repeats[sequence] = attempts  # so that it stays
         subject = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{self._stream.name}.{self._name}"
         advisory = {
             "type": "io.nats.jetstream.advisory.v1.max_deliver",

@@ -134,10 +134,10 @@ class Stream:
             self._drop(first.sequence)
 
     def done_with(self, sequence: int) -> None:
-        """Note that a consumer acknowledged a message: work queues and interest let go of it."""
-        retention = self.config["retention"]
-        everyone = all(one.has_done(sequence) for one in self.consumers.values())
-        if sequence in self.messages and (retention == "workqueue" or (retention == "interest" and everyone)):
+        """Note that a consumer needs a message no more: unless kept anyway, it goes when nobody does."""
+        if self.config["retention"] == "limits" or sequence not in self.messages:
+            return
+        if all(one.has_done(sequence) for one in self.consumers.values()):
             self._drop(sequence)
 
     def close(self) -> None:

@@ -389,6 +389,32 @@ async def acknowledging(side: Side) -> Transcript:
     return one.said
 
 
+async def keeping(side: Side) -> Transcript:
+    """What a work queue keeps: all that one of its consumers may still need."""
+    one = Puller(side)
+    await one.begin(max_deliver=1)
+    other = consumer(name="d", durable_name="d", filter_subject=TASK + "2")
+    await side.api(f"CONSUMER.CREATE.tasks.d.{TASK}2", other)
+    for subject in (TASK, TASK + "2", TASK + "3", TASK):
+        await side.store(subject)
+    await one.pull("p", batch=3, expires=SECOND // 10)
+    first, second = one.got("given")
+    for name, sequence in (("another's", 2), ("nobody's", 3)):
+        answer = await side.ask(f"$JS.ACK.tasks.c.1.{sequence}.1.1.0", b"+ACK")
+        one.said.append((name, told(answer)[1:]))
+        await one.info(name)
+    await one.answer("done", second, b"+ACK")
+    await one.calm(WAIT)
+    await one.pull("q", batch=1, expires=SECOND // 10)
+    await one.comes("given up", "q")
+    await one.info("given up")
+    await one.answer("after all", first, b"+ACK")
+    await one.info("after all")
+    await side.api("CONSUMER.DELETE.tasks.d")
+    await one.info("its consumer is gone")
+    return one.said
+
+
 async def pending(side: Side) -> Transcript:
     """How many may be out at once, and what is too old."""
     one = Puller(side)
@@ -419,4 +445,6 @@ async def pending(side: Side) -> Transcript:
 
 
 _SHORT = {"duplicate_window": SECOND // 10}
-TASK_SCENES = {scene.__name__: scene for scene in (slots, room, consumers, pulling, acknowledging, pending)}
+TASK_SCENES = {
+    scene.__name__: scene for scene in (slots, room, consumers, pulling, acknowledging, keeping, pending)
+}

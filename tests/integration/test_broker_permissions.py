@@ -8,9 +8,13 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from agentweave_bus.bus.streams import state_stream_name
 from agentweave_bus.bus.subjects import (
     call_subject,
+    control_subject,
+    record_subject,
     reply_inbox,
+    task_subject,
 )
 from agentweave_bus.exceptions import AuthorizationError, CallTimeoutError, NoResponderError
 from tests.integration.connections import heard_within, until
@@ -76,6 +80,40 @@ async def test_a_grant_is_given_and_taken_at_policy_and_broker_without_a_restart
                 pass  # sent before the broker took the right to answer, answered after
             await anyio.sleep(0.05)
     await broker_lets(world, OTHER, False)
+
+
+async def test_a_grant_of_tasks_is_one_to_submit_cancel_and_read_and_none_to_call(world):
+    given = {"caller": str(OTHER), "callee": [str(ECHO)], "capabilities": ["say"], "kinds": ["task"]}
+    record = record_subject(ECHO, OTHER, "0d" * 32, 0)
+    submitting = [
+        control_subject(ECHO, "cancel"),
+        f"$JS.API.DIRECT.GET.{state_stream_name(ECHO)}.{record}",
+        task_subject(ECHO, "say"),
+    ]
+    beside = [
+        call_subject(ECHO, "say"),
+        control_subject(ECHO, "approve"),
+        record,
+        task_subject(ECHO, "block"),
+    ]
+    assert await refused(world, [*submitting, *beside]) == {*submitting, *beside}
+    try:
+        world.grant({"grants": [*GRANTS["grants"], given]})
+        await world.stack.in_line()
+        assert await refused(world, [*submitting, *beside]) == {*beside}
+    finally:
+        world.grant(GRANTS)
+        await world.stack.in_line()
+    assert await refused(world, submitting) == {*submitting}
+
+
+async def refused(world, subjects):
+    """Those of ``subjects`` to which the broker does not let OTHER publish."""
+    raw = await world.raw(OTHER)
+    for subject in subjects:
+        await raw.send(subject, b"x")
+    said = "\n".join(raw.refused)
+    return {one for one in subjects if f'"{one.lower()}"' in said}
 
 
 async def test_a_grant_that_is_taken_while_the_broker_is_down_is_taken_when_it_is_back(world):

@@ -24,6 +24,8 @@ from agentweave_bus.types import JsonValue, TaskResult
 if TYPE_CHECKING:
     from agentweave_bus.authz.provider import AuthorizationProvider
     from agentweave_bus.identity import IdentityProvider, X509Svid
+    from agentweave_bus.tasks.handle import TaskHandle
+    from agentweave_bus.tasks.retry import Retry
 
 __all__ = [
     "DEFAULT_CALL_TIMEOUT",
@@ -56,6 +58,22 @@ class AgentRuntime(Protocol):
         scope: Sequence[str] | None,
     ) -> TaskResult:
         """Call ``capability`` of ``target``; see :meth:`SecureAgent.call_agent`."""
+
+    async def submit(
+        self,
+        target: str,
+        capability: str,
+        payload: Any,
+        *,
+        context: RequestContext | None,
+        idempotency_key: str | None,
+        deadline: float | None,
+        priority: int | None,
+        retry: Retry | None,
+        principal: Mapping[str, Any] | None,
+        scope: Sequence[str] | None,
+    ) -> TaskHandle:
+        """Have a task stored for ``target``; see :meth:`SecureAgent.submit_agent`."""
 
 
 class AgentRunner(Protocol):
@@ -217,6 +235,51 @@ class SecureAgent(AgentLifecycle):
             payload,
             timeout=_time_for_call(timeout, context),
             context=context,
+            principal=principal,
+            scope=scope,
+        )
+
+    async def submit_agent(
+        self,
+        target: str,
+        task_type: str,
+        payload: Any,
+        *,
+        idempotency_key: str | None = None,
+        deadline: float | None = None,
+        priority: int | None = None,
+        retry: Retry | None = None,
+        principal: Mapping[str, Any] | None = None,
+        scope: Sequence[str] | None = None,
+    ) -> TaskHandle:
+        """Have a durable task stored for the agent ``target``; it is accepted when this returns.
+
+        Inside a capability the request that is being handled travels along, as proof for whom this one is
+        made; the task may outlive it. ``deadline`` (seconds from now, a day without it) is until when the
+        task may be begun. With an ``idempotency_key`` a second submission is the same task: give one wherever
+        a handler may run again. ``retry`` may ask for fewer attempts and longer waits than the capability
+        has; ``principal`` and ``scope`` are as of :meth:`call_agent`.
+
+        Raises:
+            AgentCallError: it was not stored (with ``CallTimeoutError``: perhaps not); subclasses say why.
+            AgentWeaveError: the agent is not running, or names a principal inside a request.
+
+        """
+        runtime = self.__runtime
+        if runtime is None:
+            raise AgentWeaveError(f"agent {self.name!r} is not running, so it can't submit tasks")
+        context = find_context()
+        if context is not None and principal is not None:
+            raise AgentWeaveError("only the origin of a request names a principal")
+        return await runtime.submit(
+            str(target),
+            task_type,
+            payload,
+            context=context,
+            idempotency_key=idempotency_key,
+            deadline=deadline,
+            priority=priority,
+            retry=retry,
             principal=principal,
             scope=scope,
         )

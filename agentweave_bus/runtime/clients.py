@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -27,6 +28,7 @@ from agentweave_bus.runtime.sync_tasks import SyncTaskHandle
 from agentweave_bus.runtime.wiring import Connected, connected
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.handle import TaskHandle
+from agentweave_bus.tasks.pipelining import pipelined
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.types import TaskResult
 
@@ -172,6 +174,29 @@ class AgentWeaveClient:
         )
         return parts.handles.of(*await parts.client.submit(target, capability, payload, options))
 
+    def submit_many(
+        self,
+        target: str,
+        capability: str,
+        payloads: Iterable[Any],
+        *,
+        idempotency_key: Callable[[Any], str] | None = None,
+        **options: Any,
+    ) -> AsyncGenerator[TaskHandle, None]:
+        """Submit a task for each of ``payloads``, many at once, and yield their handles in that order.
+
+        Each is accepted when its handle comes. At most 256 are under way, so ``payloads`` may be endless, and
+        whoever takes handles slowly submits slowly. ``idempotency_key`` returns a payload's key; the other
+        options are those of :meth:`submit`. What it raises for one of them is raised in its place; those that
+        are under way behind it may have been stored, so to try again safely give them keys.
+        """
+
+        def start(payload: Any) -> Callable[[], Coroutine[Any, Any, TaskHandle]]:
+            key = None if idempotency_key is None else idempotency_key(payload)
+            return partial(self.submit, target, capability, payload, idempotency_key=key, **options)
+
+        return pipelined(start(payload) for payload in payloads)
+
     def task(self, reference: str) -> TaskHandle:
         """Return the handle of a task that this identity submitted, by its ``reference``.
 
@@ -233,6 +258,16 @@ class SyncAgentWeaveClient:
         """Do what :meth:`AgentWeaveClient.submit` does, blocking. Same arguments, same errors."""
         handle = self._run(lambda: self._client.submit(target, capability, payload, **options))
         return SyncTaskHandle(handle, self._run)
+
+    def submit_many(
+        self, target: str, capability: str, payloads: Iterable[Any], **options: Any
+    ) -> list[SyncTaskHandle]:
+        """Submit many, and return when all are stored; as :meth:`AgentWeaveClient.submit_many`."""
+
+        async def submit() -> list[TaskHandle]:
+            return [one async for one in self._client.submit_many(target, capability, payloads, **options)]
+
+        return [SyncTaskHandle(handle, self._run) for handle in self._run(submit)]
 
     def task(self, reference: str) -> SyncTaskHandle:
         """Do what :meth:`AgentWeaveClient.task` does."""

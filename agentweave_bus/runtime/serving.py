@@ -32,7 +32,7 @@ from agentweave_bus.bus.claims import Claims
 from agentweave_bus.bus.occupancy import Occupancy
 from agentweave_bus.bus.responder import Responder
 from agentweave_bus.bus.task_groups import owned_tasks
-from agentweave_bus.client import Parent
+from agentweave_bus.client import DEFAULT_TASK_SECONDS, Parent, TaskOptions
 from agentweave_bus.config import LoggingConfig
 from agentweave_bus.envelope import Head, Requester, VerifiedLink, requester
 from agentweave_bus.exceptions import SvidUnavailableError
@@ -45,8 +45,10 @@ from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.runtime.task_service import Steps, TaskService, Telling
 from agentweave_bus.runtime.wiring import Connected, connected
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.handle import TaskHandle
 from agentweave_bus.tasks.performer import Attempted, TaskRun
 from agentweave_bus.tasks.progress import ProgressWriter
+from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.types import TaskResult
 
 __all__ = ["READY_FD", "Runner"]
@@ -94,6 +96,33 @@ class _ConnectedAgent:
             scope=scope,
             trace=None if context is None else context.trace,
         )
+
+    async def submit(
+        self,
+        target: str,
+        capability: str,
+        payload: Any,
+        *,
+        context: RequestContext | None,
+        idempotency_key: str | None,
+        deadline: float | None,
+        priority: int | None,
+        retry: Retry | None,
+        principal: Mapping[str, Any] | None,
+        scope: Sequence[str] | None,
+    ) -> TaskHandle:
+        options = TaskOptions(
+            idempotency_key=idempotency_key,
+            deadline=DEFAULT_TASK_SECONDS if deadline is None else deadline,
+            priority=priority,
+            retry=None if retry is None else retry.to_map(),
+            timeout=self._parts.config.bus.call_timeout,
+            parent=None if context is None else _parent(context),
+            principal=principal,
+            scope=scope,
+        )
+        submitted = await self._parts.client.submit(target, capability, payload, options)
+        return self._parts.handles.of(*submitted)
 
 
 def _parent(context: RequestContext) -> Parent:

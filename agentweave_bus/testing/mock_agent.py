@@ -50,6 +50,7 @@ class MockSecureAgent:
     ``spiffe_id`` is the agent's identity (by default an object's own), ``caller`` who asks. With ``policy``
     (see ``testing.policies.PolicySource``) each call is decided by it, incoming and outgoing; without one
     nobody is asked. Calls that the agent makes are kept in ``calls`` and answered as :meth:`answers` says.
+    There are no queues: submitting a durable task is an ``AgentCallError``.
     """
 
     def __init__(
@@ -232,6 +233,11 @@ class _Runtime:
         scope: Sequence[str] | None,  # noqa: ARG002
     ) -> TaskResult:
         return await self._mock.answer(SpiffeID(target), capability, payload)
+
+    async def submit(self, target: str, capability: str, payload: Any, **_options: Any) -> Any:  # noqa: ARG002
+        raise AgentCallError(
+            f"a mock agent has no queues: what submits {capability!r} to {target} is tested on the fixture bus"
+        )
 
 
 def _made(agent: type[SecureAgent] | SecureAgent | None, spiffe_id: str | None) -> SecureAgent:

@@ -1,0 +1,177 @@
+"""Submitting tasks, as a client and as an agent inside of a capability, one by one and many at once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from agentweave_bus import SecureAgent, capability
+from agentweave_bus.exceptions import AgentWeaveError, CallRefusedError, QueueFullError, RetryableError
+from agentweave_bus.tasks.pipelining import pipelined
+from agentweave_bus.tasks.retry import Retry
+from agentweave_bus.testing import MemoryBus, MockSecureAgent
+
+pytestmark = pytest.mark.anyio
+
+
+class StoreAgent(SecureAgent):
+    """Counts what it stores; fails the first time where it is told to."""
+
+    def on_start(self) -> None:
+        self.stored: list[int] = []
+        self.callers: list[tuple[str, str]] = []
+
+    @capability("store", retry=Retry(attempts=3, first_delay=0.5, last_delay=2))
+    async def store(self, number: int, fails: int = 0) -> dict[str, int]:
+        if self.context.attempt <= fails:
+            raise RetryableError("not yet")
+        self.stored.append(number)
+        self.callers.append((self.context.caller_spiffe_id, self.context.origin))
+        return {"stored": number, "attempt": self.context.attempt}
+
+
+class OrderAgent(SecureAgent):
+    """Has another agent store things, later."""
+
+    @capability("order")
+    async def order(self, number: int) -> dict[str, Any]:
+        target = f"spiffe://{self.spiffe_id.trust_domain}/agent/store"
+        handle = await self.submit_agent(target, "store", {"number": number}, idempotency_key=f"n{number}")
+        return {"reference": str(handle.reference)}
+
+
+@pytest.fixture
+async def store(bus: MemoryBus) -> StoreAgent:
+    await bus.grant("client/cli", "agent/store", "*")
+    await bus.grant("client/cli", "agent/order", "*")
+    await bus.grant("agent/order", "agent/store", "store", on_behalf_of=bus.id("client/cli"))
+    return await bus.start(StoreAgent)
+
+
+async def test_a_handle_brings_the_result(bus: MemoryBus, store: StoreAgent) -> None:
+    client = await bus.client()
+    handle = await client.submit(bus.id(store), "store", {"number": 7})
+    result = await handle.result(timeout=5)
+    assert result.data == {"stored": 7, "attempt": 1}
+
+
+async def test_a_retry_waits_and_counts(bus: MemoryBus, store: StoreAgent) -> None:
+    client = await bus.client()
+    handle = await client.submit(bus.id(store), "store", {"number": 7, "fails": 2})
+    waiting = asyncio.ensure_future(handle.result())
+    for _ in range(4):
+        await bus.clock.advance(2)
+    assert (await asyncio.wait_for(waiting, 5)).data == {"stored": 7, "attempt": 3}
+
+
+async def test_retries_end(bus: MemoryBus, store: StoreAgent) -> None:
+    client = await bus.client()
+    handle = await client.submit(bus.id(store), "store", {"number": 7, "fails": 9}, retry=Retry(2, 0, 0))
+    waiting = asyncio.ensure_future(handle.result())
+    for _ in range(4):
+        await bus.clock.advance(3)
+    result = await asyncio.wait_for(waiting, 5)
+    assert (result.status, result.error, store.stored) == ("failed", "not yet", [])
+
+
+async def test_many_come_back_in_order_and_all_are_done(bus: MemoryBus, store: StoreAgent) -> None:
+    client = await bus.client()
+    payloads = [{"number": number} for number in range(300)]
+    handles = [one async for one in client.submit_many(bus.id(store), "store", payloads)]
+    results = await asyncio.gather(*(handle.result(timeout=20) for handle in handles))
+    assert [one.data["stored"] for one in results] == list(range(300))
+    assert sorted(store.stored) == list(range(300))
+
+
+async def test_many_with_keys_can_be_submitted_again(bus: MemoryBus, store: StoreAgent) -> None:
+    client = await bus.client()
+    for _ in range(2):
+        payloads = [{"number": number} for number in range(20)]
+        options = {"idempotency_key": lambda payload: f"key-{payload['number']}"}
+        handles = [one async for one in client.submit_many(bus.id(store), "store", payloads, **options)]
+        for handle in handles:
+            await handle.result(timeout=5)
+    assert sorted(store.stored) == list(range(20))
+
+
+async def test_a_full_queue_says_so_and_stores_nothing(bus: MemoryBus, store: StoreAgent) -> None:
+    client = await bus.client()
+    await bus.stop(store)
+    streams = bus.broker.jetstream.streams
+    queue = next(stream for name, stream in streams.items() if name.startswith("tasks-"))
+    queue.config["max_msgs"] = 2
+    for number in range(2):
+        await client.submit(bus.id(store), "store", {"number": number})
+    with pytest.raises(QueueFullError):
+        await client.submit(bus.id(store), "store", {"number": 2})
+    assert len(queue.messages) == 2
+
+
+async def test_an_agent_submits_on_behalf_of_who_asks(bus: MemoryBus, store: StoreAgent) -> None:
+    await bus.start(OrderAgent)
+    client = await bus.client()
+    for _ in range(2):
+        await client.call(bus.id("agent/order"), "order", {"number": 5})
+    async with asyncio.timeout(5):
+        while not store.stored:  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0.01)
+    assert store.stored == [5]
+    assert store.callers == [(bus.id("agent/order"), bus.id("client/cli"))]
+
+
+async def test_a_deadline_has_bounds(bus: MemoryBus, store: StoreAgent) -> None:
+    client = await bus.client()
+    for deadline in (0, -1, 32 * 86_400, float("nan"), float("inf")):
+        with pytest.raises(CallRefusedError, match="a deadline is at most"):
+            await client.submit(bus.id(store), "store", {"number": 1}, deadline=deadline)
+
+
+async def test_who_does_not_run_submits_nothing(bus: MemoryBus, store: StoreAgent) -> None:
+    await bus.stop(store)
+    with pytest.raises(AgentWeaveError, match="not running"):
+        await store.submit_agent(bus.id(store), "store", {"number": 1})
+
+
+async def test_a_mock_has_no_queues() -> None:
+    async with MockSecureAgent(OrderAgent) as mock:
+        result = await mock.invoke("order", {"number": 1})
+    assert result.status == "failed"
+
+
+async def test_a_pipeline_keeps_order_and_its_window() -> None:
+    under_way, most = 0, 0
+
+    async def work(number: int) -> int:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001 * (number % 3))
+        under_way -= 1
+        return number
+
+    def start(number: int) -> Any:
+        return lambda: work(number)
+
+    found = [one async for one in pipelined((start(number) for number in range(50)), window=7)]
+    assert found == list(range(50))
+    assert most == 7
+
+
+async def test_a_pipeline_raises_in_place_and_leaves_nothing_running() -> None:
+    async def work(number: int) -> int:
+        if number == 2:
+            raise ValueError(number)
+        await asyncio.sleep(0 if number < 2 else 60)
+        return number
+
+    def start(number: int) -> Any:
+        return lambda: work(number)
+
+    before = asyncio.all_tasks()
+    results = pipelined((start(number) for number in range(6)), window=4)
+    assert [await anext(results), await anext(results)] == [0, 1]
+    with pytest.raises(ValueError, match="2"):
+        await anext(results)
+    assert asyncio.all_tasks() == before

@@ -28,20 +28,20 @@ apply(SETTINGS)
 class Chaos(SecureAgent):
     @capability("quick", retry=RETRY)
     async def quick(self, number: int) -> dict[str, Any]:
-        self._note("begin")
+        self._note("begin", "quick")
         self._note("end")
         return {"number": number}
 
     @capability("slow", retry=RETRY, concurrency=8)
     async def slow(self, number: int, seconds: float) -> dict[str, Any]:
-        self._note("begin")
+        self._note("begin", "slow")
         await anyio.sleep(seconds)
         self._note("end")
         return {"number": number}
 
     @capability("again", retry=RETRY)
     async def again(self, number: int, times: int) -> dict[str, Any]:
-        self._note("begin")
+        self._note("begin", "again")
         if self.context.attempt <= times:
             self._note("raise")
             raise RetryableError("not yet")
@@ -50,13 +50,13 @@ class Chaos(SecureAgent):
 
     @capability("fails", retry=RETRY)
     async def fails(self, number: int) -> dict[str, Any]:
-        self._note("begin")
+        self._note("begin", "fails")
         self._note("raise")
         raise ValueError(f"{number} is none of ours")
 
     @capability("steps", retry=RETRY, concurrency=8)
     async def steps(self, number: int) -> dict[str, Any]:
-        self._note("begin")
+        self._note("begin", "steps")
         tokens = {}
         for name in STEPS:
             token = await self.context.step(name, self._step, name)
@@ -72,5 +72,5 @@ class Chaos(SecureAgent):
         await anyio.sleep(0.05)
         return token
 
-    def _note(self, what: str, step: str = "", token: str = "") -> None:
-        EFFECTS.note(self.context.task_id or "", self.context.attempt, what, step, token)
+    def _note(self, what: str, name: str = "", token: str = "") -> None:
+        EFFECTS.note(self.context.task_id or "", self.context.attempt, what, name, token)

@@ -24,7 +24,8 @@ class Effect(NamedTuple):
     task: str
     attempt: int
     what: str
-    step: str = ""
+    name: str = ""
+    """Of a step, or of the capability that begins."""
     token: str = ""
     """Of a step: what its function returned; drawn anew each time that it runs."""
 
@@ -35,8 +36,8 @@ class EffectsWriter:
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
-    def note(self, task: str, attempt: int, what: str, step: str = "", token: str = "") -> None:
-        line = json.dumps([time.time_ns(), os.getpid(), task, attempt, what, step, token])
+    def note(self, task: str, attempt: int, what: str, name: str = "", token: str = "") -> None:
+        line = json.dumps([time.time_ns(), os.getpid(), task, attempt, what, name, token])
         os.write(self._descriptor, f"{line}\n".encode())
 
 

@@ -34,6 +34,7 @@ class Schedule:
 
     kills: int
     overlaps: int
+    partitions: int
     broker_kills: int
     broker_freezes: int
     broker_absences: int
@@ -47,13 +48,18 @@ class Schedule:
     def seconds(self, ack_wait_s: int) -> float:
         """Return about how long all of it takes, one after the other."""
         away = self.broker_freezes + self.broker_absences
-        return 1.6 * len(self.names()) + away * (_AWAY_S + 2) + self.overlaps * (ack_wait_s + 2)
+        return (
+            1.6 * len(self.names())
+            + away * (_AWAY_S + 2)
+            + (self.overlaps + self.partitions) * (ack_wait_s + 2)
+        )
 
 
-FULL = Schedule(26, 3, 2, 1, 1, 3, 3, 3)
-SMALL = Schedule(6, 1, 1, 0, 0, 1, 1, 1)
-OVERLAPS = Schedule(0, 2, 0, 0, 0, 0, 0, 0)
-CRASHES = Schedule(6, 0, 0, 0, 0, 0, 0, 0)
+FULL = Schedule(26, 3, 2, 2, 1, 1, 3, 3, 3)
+SMALL = Schedule(6, 1, 1, 1, 0, 0, 1, 1, 1)
+OVERLAPS = Schedule(0, 3, 0, 0, 0, 0, 0, 0, 0)
+CRASHES = Schedule(6, 0, 0, 0, 0, 0, 0, 0, 0)
+AWAY = Schedule(2, 0, 0, 0, 1, 1, 0, 0, 0)
 
 
 class Handlers:
@@ -61,17 +67,19 @@ class Handlers:
 
     def __init__(self, site: Site) -> None:
         self._reader = EffectsReader(site.settings.effects)
-        self._open: defaultdict[int, dict[tuple[str, int], float]] = defaultdict(dict)
+        self._open: defaultdict[int, dict[tuple[str, int], int]] = defaultdict(dict)
         self.begun: Counter[str] = Counter()
+        self.ended: set[tuple[int, str]] = set()
 
     def look(self) -> None:
         for effect in self._reader.more():
             run = (effect.task, effect.attempt)
             if effect.what == "begin":
-                self._open[effect.pid][run] = effect.at_ns / 1e9
+                self._open[effect.pid][run] = effect.line
                 self.begun[effect.task] += 1
             elif effect.what in {"end", "raise"}:
                 self._open[effect.pid].pop(run, None)
+                self.ended.add((effect.pid, effect.task))
 
     def of(self, child: Child) -> list[str]:
         """Return the tasks whose handlers run in a process, the one begun last at the end."""
@@ -95,6 +103,7 @@ class Chaos:
         self._does: dict[str, Callable[[], Awaitable[None]]] = {
             "kills": self._kill_worker,
             "overlaps": self._overlap,
+            "partitions": self._part,
             "broker_kills": self._kill_broker,
             "broker_freezes": self._freeze_broker,
             "broker_absences": self._take_broker_away,
@@ -142,23 +151,49 @@ class Chaos:
         late = await self._busy()
         late.signal(signal.SIGSTOP)
         try:
-            tasks = self.handlers.of(late)
-            begun = {task: self.handlers.begun[task] for task in tasks}
-
-            def again() -> bool:
-                self.handlers.look()
-                return any(self.handlers.begun[task] > count for task, count in begun.items())
-
-            if await self._until(again, 3.0 * self._site.settings.ack_wait_s):
-                self.counts["workers stopped until another had their task"] += 1
+            if await self._begun_elsewhere(late):
+                self.counts["workers stopped until others had their tasks"] += 1
         finally:
             late.signal(signal.SIGCONT)
-        if self._random.random() < 0.5:
-            # What the late one has ended by now must not be lost with who has it now.
-            await asyncio.sleep(0.5)
-            others = [one for one in self._workers() if one is not late and self.handlers.of(one)]
-            if others:
-                await self._slay(self._random.choice(others))
+        await self._slay_successor(late)
+
+    async def _part(self) -> None:
+        """Cut the worker behind the proxy off until others do what it does; it goes on doing it, too."""
+        late = self._site.parted
+        await self._until(lambda: bool(self.handlers.of(late)), 10.0)
+        self._site.proxy.hold()
+        try:
+            if await self._begun_elsewhere(late):
+                self.counts["workers cut off until others had their tasks"] += 1
+        finally:
+            self._site.proxy.let_go()
+        await self._slay_successor(late)
+
+    async def _begun_elsewhere(self, late: Child) -> bool:
+        begun = {task: self.handlers.begun[task] for task in self.handlers.of(late)}
+
+        def again() -> bool:
+            self.handlers.look()
+            return any(self.handlers.begun[task] > count for task, count in begun.items())
+
+        return await self._until(again, 3.0 * self._site.settings.ack_wait_s)
+
+    async def _slay_successor(self, late: Child) -> None:
+        """Kill somebody who is doing what the late one has just ended: it must not be lost with the two."""
+
+        def successors() -> list[Child]:
+            return [
+                one
+                for one in self._workers()
+                if one is not late
+                and any((late.pid, task) in self.handlers.ended for task in self.handlers.of(one))
+            ]
+
+        if late.code is None and await self._until(lambda: bool(successors()), 2.0):
+            await asyncio.sleep(0.15)  # what the late one has to say of it reaches the broker
+            if found := successors():
+                self.counts["workers killed that had a late one's task"] += 1
+                await self._slay(found[0])
 
     async def _kill_broker(self) -> None:
         await self._site.nats.kill()

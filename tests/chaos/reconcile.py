@@ -209,10 +209,10 @@ def _step_faults(
     stored = {one.place: one for one in history.steps.get(task.key, ())}
     began_at = {record.epoch: record.sequence for record in records if record.state == "working"}
     begun = {one.attempt: one.line for one in effects if one.what == "begin"}
-    for name in sorted({one.step for one in effects if one.step}):
+    for name in sorted({one.name for one in effects if one.what in {"ran", "got"}}):
         record = stored.get(step_subject(AGENT, task.key, name).rpartition(".")[2])
-        got = [one for one in effects if one.what == "got" and one.step == name]
-        ran = [one for one in effects if one.what == "ran" and one.step == name]
+        got = [one for one in effects if one.what == "got" and one.name == name]
+        ran = [one for one in effects if one.what == "ran" and one.name == name]
         if got and record is None:
             yield f"step {name} returned and is not recorded"
         if len({one.token for one in got}) > 1:
@@ -230,7 +230,7 @@ def _step_faults(
             yield f"step {name} ran more than once in attempt {again[0]}"
     end = next((record for record in records if record.state == "completed"), None)
     if end is not None:
-        told = {one.step: one.token for one in effects if one.what == "got"}
+        told = {one.name: one.token for one in effects if one.what == "got"}
         if _data(end.body.get("result") or {}).get("tokens") != told:
             yield "its result says other things of its steps than they returned"
 
@@ -246,6 +246,6 @@ def _count(counts: Counter[str], records: list[Record], effects: list[Effect]) -
     recorded = {record.epoch for record in records if record.state != "working"}
     over = {effect.attempt for effect in effects if effect.what == "end"}
     counts["attempts that ended and are not recorded"] += len(over - recorded)
-    ran = Counter(effect.step for effect in effects if effect.what == "ran")
+    ran = Counter(effect.name for effect in effects if effect.what == "ran")
     counts["steps run"] += sum(ran.values())
     counts["steps run more than once, not recorded before"] += sum(count > 1 for count in ran.values())

@@ -30,6 +30,7 @@ from agentweave_bus.identity import Authority
 from agentweave_bus.runtime import READY_FD
 from agentweave_bus.spiffe_id import SpiffeID
 from tests.chaos.plan import AGENT, AUDITOR, CLIENT, DOMAIN, SETTINGS, Settings
+from tests.faults.proxy import Proxy, proxied
 
 ROOT = Path(__file__).parents[2]
 _READY_S = 60.0
@@ -105,16 +106,30 @@ class Site:
     """A running site. Made by :func:`site`."""
 
     def __init__(
-        self, settings: Settings, nats: NatsServer, authority: Authority, make: Callable[..., Child]
-    ):
+        self,
+        settings: Settings,
+        nats: NatsServer,
+        proxy: Proxy,
+        authority: Authority,
+        make: Callable[..., Child],
+    ) -> None:
         self.settings = settings
         self.nats = nats
+        self.proxy = proxy
         self.authority = authority
         self.control = make("control", "tests.chaos.control")
         self.submitter = make("submitter", "tests.chaos.client", "submit")
         self.watcher = make("watcher", "tests.chaos.client", "watch")
-        file = str(Path(settings.folder) / "agent.yaml")
-        self.workers = [make(f"worker-{number}", "agentweave_bus.worker", file) for number in range(1, 5)]
+        far, near = (str(Path(settings.folder) / name) for name in ("parted.yaml", "agent.yaml"))
+        files = (far, near, near, near)
+        self.workers = [
+            make(f"worker-{number}", "agentweave_bus.worker", file) for number, file in enumerate(files, 1)
+        ]
+
+    @property
+    def parted(self) -> Child:
+        """The worker behind the proxy."""
+        return self.workers[0]
 
     @property
     def children(self) -> list[Child]:
@@ -133,6 +148,7 @@ async def site(folder: Path, **settings: Any) -> AsyncIterator[Site]:
             await api.serve(identity)
         nats = NatsServer(_broker(folder, authority), folder / "broker", timeout=60)
         await stack.enter_async_context(nats)
+        proxy = await stack.enter_async_context(proxied(nats.port))
         made = Settings(
             folder=str(folder),
             bus_url=f"tls://127.0.0.1:{nats.port}",
@@ -144,6 +160,8 @@ async def site(folder: Path, **settings: Any) -> AsyncIterator[Site]:
         agent = _participant(made, AGENT, api.endpoint(AGENT))
         agent["agent"]["class"] = "tests.chaos.agent:Chaos"
         (folder / "agent.yaml").write_text(yaml.safe_dump(agent))
+        parted = {**agent, "bus": {**agent["bus"], "servers": [proxy.url]}}
+        (folder / "parted.yaml").write_text(yaml.safe_dump(parted))
         made.client_file.write_text(yaml.safe_dump(_participant(made, CLIENT, api.endpoint(CLIENT))))
 
         def make(name: str, module: str, *arguments: str) -> Child:
@@ -155,7 +173,7 @@ async def site(folder: Path, **settings: Any) -> AsyncIterator[Site]:
             }
             return Child(name, command, environment, folder / f"{name}.log")
 
-        running = Site(made, nats, authority, make)
+        running = Site(made, nats, proxy, authority, make)
         try:
             yield running
         finally:

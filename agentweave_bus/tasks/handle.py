@@ -28,7 +28,6 @@ from agentweave_bus.exceptions import (
     ConfigurationError,
     IdempotencyError,
     InvalidSpiffeIdError,
-    PayloadError,
     TaskCanceledError,
     UnreachableError,
 )
@@ -356,7 +355,7 @@ class TaskHandle:
         except (BusError, UnreachableError) as error:
             self._trouble = self._trouble or BusError(str(error))
             return False
-        except (AgentCallError, PayloadError):
+        except AgentCallError:
             raise
         except AgentWeaveError as error:
             raise CallRefusedError(f"the cancellation could not be said: {error}", step="local") from error

@@ -47,6 +47,7 @@ from agentweave_bus.identity import (
     IdentityProvider,
     IdentitySnapshot,
     IdentitySource,
+    RetiredAuthorities,
     RevocationWatch,
     RotationHooks,
     SPIFFEIdentityProvider,
@@ -61,7 +62,7 @@ from agentweave_bus.tasks.handle import Handles
 from agentweave_bus.tasks.log import Desk
 from agentweave_bus.tasks.submission import Submissions
 
-__all__ = ["Connected", "clock_ms", "configured_provider", "connected"]
+__all__ = ["Connected", "clock_ms", "configured_provider", "connected", "server_id"]
 
 _LAST_SPANS_SECONDS: Final = 5.0
 
@@ -121,8 +122,9 @@ async def connected(
     metrics = Metrics.create()
     revocations = await anyio.to_thread.run_sync(_revocations, config, metrics)
     async with AsyncExitStack() as stack:
-        source = _identity(config, identity_provider, metrics, surroundings)
-        chains = ChainVerifier(source, revocations=revocations.list)
+        history = _history(config, revocations)
+        source = _identity(config, identity_provider, metrics, surroundings, history)
+        chains = ChainVerifier(source, revocations=revocations.list, retired=history)
         await source.start(connect_deadline_s)
         stack.push_async_callback(source.aclose)
         metrics.certificate_expiry.set(source.svid.expiry.timestamp())
@@ -164,7 +166,11 @@ async def connected(
 
 
 def _identity(
-    config: AgentConfig, provider: IdentityProvider | None, metrics: Metrics, surroundings: Surroundings
+    config: AgentConfig,
+    provider: IdentityProvider | None,
+    metrics: Metrics,
+    surroundings: Surroundings,
+    history: RetiredAuthorities | None,
 ) -> IdentitySource:
     expected = config.agent.spiffe_id
     if provider is None:
@@ -181,7 +187,18 @@ def _identity(
         expected_id=expected,
         hooks=hooks,
         clock=surroundings.wall_s,
+        history=history,
     )
+
+
+def _history(config: AgentConfig, revocations: RevocationWatch) -> RetiredAuthorities | None:
+    """Return what remembers the authorities that leave a bundle, unless that is switched off."""
+    directory = config.identity.authority_history
+    if directory is None:
+        return None
+    history = RetiredAuthorities(directory, config.agent.spiffe_id, revocations=revocations.list)
+    revocations.on_change(history.drop_revoked)
+    return history
 
 
 def _revocations(config: AgentConfig, metrics: Metrics) -> RevocationWatch:
@@ -336,7 +353,7 @@ def _wire(
     sealer = Sealer(lambda: source.svid)
     address = BusAddress(
         config.bus.servers,
-        _server_id(config),
+        server_id(config),
         config.bus.connect_timeout,
         config.bus.reconnect_wait,
     )
@@ -402,7 +419,7 @@ def _wire(
         tracing,
         surroundings,
         desk,
-        Handles(desk=desk, keeper=keeper, me=me, audit=audit),
+        Handles(desk=desk, keeper=keeper, me=me, audit=audit, log=config.authorization.audit.path),
     )
 
 
@@ -436,7 +453,8 @@ def _minimum_tls(config: AgentConfig) -> ssl.TLSVersion:
     return ssl.TLSVersion.TLSv1_2 if wanted == "1.2" else ssl.TLSVersion.TLSv1_3
 
 
-def _server_id(config: AgentConfig) -> SpiffeID:
+def server_id(config: AgentConfig) -> SpiffeID:
+    """Return the SPIFFE ID that the broker must show."""
     if config.bus.server_spiffe_id is None:
         return SpiffeID.of(config.agent.trust_domain, "agentweave", "broker")
     return SpiffeID(config.bus.server_spiffe_id)

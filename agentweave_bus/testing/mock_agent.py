@@ -236,7 +236,7 @@ class _Runtime:
 
     async def submit(self, target: str, capability: str, payload: Any, **_options: Any) -> Any:  # noqa: ARG002
         raise AgentCallError(
-            f"a mock agent has no queues: what submits {capability!r} to {target} is tested on the fixture bus"
+            f"a mock agent has no queues: test on the fixture bus what submits {capability!r} to {target}"
         )
 
 

@@ -210,7 +210,7 @@ def _step_faults(
     began_at = {record.epoch: record.sequence for record in records if record.state == "working"}
     begun = {one.attempt: one.line for one in effects if one.what == "begin"}
     for name in sorted({one.name for one in effects if one.what in {"ran", "got"}}):
-        record = stored.get(step_subject(AGENT, task.key, name).rpartition(".")[2])
+        record = stored.get(step_subject(AGENT, task.key, f"{name} 0").rpartition(".")[2])
         got = [one for one in effects if one.what == "got" and one.name == name]
         ran = [one for one in effects if one.what == "ran" and one.name == name]
         if got and record is None:

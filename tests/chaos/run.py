@@ -128,8 +128,9 @@ async def _compared(place: Site, chaos: Chaos, seconds: float) -> Report:
         EffectsReader(settings.effects).more(),
         history,
     )
-    counts = Counter({"tasks": settings.tasks}) + made.counts
-    counts.update(chaos.counts)
+    counts = Counter({"tasks": settings.tasks}) + made.counts + Counter(dict(sorted(chaos.counts.items())))
     counts["late outcomes dropped"] = lines_with(place, "came too late and is dropped")
-    counts["steps given up to another attempt"] = lines_with(place, "AttemptLostError")
+    counts["attempts that noticed in time that they were late"] = lines_with(
+        place, "an attempt ends without an outcome"
+    )
     return Report([*(Finding("?", what) for what in chaos.findings), *made.findings], counts, seconds)

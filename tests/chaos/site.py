@@ -64,7 +64,19 @@ class Child:
         """Start it; with ``ready`` wait for its word on the descriptor that the stock worker writes to."""
         self.starts += 1
         self.expected = False
+        if not ready:
+            await self._spawn({})
+            return
         reading, writing = os.pipe()
+        try:
+            await self._spawn({READY_FD: str(writing)}, writing)
+            os.close(writing)
+            async with asyncio.timeout(_READY_S):
+                await asyncio.to_thread(os.read, reading, 100)
+        finally:
+            os.close(reading)
+
+    async def _spawn(self, environment: Mapping[str, str], *descriptors: int) -> None:
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *dies_with_this_process(self._command),
@@ -72,17 +84,10 @@ class Child:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                env={**os.environ, **self._environment, READY_FD: str(writing)},
-                pass_fds=[writing],
+                env={**os.environ, **self._environment, **environment},
+                pass_fds=descriptors,
                 start_new_session=True,
             )
-        os.close(writing)
-        try:
-            if ready:
-                async with asyncio.timeout(_READY_S):
-                    await asyncio.to_thread(os.read, reading, 100)
-        finally:
-            os.close(reading)
 
     def signal(self, number: signal.Signals) -> None:
         if self.code is None:

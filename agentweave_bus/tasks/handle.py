@@ -10,11 +10,15 @@ While the broker can't be reached, whoever waits goes on waiting, and learns wha
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
+
+import anyio
 
 from agentweave_bus.authz import AuditLog
 from agentweave_bus.bus.connection import Keeper
@@ -38,9 +42,12 @@ from agentweave_bus.tasks.events import EventFeed, Position, TaskEvent, result_o
 from agentweave_bus.tasks.hints import Hints, Waiting
 from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.tasks.record import StateRecord, TaskRef
+from agentweave_bus.tasks.submitted import submission_of
 from agentweave_bus.types import TaskResult, TaskState
 
 __all__ = ["Handles", "TaskHandle", "TaskReference", "TaskStatus"]
+
+_logger: Final = logging.getLogger(__name__)
 
 _ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[57][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _AUDIT_ID: Final = re.compile(r"\(audit id ([0-9a-f-]{1,64})\)$")
@@ -133,6 +140,7 @@ class TaskHandle:
         digest: bytes | None = None,
         pd: bytes | None = None,
         expires_ms: int | None = None,
+        log: str | Path | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ref = ref
@@ -142,6 +150,7 @@ class TaskHandle:
         self._digest = digest
         self._pd = None if pd is None else pd.hex()
         self._expires_ms = expires_ms
+        self._own_log = log  # in which its submission may stand
         self._monotonic = monotonic
         self._log = TaskLog(desk, ref)
         self._reading = asyncio.Lock()  # one log has one reader
@@ -344,9 +353,27 @@ class TaskHandle:
             raise AuthorizationError(told, reason=message, audit_id=audit_id, direction="inbound")
         raise CallRefusedError(told, step=step, reason=message, audit_id=audit_id)
 
+    async def _remember(self) -> None:
+        """Look into the own audit log for what was submitted; once."""
+        log, self._own_log = self._own_log, None
+        if log is None:
+            return
+        try:
+            found = await anyio.to_thread.run_sync(submission_of, log, self._ref)
+        except OSError as error:
+            _logger.warning("the audit log can't be read for task %s: %s", self.id, error)
+            return
+        if found is not None:
+            self._digest, self._pd = found.digest, found.pd.hex()
+
     async def _say_cancel(self, reason: str) -> bool:
-        """Say it once, if it is known to whom; a task that is known by its reference alone has to begin."""
+        """Say it once, if it is known of which head.
+
+        Where only its reference is known, that stands in the own audit log, or in the task's first record.
+        """
         last = self._log.last
+        if last is None and self._digest is None:
+            await self._remember()
         task, pd = (self._digest, self._pd) if last is None else (last.task, last.body.pd)
         if task is None or pd is None:
             return False
@@ -363,11 +390,18 @@ class TaskHandle:
 
 
 class Handles:
-    """Makes the handles of one identity. Make it before the keeper opens."""
+    """Makes the handles of one identity. Make it before the keeper opens.
 
-    def __init__(self, *, desk: Desk, keeper: Keeper, me: SpiffeID, audit: AuditLog) -> None:
+    ``log`` is where its audit logs lie: in them the submission of a task is found of which only the reference
+    is known.
+    """
+
+    def __init__(
+        self, *, desk: Desk, keeper: Keeper, me: SpiffeID, audit: AuditLog, log: str | Path | None = None
+    ) -> None:
         self._desk = desk
         self._me = me
+        self._own_log = log
         self._hints = Hints(me=me, keeper=keeper)
         self._cancels = CancelSender(desk=desk, keeper=keeper, me=me, audit=audit)
 
@@ -387,14 +421,13 @@ class Handles:
             digest=digest,
             pd=pd,
             expires_ms=expires_ms,
+            log=self._own_log,
         )
 
-    def named(
-        self, reference: str | TaskReference, digest: bytes | None = None, pd: bytes | None = None
-    ) -> TaskHandle:
+    def named(self, reference: str) -> TaskHandle:
         """Return the handle of the task that a reference names. Raises ConfigurationError."""
-        one = TaskReference.parse(reference) if isinstance(reference, str) else reference
-        return self.of(TaskRef(one.target, self._me, one.capability, one.id), digest, pd)
+        one = TaskReference.parse(reference)
+        return self.of(TaskRef(one.target, self._me, one.capability, one.id))
 
 
 def _audit_id(message: str) -> str:

@@ -107,6 +107,8 @@ class Session:
         self._answers: dict[str, asyncio.Future[Msg]] = {}
         self._waiting: set[asyncio.Future[Any]] = set()
         self._api = api_inbox(me, self.instance)
+        self._secret = _token()  # the instance's token is known to peers; this is known to the broker alone
+        self._asked = 0
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -190,7 +192,8 @@ class Session:
             BusError: the connection is lost. The future raises it too, if that happens later.
 
         """
-        reply = f"{self._api}.{_token()}"
+        self._asked += 1
+        reply = f"{self._api}.{self._secret}{self._asked:x}"
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
         self._answers[reply] = answer
         answer.add_done_callback(lambda _: self._answers.pop(reply, None))

@@ -88,7 +88,8 @@ MAX_CONSUMERS: Final = 256
 """How many capabilities an agent can serve as durable tasks: each has a consumer, which stays."""
 
 _NANOSECONDS: Final = 1_000_000_000
-_MAX_ACK_PENDING: Final = 20_000
+_MAX_ACK_PENDING: Final = -1
+"""Workers bound what they take. What waits for a retry counts, too, and must not keep the rest waiting."""
 _SHORTEST_WINDOW: Final = 100_000_000
 """In nanoseconds. Nobody relies on JetStream's own deduplication: any sender chooses the ids it goes by."""
 

@@ -30,6 +30,7 @@ from agentweave_bus.authz import AuditLog
 from agentweave_bus.bus.admission import Admission, AdmissionRefusedError, Step
 from agentweave_bus.bus.admitted import Admitted, OpenedTask, StoredArrival
 from agentweave_bus.bus.records import outcome_facts
+from agentweave_bus.bus.streams import TASK_ACK_WAIT_S
 from agentweave_bus.exceptions import (
     AttemptLostError,
     AuditError,
@@ -44,7 +45,7 @@ from agentweave_bus.tasks.dead_letters import DeadLetters
 from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.tasks.queue import Acknowledgements, Delivery
 from agentweave_bus.tasks.record import ProgressMark, RecordBody, StateRecord, TaskRef
-from agentweave_bus.tasks.retry import Retry
+from agentweave_bus.tasks.retry import LONGEST_DELAY, Retry
 from agentweave_bus.types import TaskState
 
 __all__ = ["Attempted", "Kept", "Performer", "RunTask", "TaskRun"]
@@ -57,9 +58,11 @@ _KEEP_S: Final = 10.0
 _LATE_S: Final = 30.0
 """How long after the end of its time an attempt may still take to end. Then the broker is told no more."""
 
+_LAST_WORDS_S: Final = 1.0
 _MOST_LOOKS: Final = 5
 _UNREADABLE_DELIVERIES: Final = 10
 _LONGEST_PAUSE_S: Final = 60.0
+_LONGEST_RETRY_MS: Final = int(LONGEST_DELAY * 1000)
 _MAX_MESSAGE: Final = 2_000
 
 _PASSING: Final = frozenset({Step.AUDIT, Step.REPLAY, Step.ROOM})
@@ -183,7 +186,7 @@ class Performer:
             _log.warning("a task goes back to the queue: %s", error)
             await self._back(delivery)
         except asyncio.CancelledError:
-            with anyio.move_on_after(1.0, shield=True):
+            with anyio.move_on_after(_LAST_WORDS_S, shield=True):
                 await self._acknowledgements.back(delivery, 0)
             raise
 
@@ -242,7 +245,23 @@ class Performer:
         if last.state.terminal and not (last.state is TaskState.CANCELED and case.log.epoch > 0):
             await self._acknowledgements.done(case.delivery)
             return True
+        if (wait_s := self._not_before(last)) > 0:
+            await self._acknowledgements.back(case.delivery, wait_s)
+            return True
         return False  # also of a task that was cancelled between two attempts: its steps are to be undone
+
+    def _not_before(self, last: StateRecord) -> float:
+        """Return for how many seconds a task is to be left alone.
+
+        A broker that crashed has forgotten what it gave out and what was to wait: it may give a task to a
+        second worker while the first one runs it, and before a retry is due.
+        """
+        now_ms = self._desk.clock_ms()
+        if last.state is TaskState.SUBMITTED and last.body.retry_at is not None:
+            return min(last.body.retry_at - now_ms, _LONGEST_RETRY_MS) / 1000
+        if last.state is TaskState.WORKING:
+            return (last.at_ms + TASK_ACK_WAIT_S * 1000 - now_ms) / 1000
+        return 0.0
 
     async def _another(self, case: _Case, last: StateRecord) -> None:
         """Deal with another head under the same key: the same task sealed again, or another payload."""
@@ -267,7 +286,7 @@ class Performer:
                 run = TaskRun(admitted, case.opened, case.log, working, kept, last=last, give_up=give_up)
                 outcome: Attempted | None = None
                 with running.scope:
-                    outcome = await self._run(run)  # 5
+                    outcome = await self._unless_stopped(run)  # 5
                 canceled = running.canceled
                 if canceled is not None and (outcome is None or outcome.retry):
                     outcome = await self._run(run._replace(give_up=canceled))
@@ -286,6 +305,22 @@ class Performer:
             await self._record(case, case.body(TaskState.CANCELED, message=canceled))
         else:
             await self._end(case, outcome, seconds, dead=outcome.exhausted or give_up is not None)
+
+    async def _unless_stopped(self, run: TaskRun) -> Attempted:
+        """Run an attempt; if this worker is stopped meanwhile, put on record that another one may begin."""
+        try:
+            return await self._run(run)
+        except asyncio.CancelledError:
+            if not self._running[run.log.ref.key].scope.cancel_called:
+                body = RecordBody(
+                    state=TaskState.SUBMITTED,
+                    pd=run.opened.request.head.pd.hex(),
+                    message="its worker was stopped",
+                    retry_at=self._desk.clock_ms(),
+                )
+                with anyio.move_on_after(_LAST_WORDS_S, shield=True), suppress(BusError):
+                    await run.log.append(body, run.opened.asks.digest, deadline_s=_LAST_WORDS_S)
+            raise
 
     async def _undo(self, case: _Case, admitted: Admitted, last: StateRecord) -> None:
         """Undo what the steps of a task did that was cancelled between two attempts, and let it go."""

@@ -70,6 +70,11 @@ class Yard:
         await self.until(lambda: not self.queued)
         return log
 
+    async def ended_but_queued(self, submitted: Submitted) -> TaskLog:
+        log = TaskLog(self.client.desk, submitted.ref)
+        await self.until(lambda: log.ended, log.refresh)
+        return log
+
     async def until(self, check: Callable[[], bool], look: Callable[[], Any] | None = None) -> None:
         async with asyncio.timeout(10):
             while not check():
@@ -248,8 +253,36 @@ async def test_a_worker_that_dies_loses_its_attempt_and_not_the_task(yard: Yard)
     yard.agent.go_on.set()
     await yard.bus.clock.advance(31)
     log = await yard.ended(submitted)
-    assert states(log) == [("working", 1), ("working", 2), ("completed", 2)]
+    assert states(log) == [("working", 1), ("submitted", 1), ("working", 2), ("completed", 2)]
     assert yard.agent.ran == ["a"]
+
+
+async def test_a_task_given_out_twice_is_left_to_who_works_on_it(yard: Yard) -> None:
+    """A broker that was killed gives out again what is being worked on, and counts from one."""
+    submitted = await yard.submit("toil")
+    await asyncio.wait_for(yard.agent.begun.wait(), 5)
+    (frame,) = [one.data for one in yard.stored(tasks_stream_name(yard.target))]
+    yard.put(frame, "toil")
+    await yard.bus.clock.advance(5)
+    assert yard.agent.ran == ["a"]
+    yard.agent.go_on.set()
+    log = await yard.ended_but_queued(submitted)
+    assert states(log) == [("working", 1), ("completed", 1)]
+    await yard.bus.clock.advance(30)
+    await yard.until(lambda: not yard.queued)
+    assert yard.agent.ran == ["a"]
+
+
+async def test_a_worker_that_vanishes_is_taken_for_lost_after_a_while(yard: Yard) -> None:
+    submitted = await yard.submit("toil")
+    await asyncio.wait_for(yard.agent.begun.wait(), 5)
+    for client in [one for one in yard.bus.broker.clients if one.user == yard.target]:
+        client.cut()
+    await yard.bus.clock.advance(1)
+    yard.agent.go_on.set()
+    await yard.bus.clock.advance(60)
+    log = await yard.ended(submitted)
+    assert states(log)[-1][0] == "completed"
 
 
 async def test_a_worker_told_to_stop_finishes_what_it_does(yard: Yard) -> None:

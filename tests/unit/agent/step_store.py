@@ -7,6 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from anyio.lowlevel import checkpoint
+
 from agentweave_bus.agent import (
     Attempt,
     BoundCapability,
@@ -61,6 +63,7 @@ class MemoryStore:
 
     async def _count(self, do: Callable[[], Any]) -> Any:
         self.operations += 1
+        await checkpoint()
         if -self.operations in self.crashes:
             raise Crash
         value = do()

@@ -422,13 +422,18 @@ async def test_without_a_store_nothing_is_recorded() -> None:
 async def test_threads_of_steps_are_counted_by_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     """One caller's stuck steps don't take the threads of another's."""
     monkeypatch.setattr(work, "_threads", {asyncio.get_running_loop(): work.HandlerThreads(2)})
-    release = threading.Event()
+    release, began = threading.Event(), []
+
+    def stick() -> None:
+        began.append(1)
+        release.wait(10)
 
     async def handler() -> Any:
-        return await current_context().step("one", lambda: release.wait(10))
+        return await current_context().step("one", stick)
 
     stuck = [await attempt(handler, timeout=0.05) for _ in range(2)]
     assert all(outcome.retry for outcome in stuck)
+    assert began == [1], "half of two threads is what one caller may have"
     other = RequestContext(caller_spiffe_id="spiffe://a.io/agent/other", kind="task")
     made = bound(lambda: from_thread.run(partial(current_context().step, "two", lambda: 2)))
     with bind_context(other):

@@ -99,7 +99,7 @@ async def test_the_compensation_gets_the_result_as_it_was(recorder: Recorder) ->
     assert recorder.ran == ["undo reserve({'n': 1})"]
 
 
-async def test_a_step_that_failed_is_not_undone(recorder: Recorder) -> None:
+async def test_a_step_that_failed_is_not_undone(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> None:
     async def handler() -> None:
         await step("reserve", recorder.does("reserve", "r"), compensate=recorder.undoes("reserve"))
         failing = recorder.does("charge", error=TaskFailedError("declined"))
@@ -107,6 +107,7 @@ async def test_a_step_that_failed_is_not_undone(recorder: Recorder) -> None:
 
     assert (await attempt(handler, MemoryStore())).result.error == "declined"
     assert recorder.ran == ["reserve", "charge", "undo reserve(r)"]
+    assert caplog.records == []
 
 
 async def test_a_step_whose_outcome_nobody_knows_is_told_in_the_log(
@@ -209,6 +210,46 @@ async def test_a_failure_on_the_way_to_recorded_steps_is_undone_by_a_replay(reco
     assert outcome.result.error.startswith("internal error"), "the verdict of the last attempt stands"
 
 
+async def test_a_replay_ends_with_the_last_step_that_is_to_be_undone(recorder: Recorder) -> None:
+    went_on = []
+    left = [RetryableError()]
+
+    async def undo(_: Any) -> None:
+        if left:
+            raise left.pop()
+
+    async def handler() -> None:
+        await step("reserve", int, compensate=undo)
+        went_on.append(current_context().attempt)
+        raise TaskFailedError("no")
+
+    store = MemoryStore()
+    assert (await attempt(handler, store)).retry
+    assert not (await attempt(handler, store, number=2)).retry
+    assert went_on == [1]
+
+
+async def test_a_replay_finds_steps_that_run_beside_one_without_record(recorder: Recorder) -> None:
+    async def later() -> None:
+        await anyio.sleep(0.02)
+        await step("late", recorder.does("late"), compensate=recorder.undoes("late"))
+
+    async def handler() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(later)
+            group.start_soon(partial(step, "stuck", anyio.sleep, 60, compensate=recorder.undoes("stuck")))
+
+    store = MemoryStore()
+    assert (await attempt(handler, store, timeout=0.2)).retry
+    made = bound(handler)
+    with bind_context(task(2)):
+        outcome = await made.give_up(
+            made.validate({}), TaskResult(status="failed", error="canceled"), store=store
+        )
+    assert outcome.result.error == "canceled"
+    assert recorder.ran == ["late", "undo late(None)"]
+
+
 async def test_recorded_steps_that_are_never_reached_again_are_named(recorder: Recorder) -> None:
     store = MemoryStore()
     await attempt(order(recorder, raising(RetryableError())), store)
@@ -291,7 +332,11 @@ async def test_what_is_undone_after_the_deadline_is_undone_in_the_agents_own_nam
 
 async def test_an_expired_task_is_undone_without_an_attempt(recorder: Recorder) -> None:
     store = MemoryStore()
-    handler = order(recorder, raising(RetryableError()))
+
+    async def handler() -> Any:
+        await anyio.sleep(0.01)
+        return await order(recorder, raising(RetryableError()))()
+
     await attempt(handler, store)
     outcome = await attempt(handler, store, context=task(2, deadline_ms=1))
     assert outcome.result.error.startswith("deadline exceeded")

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agentweave_bus.agent import current_context
 from agentweave_bus.agent.steps import MOST_PASSES
 from agentweave_bus.exceptions import RetryableError, TaskFailedError
-from tests.unit.agent.step_store import MemoryStore, perform, step
+from tests.unit.agent.step_store import MemoryStore, attempt, perform, step
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,35 @@ def test_a_worker_that_dies_in_every_pass_is_not_asked_for_ever() -> None:
     story = Story([Part()], TaskFailedError("no"), store)
     outcome = anyio.run(perform, story.handler(), store)
     assert story.undone == ["s0"] * MOST_PASSES
+    assert "the compensation of step 's0' failed" in outcome.result.error
+
+
+class Killed(BaseException):
+    """The process ends in the midst of the handler."""
+
+
+def test_a_worker_that_dies_in_every_replay_is_not_asked_for_ever() -> None:
+    deaths = []
+
+    async def handler() -> None:
+        if current_context().attempt > 1:
+            deaths.append(current_context().attempt)
+            raise Killed
+        await step("s0", int, compensate=print)
+        raise RetryableError
+
+    async def main() -> Any:
+        store = MemoryStore()
+        await attempt(handler, store)
+        for number in range(2, 40):
+            try:
+                return await perform(handler, store, attempts=3, first=number)
+            except Killed:
+                continue
+        return None
+
+    outcome = anyio.run(main)
+    assert len(deaths) == 2 + MOST_PASSES, "two attempts, and then the replays"
     assert "the compensation of step 's0' failed" in outcome.result.error
 
 

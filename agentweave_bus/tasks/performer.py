@@ -30,7 +30,6 @@ from agentweave_bus.authz import AuditLog
 from agentweave_bus.bus.admission import Admission, AdmissionRefusedError, Step
 from agentweave_bus.bus.admitted import Admitted, OpenedTask, StoredArrival
 from agentweave_bus.bus.records import outcome_facts
-from agentweave_bus.bus.streams import TASK_ACK_WAIT_S
 from agentweave_bus.exceptions import (
     AttemptLostError,
     AuditError,
@@ -52,8 +51,8 @@ __all__ = ["Attempted", "Kept", "Performer", "RunTask", "TaskRun"]
 
 _log = logging.getLogger(__name__)
 
-_KEEP_S: Final = 10.0
-"""How often the broker is told that a task is being worked on; a third of the time after which it asks."""
+_WORDS: Final = 3
+"""How often the broker is told that a task is worked on within the time after which it gives it to others."""
 
 _LATE_S: Final = 30.0
 """How long after the end of its time an attempt may still take to end. Then the broker is told no more."""
@@ -146,7 +145,8 @@ class _Running:
 class Performer:
     """Does what one agent's queues give out.
 
-    ``rule_of`` says how a task is tried again, ``seconds_of`` how long an attempt of it may take.
+    ``rule_of`` says how a task is tried again, ``seconds_of`` how long an attempt of it may take,
+    ``ack_wait_s`` after how many seconds without a word the broker gives a task to somebody else.
     """
 
     def __init__(
@@ -162,6 +162,7 @@ class Performer:
         run: RunTask,
         rule_of: Callable[[OpenedTask], Retry],
         seconds_of: Callable[[OpenedTask], float],
+        ack_wait_s: float,
     ) -> None:
         self._me = me
         self._admission = admission
@@ -173,6 +174,7 @@ class Performer:
         self._run = run
         self._rule_of = rule_of
         self._seconds_of = seconds_of
+        self._ack_wait_s = ack_wait_s
         self._running: dict[str, _Running] = {}
 
     async def perform(self, delivery: Delivery) -> None:
@@ -260,7 +262,7 @@ class Performer:
         if last.state is TaskState.SUBMITTED and last.body.retry_at is not None:
             return min(last.body.retry_at - now_ms, _LONGEST_RETRY_MS) / 1000
         if last.state is TaskState.WORKING:
-            return (last.at_ms + TASK_ACK_WAIT_S * 1000 - now_ms) / 1000
+            return (last.at_ms - now_ms) / 1000 + self._ack_wait_s
         return 0.0
 
     async def _another(self, case: _Case, last: StateRecord) -> None:
@@ -334,7 +336,12 @@ class Performer:
             await self._acknowledgements.done(case.delivery)
 
     def _kept(self, case: _Case) -> Kept:
-        return Kept(self._acknowledgements, case.delivery, self._seconds_of(case.opened) + _LATE_S)
+        return Kept(
+            self._acknowledgements,
+            case.delivery,
+            every_s=self._ack_wait_s / _WORDS,
+            seconds=self._seconds_of(case.opened) + _LATE_S,
+        )
 
     async def _end(self, case: _Case, outcome: Attempted, seconds: float, *, dead: bool) -> None:
         """Record how a task ended, as a dead letter first where it is one, and acknowledge it."""
@@ -441,10 +448,13 @@ class Performer:
 class Kept:
     """Tells the broker that a delivery is being worked on, for so many seconds and then no more."""
 
-    def __init__(self, acknowledgements: Acknowledgements, delivery: Delivery, seconds: float) -> None:
+    def __init__(
+        self, acknowledgements: Acknowledgements, delivery: Delivery, *, every_s: float, seconds: float
+    ) -> None:
         self._acknowledgements = acknowledgements
         self._delivery = delivery
-        self._times = self._left = int(seconds / _KEEP_S) + 1
+        self._every_s = every_s
+        self._times = self._left = int(seconds / every_s) + 1
         self._timer: asyncio.TimerHandle | None = None
         self._telling: asyncio.Task[None] | None = None
 
@@ -465,7 +475,7 @@ class Kept:
                 await self._telling
 
     def _again(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_KEEP_S, self._tell)
+        self._timer = asyncio.get_running_loop().call_later(self._every_s, self._tell)
 
     def _tell(self) -> None:
         # A timer and not a task, because most attempts are over long before it goes off.

@@ -17,13 +17,13 @@ from agentweave_bus.bus.admission import Admission
 from agentweave_bus.bus.admitted import OpenedTask
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.envelope import control_role
-from agentweave_bus.runtime.wiring import Connected
+from agentweave_bus.runtime.wiring import Connected, server_id
 from agentweave_bus.tasks.announcing import Announcer
 from agentweave_bus.tasks.controls import Controls
 from agentweave_bus.tasks.dead_letters import DeadLetters
 from agentweave_bus.tasks.performer import Performer, RunTask, TaskRun
 from agentweave_bus.tasks.progress import ProgressWriter
-from agentweave_bus.tasks.queue import Acknowledgements, Puller
+from agentweave_bus.tasks.queue import Acknowledgements, Puller, PullSource
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.tasks.step_log import StepLog
 from agentweave_bus.types import Artifact
@@ -58,6 +58,7 @@ class TaskService:
             run=dispatch,
             rule_of=self._rule_of,
             seconds_of=self._seconds_of,
+            ack_wait_s=parts.config.bus.task_ack_wait,
         )
         self._controls = Controls(
             desk=parts.desk,
@@ -73,7 +74,7 @@ class TaskService:
             return
         announcer = Announcer(
             parts.me,
-            control_role(parts.me.trust_domain),
+            control_role(server_id(parts.config).trust_domain),  # whoever looks after the broker
             self._table,
             sealer=parts.sealer,
             clock_ms=parts.surroundings.clock_ms,
@@ -82,7 +83,7 @@ class TaskService:
         self._pullers = [
             Puller(
                 parts.me,
-                name,
+                PullSource.of_tasks(parts.me, name),
                 keeper=parts.keeper,
                 concurrency=bound.concurrency or _CONCURRENCY,
                 perform=self.performer.perform,

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from agentweave_bus.exceptions import ConfigurationError, InvalidSpiffeIdError
 from agentweave_bus.names import EVENT_NAME
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["parse_json", "parse_principal", "parse_scope", "parse_via"]
+__all__ = ["parse_json", "parse_principal", "parse_scope", "parse_via", "read_text"]
 
 _QUOTE: Final = 'Quote it for the shell: \'{"name": "value"}\'.'
+
+
+def read_text(data: str) -> str:
+    """Return an argument's text: itself, the content of ``@file``, or for ``-`` standard input.
+
+    Raises:
+        OSError: the file can't be read.
+
+    """
+    if data == "-":
+        return sys.stdin.read()
+    if data.startswith("@"):
+        return Path(data[1:]).read_text(encoding="utf-8")
+    return data
 
 
 def parse_json(text: str, option: str) -> Any:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
-from pathlib import Path
 from typing import Any, Final
 
-from agentweave_bus.cli.arguments import parse_json, parse_principal, parse_scope
+from agentweave_bus.cli.arguments import parse_json, parse_principal, parse_scope, read_text
 from agentweave_bus.cli.client_config import add_identity_arguments, find_client_config
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
 from agentweave_bus.cli.output import message, print_result
@@ -58,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     """Make the call and print its result."""
     scope = parse_scope(options.scope)
     config = find_client_config(options)
-    data = parse_json(_read(options.data), "--data")
+    data = parse_json(read_text(options.data), "--data")
     principal = parse_principal(options.principal)
     try:
         result = asyncio.run(
@@ -93,11 +91,3 @@ async def call_once(
             return await client.call(target, capability, payload, **options)
     except BaseExceptionGroup as group:
         raise single_error(group) from group
-
-
-def _read(data: str) -> str:
-    if data == "-":
-        return sys.stdin.read()
-    if data.startswith("@"):
-        return Path(data[1:]).read_text(encoding="utf-8")
-    return data

@@ -1,0 +1,108 @@
+"""``agentweave submit``: a durable task, and its reference; with ``--wait`` its result."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import Any, Final
+
+from agentweave_bus.cli.arguments import parse_json, parse_principal, parse_scope, read_text
+from agentweave_bus.cli.client_config import add_identity_arguments, find_client_config
+from agentweave_bus.cli.exit_codes import ExitCode, single_error
+from agentweave_bus.cli.output import message, print_result
+from agentweave_bus.cli.stack_agents import unknown_agent
+from agentweave_bus.config import AgentConfig
+from agentweave_bus.exceptions import AgentCallError, ConfigurationError
+from agentweave_bus.observability.printable import escape_line
+from agentweave_bus.runtime import AgentWeaveClient
+from agentweave_bus.types import TaskResult
+
+__all__ = ["add_arguments", "run"]
+
+_EPILOG: Final = """\
+Example:
+  agentweave submit --target spiffe://shop.test/agent/order --capability create_order \\
+      --data @order.json --idempotency-key order-17
+  agentweave submit --target spiffe://shop.test/agent/order --capability create_order \\
+      --data @order.json --wait
+
+It is stored when this returns, and its reference is printed: `agentweave task watch REFERENCE`.
+"""
+_DAY: Final = 86_400.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.epilog = _EPILOG
+    parser.add_argument("--target", required=True, metavar="SPIFFE_ID", help="the agent that it is for")
+    parser.add_argument("--capability", required=True, metavar="NAME", help="what to ask it for")
+    parser.add_argument(
+        "--data", default="{}", metavar="JSON", help="the arguments: JSON, @file, or - for standard input"
+    )
+    parser.add_argument(
+        "--idempotency-key", metavar="TEXT", help="tasks with one key are one task, whose outcome all have"
+    )
+    parser.add_argument(
+        "--deadline", type=float, default=_DAY, metavar="SECONDS", help="begin it until then (default: a day)"
+    )
+    parser.add_argument("--priority", type=int, metavar="0-9", help="9 is the most urgent")
+    parser.add_argument("--wait", action="store_true", help="wait for the result and print that")
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="with --wait: for the result; default: for ever"
+    )
+    parser.add_argument("--principal", metavar="JSON", help='for whom: {"iss": "...", "sub": "..."}')
+    parser.add_argument(
+        "--scope",
+        action="append",
+        metavar="SPIFFE_ID#CAPABILITY",
+        help="what the task and all that follows from it may reach; may be repeated",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON also in a terminal")
+    add_identity_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Submit the task and print what names it, or its result."""
+    if options.timeout is not None and not options.wait:
+        raise ConfigurationError("--timeout is for --wait.", key="--timeout", hint="Say both, or neither.")
+    scope = parse_scope(options.scope)
+    config = find_client_config(options)
+    data = parse_json(read_text(options.data), "--data")
+    task_options: dict[str, Any] = {
+        "idempotency_key": options.idempotency_key,
+        "deadline": options.deadline,
+        "priority": options.priority,
+        "principal": parse_principal(options.principal),
+        "scope": scope,
+    }
+    try:
+        result = asyncio.run(_submit(config, options, data, task_options))
+    except AgentCallError:
+        if (unknown := unknown_agent(options.target)) is not None:
+            message(f"agentweave: {unknown}")
+        raise
+    if result is None:
+        return ExitCode.DONE
+    print_result(result.to_json(full=True), json_wanted=True)
+    if result.status == "failed":
+        message(escape_line(f"agentweave: the task failed: {result.error}"))
+        return ExitCode.FAILED
+    return ExitCode.DONE
+
+
+async def _submit(
+    config: AgentConfig, options: argparse.Namespace, data: Any, task_options: dict[str, Any]
+) -> TaskResult | None:
+    try:
+        async with AgentWeaveClient(config) as client:
+            handle = await client.submit(options.target, options.capability, data, **task_options)
+            if options.wait:
+                message(f"agentweave: submitted {handle.reference}")
+                return await handle.result(options.timeout)
+            facts = {"reference": handle.reference, "id": handle.id, "digest": handle.digest}
+            text = f"{handle.reference}\nIt is stored. Watch it: agentweave task watch '{handle.reference}'"
+            print_result(facts, text, json_wanted=options.json)
+            return None
+    except BaseExceptionGroup as group:
+        raise single_error(group) from group

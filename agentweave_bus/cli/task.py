@@ -1,0 +1,198 @@
+"""``agentweave task``: where the tasks stand that one has submitted; watching and cancelling them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+import anyio
+
+from agentweave_bus.cli.client_config import add_identity_arguments, find_client_config
+from agentweave_bus.cli.commands import add_command
+from agentweave_bus.cli.exit_codes import ExitCode, single_error
+from agentweave_bus.cli.output import message, print_result, table, wants_json
+from agentweave_bus.cli.task_drawing import Drawing
+from agentweave_bus.config import AgentConfig
+from agentweave_bus.exceptions import UnreachableError
+from agentweave_bus.observability.printable import escape_json, escape_line
+from agentweave_bus.runtime import AgentWeaveClient
+from agentweave_bus.tasks.handle import TaskHandle, TaskReference, TaskStatus
+from agentweave_bus.tasks.submitted import SubmittedTask, submitted_tasks
+from agentweave_bus.types import TaskState
+
+__all__ = ["add_arguments", "run_cancel", "run_get", "run_list", "run_watch"]
+
+T = TypeVar("T")
+
+_EXAMPLE: Final = "'spiffe://shop.test/agent/order#create_order/01890a5d-ac96-774b-bcce-b302099a8057'"
+_GET_EPILOG: Final = f"Example:\n  agentweave task get {_EXAMPLE}\n"
+_WATCH_EPILOG: Final = f"""\
+Example:
+  agentweave task watch {_EXAMPLE}
+
+In a pipe, and with --json, each event is a line of JSON. The last one's cursor, given as --after, goes on
+behind it. The exit code is the task's: 0 completed, 1 failed or cancelled, 3 rejected.
+"""
+_CANCEL_EPILOG: Final = f"""\
+Example:
+  agentweave task cancel {_EXAMPLE} --reason "ordered twice"
+
+It waits until the task has ended. The exit code is 0 if it was cancelled, 1 if it ended otherwise.
+"""
+_LIST_EPILOG: Final = """\
+Example:
+  agentweave task list
+  agentweave task list --limit 100 --json
+
+It lists what was submitted as this identity from this machine, by its audit log; the newest last.
+"""
+_AT_ONCE: Final = 16
+_CODES: Final = {TaskState.COMPLETED: ExitCode.DONE, TaskState.REJECTED: ExitCode.DENIED}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the commands."""
+    parser.epilog = f"Example:\n  agentweave task get {_EXAMPLE}\n"
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    get = add_command(commands, "get", "say where a task stands", _GET_EPILOG)
+    watch = add_command(commands, "watch", "follow a task until it has ended", _WATCH_EPILOG)
+    watch.add_argument("--after", metavar="CURSOR", help="only what comes behind this event")
+    cancel = add_command(commands, "cancel", "cancel a task, queued or running", _CANCEL_EPILOG)
+    cancel.add_argument("--reason", default="", metavar="TEXT", help="why; its record will say so")
+    cancel.add_argument(
+        "--timeout", type=float, default=60.0, metavar="SECONDS", help="until it has ended (default: 60)"
+    )
+    for command, run in ((get, run_get), (watch, run_watch), (cancel, run_cancel)):
+        command.add_argument("reference", metavar="REFERENCE", help="what `submit` printed")
+        command.set_defaults(run=run)
+    listing = add_command(commands, "list", "list the tasks submitted from here", _LIST_EPILOG)
+    listing.add_argument(
+        "--limit", type=int, default=20, metavar="COUNT", help="at most so many (default: 20)"
+    )
+    listing.set_defaults(run=run_list)
+    for command in (get, watch, cancel, listing):
+        command.add_argument("--json", action="store_true", help="as JSON also in a terminal")
+        add_identity_arguments(command)
+
+
+def run_get(options: argparse.Namespace) -> int:
+    """Print a task's status."""
+
+    async def get(handle: TaskHandle) -> TaskStatus:
+        return await handle.status()
+
+    status = _with_handle(options, get)
+    _print_status(options, status)
+    return ExitCode.DONE
+
+
+def run_watch(options: argparse.Namespace) -> int:
+    """Print a task's events as they come."""
+
+    async def watch(handle: TaskHandle) -> TaskState | None:
+        drawing, last = None if wants_json(options.json) else Drawing(), None
+        try:
+            async for event in handle.events(after=options.after):
+                last = event.state or last
+                if drawing is None:
+                    print(escape_json(json.dumps(event.to_json(), ensure_ascii=False)), flush=True)
+                else:
+                    drawing.show(event)
+        finally:
+            if drawing is not None:
+                drawing.end()
+        # Whoever watches from behind the end sees no state, so it is asked for.
+        return last if last is not None and last.terminal else (await handle.status()).state
+
+    return _code(_with_handle(options, watch))
+
+
+def run_cancel(options: argparse.Namespace) -> int:
+    """Cancel a task and print how it ended."""
+
+    async def cancel(handle: TaskHandle) -> TaskStatus:
+        return await handle.cancel(options.reason, timeout=options.timeout)
+
+    status = _with_handle(options, cancel)
+    _print_status(options, status)
+    if status.state is TaskState.CANCELED:
+        return ExitCode.DONE
+    message(f"agentweave: it was not cancelled: it had ended already ({status.state.value})")
+    return ExitCode.FAILED
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """Print what was submitted, and where it stands."""
+    rows = asyncio.run(_list(find_client_config(options), max(0, options.limit)))
+    if not rows:
+        message("agentweave: no task was submitted as this identity from here, by its audit log.")
+    lines = [("STATE", "SUBMITTED", "REFERENCE")]
+    lines += [(row["state"], _moment(row["submitted"]), row["reference"]) for row in rows]
+    print_result(rows, table(lines, indent=""), json_wanted=options.json)
+    return ExitCode.DONE
+
+
+def _code(state: TaskState | None) -> ExitCode:
+    return ExitCode.FAILED if state is None else _CODES.get(state, ExitCode.FAILED)
+
+
+def _print_status(options: argparse.Namespace, status: TaskStatus) -> None:
+    said = f": {status.message}" if status.message else ""
+    error = f": {status.result.error}" if status.result is not None and status.result.error else ""
+    attempt = f", attempt {status.attempt}" if status.attempt else ""
+    since = f", since {_moment(status.since_ms)}" if status.since_ms is not None else ""
+    again = f", tried again at {_moment(status.retry_at)}" if status.retry_at is not None else ""
+    text = escape_line(f"{status.state.value}{attempt}{since}{again}{said or error}")
+    if status.result is not None and status.result.data is not None:
+        text += "\n" + json.dumps(status.result.data, indent=2, ensure_ascii=False, default=str)
+    facts = {"reference": options.reference, **status.to_json()}
+    print_result(facts, text, json_wanted=options.json)
+
+
+def _moment(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _with_handle(options: argparse.Namespace, use: Callable[[TaskHandle], Awaitable[T]]) -> T:
+    """Connect and do something with the handle of the task that is named."""
+    TaskReference.parse(options.reference)  # before anything is connected
+    config = find_client_config(options)
+
+    async def used() -> T:
+        async with _connected(config) as client:
+            return await use(client.task(options.reference))
+
+    return asyncio.run(used())
+
+
+@asynccontextmanager
+async def _connected(config: AgentConfig) -> AsyncIterator[AgentWeaveClient]:
+    try:
+        async with AgentWeaveClient(config) as client:
+            yield client
+    except BaseExceptionGroup as group:
+        raise single_error(group) from group
+
+
+async def _list(config: AgentConfig, limit: int) -> list[dict[str, Any]]:
+    async with _connected(config) as client:
+        log = config.authorization.audit.path
+        tasks = (await anyio.to_thread.run_sync(submitted_tasks, log, client.spiffe_id))[-limit:]
+        places = asyncio.Semaphore(_AT_ONCE)
+        return await asyncio.gather(*(_row(client, one, places) for one in tasks if limit))
+
+
+async def _row(client: AgentWeaveClient, task: SubmittedTask, places: asyncio.Semaphore) -> dict[str, Any]:
+    reference = str(TaskReference(task.ref.agent, task.ref.capability, task.ref.id))
+    row: dict[str, Any] = {"reference": reference, "submitted": task.at_ms, "digest": task.digest.hex()}
+    async with places:
+        try:
+            status = await client.task(reference).status()
+        except UnreachableError as error:
+            return row | {"state": "unknown", "message": str(error)}
+    return row | status.to_json()

@@ -8,7 +8,7 @@ BENCH_VENV := .venv-bench
 export AGENTWEAVE_TOOLS ?= $(HOME)/.cache/agentweave/tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow attacks mutants bench bench-memory lint tools tools-spire clean
+.PHONY: help demo test test-slow chaos attacks mutants bench bench-memory lint tools tools-spire clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,11 @@ test: $(VENV)/.installed ## run the tests, without the slow ones
 
 test-slow: $(VENV)/.installed ## run the slow tests
 	@$(BIN)/python -m pytest -q -m slow; code=$$?; [ $$code -eq 5 ] || exit $$code # 5: there are none
+
+TASKS ?= 10000
+DURATION ?= 900
+chaos: $(VENV)/.installed ## tasks while workers, broker, control role and client are killed (TASKS=10000 DURATION=900: seconds at most)
+	@$(BIN)/python -m tests.chaos --tasks $(TASKS) --duration $(DURATION)
 
 attacks: $(VENV)/.installed ## write the table of attacks in docs/security.md from the tests' own marks
 	@$(BIN)/python -m tests.security.attack_table

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 from tests.chaos.broken import BREAKS
-from tests.chaos.faults import AWAY, CRASHES, FULL, OVERLAPS, SMALL
+from tests.chaos.faults import AWAY, CRASHES, FULL, OVERLAP, SMALL
+from tests.chaos.plan import KINDS
 from tests.chaos.run import Wanted, run
 
-_SCHEDULES = {"full": FULL, "small": SMALL, "overlaps": OVERLAPS, "crashes": CRASHES, "away": AWAY}
+_SCHEDULES = {"full": FULL, "small": SMALL, "overlap": OVERLAP, "crashes": CRASHES, "away": AWAY}
 _SHOWN = 50
 
 
@@ -26,7 +27,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of the faults' order and victims")
     parser.add_argument("--faults", choices=_SCHEDULES, default="full")
     parser.add_argument("--broken", choices=("", *BREAKS), default="", help="take a part out of the build")
-    parser.add_argument("--kinds", default="slow,steps,again,fails", help="of tasks that are not quick")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of tasks that are not quick")
     parser.add_argument("--folder", type=Path, help="where everything stays; else it is removed")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -57,8 +57,8 @@ class Schedule:
 
 FULL = Schedule(26, 3, 2, 2, 1, 1, 3, 3, 3)
 SMALL = Schedule(6, 1, 1, 1, 0, 0, 1, 1, 1)
-OVERLAPS = Schedule(0, 3, 0, 0, 0, 0, 0, 0, 0)
-CRASHES = Schedule(6, 0, 0, 0, 0, 0, 0, 0, 0)
+OVERLAP = Schedule(0, 1, 0, 0, 0, 0, 0, 0, 0)
+CRASHES = Schedule(4, 0, 0, 0, 0, 0, 0, 0, 0)
 AWAY = Schedule(2, 0, 0, 0, 1, 1, 0, 0, 0)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.chaos.effects import EffectsReader, json_lines
 from tests.chaos.faults import Chaos, Schedule, lines_with
 from tests.chaos.history import auditor
+from tests.chaos.plan import KINDS
 from tests.chaos.reconcile import Accepted, Finding, Outcome, reconcile
 from tests.chaos.site import Site, site
 
@@ -33,7 +34,7 @@ class Wanted:
     ack_wait_s: int = 5
     seed: int = 1
     broken: str = ""
-    kinds: tuple[str, ...] = ("slow", "steps", "again", "fails")
+    kinds: tuple[str, ...] = KINDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
-from anyio import Lock, fail_after, move_on_after, sleep_forever
+from anyio import fail_after, move_on_after, sleep_forever
 
 from agentweave_bus.agent.failures import Again, correlation_id, failed, may_be_retried
 from agentweave_bus.agent.records import StepRecord, failure_record, shown_failure, told_again
@@ -92,7 +92,6 @@ class Steps:
         self._passed_over: dict[str, StepRecord] = {}
         self._owed: set[str] = set()  # in a replay: what is still to be found
         self._looked = ledger is None or ledger.fresh
-        self._lock = Lock()
         self._over = False
 
     # --- running ------------------------------------------------------------------------------------
@@ -210,16 +209,15 @@ class Steps:
 
     async def _look(self, saga: Saga) -> None:
         """Find out whether the task failed for good in an earlier attempt."""
-        async with self._lock:
-            if not self._looked:
-                verdict = await saga.verdict()
-                if verdict is not None:
-                    await self._begin_replay(saga, verdict)
-                self._looked = True
+        verdict = await saga.verdict()
+        if verdict is not None:
+            await self._begin_replay(saga, verdict)
+        self._looked = True
 
     async def _begin_replay(self, saga: Saga, verdict: Verdict) -> None:
-        self._owed = {name for name in await self._recorded(saga) if not await saga.is_undone(name)}
-        self.verdict = verdict
+        owed = {name for name in await self._recorded(saga) if not await saga.is_undone(name)}
+        if self.verdict is None:  # steps that run side by side look side by side, too
+            self._owed, self.verdict = owed, verdict
 
     async def _end_of_replay(self, halt: Halt) -> None:
         """Stop at a step that was not recorded; first let steps that run beside it be found."""

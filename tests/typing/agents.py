@@ -9,6 +9,8 @@ from typing import Any, assert_type
 from agentweave_bus import (
     Agent,
     BaseAgent,
+    Retry,
+    RetryableError,
     SecureAgent,
     capability,
     current_context,
@@ -53,6 +55,16 @@ class OrderAgent(SecureAgent):
             messages=[Message(role="assistant", parts=[DataPart(data={"user": user}), TextPart("done")])],
             artifacts=[{"type": "order", "data": {"user": user}}, Artifact(type="t", data=1)],
         )
+
+    @capability("charge", concurrency=4, timeout=30, retry=Retry(attempts=5, first_delay=0.5, last_delay=30))
+    async def charge(self, amount: Decimal) -> Any:
+        if self.context.attempt > 1:
+            raise RetryableError("later", retry_after=3.5)
+        await self.context.progress(0.5, "half")
+        await self.context.artifact("rows", [1, 2], name="first")
+        return await self.context.step("pay", self.pay, amount, compensate=self.refund)
+
+    async def refund(self, paid: str) -> None: ...
 
     @capability("pay", safe=True, description="Take money", timeout=5)
     @requires_federated_peer(trust_domains=["acme-corp.io"])

@@ -324,10 +324,28 @@ async def test_what_is_undone_after_the_deadline_is_undone_in_the_agents_own_nam
 
     ends = int(datetime.now(UTC).timestamp() * 1000) + 100
     with anyio.fail_after(5):
-        outcome = await attempt(handler, MemoryStore(), context=task(deadline_ms=ends))
+        outcome = await attempt(handler, MemoryStore(), context=task(deadline_ms=ends, links=("l",)))
     assert outcome.result.error.startswith("deadline exceeded")
     assert not outcome.retry
     assert seen == [((), float("inf"))]
+
+
+@pytest.mark.parametrize(("seconds", "links"), [(60, ("l",)), (0.9, ())])
+async def test_what_is_undone_in_time_is_undone_on_behalf_of_who_asked(
+    seconds: float, links: tuple[str, ...]
+) -> None:
+    seen = []
+
+    async def undo(_: Any) -> None:
+        seen.append(current_context().links)
+
+    async def handler() -> None:
+        await step("reserve", int, compensate=undo)
+        raise TaskFailedError("no")
+
+    ends = int((datetime.now(UTC).timestamp() + seconds) * 1000)
+    await attempt(handler, MemoryStore(), context=task(deadline_ms=ends, links=("l",)))
+    assert seen == [links]
 
 
 async def test_an_expired_task_is_undone_without_an_attempt(recorder: Recorder) -> None:

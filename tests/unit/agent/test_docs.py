@@ -218,4 +218,4 @@ def test_every_attribute_of_the_request_exists() -> None:
     context = RequestContext(caller_spiffe_id=CALLER)
     for name in named:
         assert hasattr(context, name.strip(" `()")), name
-    assert len(named) == 11
+    assert len(named) == 12

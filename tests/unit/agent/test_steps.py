@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
@@ -249,6 +250,22 @@ async def test_a_passing_failure_that_ends_the_attempt_is_not_recorded(recorder:
 
     assert (await perform(handler, MemoryStore())).result.data == "paid"
     assert recorder.ran == ["charge"] * 3
+
+
+async def test_failures_side_by_side_are_all_recorded_when_the_handler_goes_on(recorder: Recorder) -> None:
+    async def tries(name: str) -> None:
+        with suppress(RetryableError):
+            await step(name, recorder.does(name, error=RetryableError("busy")))
+
+    async def handler() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(tries, "a")
+            group.start_soon(tries, "b")
+        await step("c", recorder.does("c"))
+        raise RetryableError
+
+    await perform(handler, MemoryStore())
+    assert recorder.ran == ["a", "b", "c"]
 
 
 async def test_an_unknown_failure_is_logged_once_with_its_traceback(

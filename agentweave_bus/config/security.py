@@ -38,6 +38,8 @@ __all__ = [
 DEFAULT_SPIFFE_ENDPOINT: Final = "unix:///run/spire/sockets/agent.sock"
 DEFAULT_OPA_ENDPOINT: Final = "http://127.0.0.1:8181"
 
+DEFAULT_AUTHORITY_HISTORY: Final = Path(".agentweave/authorities")
+
 DEFAULT_REDACTION: Final = ("password", "new_password", "secret", "token", "api_key")
 
 _POLICY_PATH: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*([/.][A-Za-z_][A-Za-z0-9_]*)*")
@@ -98,6 +100,7 @@ class IdentityConfig(ConfigModel):
     spiffe_endpoint: Annotated[str, AfterValidator(_spiffe_endpoint)] = DEFAULT_SPIFFE_ENDPOINT
     allowed_trust_domains: tuple[TrustDomain, ...] = ()
     revocations: FilePath | None = None
+    authority_history: FilePath | None = DEFAULT_AUTHORITY_HISTORY
     static: StaticIdentityConfig | None = None
 
     @field_validator("provider")

@@ -130,8 +130,9 @@ class EnvelopeVerifier:
     def open_stored(self, frame: bytes, *, now_ms: int, stored_at_ms: int) -> OpenedEnvelope:
         """Take a frame that lay in a stream through steps 1 to 5; then call :func:`check_time_stored`.
 
-        The chain is checked as of ``now_ms``; where it does not verify so, because it has expired since, as
-        of ``stored_at_ms``, the stream's own time of it. Errors as :meth:`open`.
+        The chain is checked as of ``now_ms``; where it does not verify so, because it has expired or its
+        authority has left the bundle since, as of ``stored_at_ms``, the stream's own time of it. Errors as
+        :meth:`open`.
         """
         self.check_size(frame)
         parts = self.decode_frame(frame)
@@ -162,16 +163,29 @@ class EnvelopeVerifier:
             raise ChainRefusedError(f"{sender.spiffe_id} sent certificates beside its path")
         return sender
 
-    def check_chain_stored(
-        self, parts: Frame | Link, *, now_ms: int, stored_at_ms: int
-    ) -> VerifiedChain:
-        """Step 3 for what lay in a stream: as of now, or as of when it was stored. Errors as the above."""
+    def check_chain_stored(self, parts: Frame | Link, *, now_ms: int, stored_at_ms: int) -> VerifiedChain:
+        """Step 3 for what lay in a stream: as of now, or as of when it was stored. Errors as the above.
+
+        What an authority signed that has left its bundle since is valid until then, and never as of now.
+        """
         try:
             return self.check_chain(parts, at_ms=now_ms)
         except ChainRefusedError:
             if stored_at_ms >= now_ms:
                 raise
+        try:
             return self.check_chain(parts, at_ms=stored_at_ms)
+        except ChainRefusedError as error:
+            return self._check_chain_retired(parts, error, now_ms=now_ms, stored_at_ms=stored_at_ms)
+
+    def _check_chain_retired(
+        self, parts: Frame | Link, refused: ChainRefusedError, *, now_ms: int, stored_at_ms: int
+    ) -> VerifiedChain:
+        try:
+            sender = self._chains.verify_retired(parts.chain, now_ms=now_ms, stored_at_ms=stored_at_ms)
+        except ChainRefusedError:
+            raise refused from None  # it says more of who asks than what was tried last
+        return _with_nothing_beside(parts, sender)
 
     # --- 4. proof
 
@@ -218,6 +232,14 @@ class EnvelopeVerifier:
         self.check_proof(link, sender)
         self.check_sender(link.head, sender)
         return sender
+
+
+def _with_nothing_beside(parts: Frame | Link, sender: VerifiedChain) -> VerifiedChain:
+    # Certificates beside the path would be bytes that nothing vouches for.
+    sent = tuple(map(sha256, parts.chain[1:]))
+    if sent != sender.issuers[: len(sent)]:
+        raise ChainRefusedError(f"{sender.spiffe_id} sent certificates beside its path")
+    return sender
 
 
 def _verify_signature(proof: Proof, root: bytes, sender: VerifiedChain) -> None:

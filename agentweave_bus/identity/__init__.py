@@ -8,6 +8,7 @@ from agentweave_bus.identity.authority import Authority
 from agentweave_bus.identity.bundle import TrustSource, X509Bundle
 from agentweave_bus.identity.chain import ChainVerifier, VerifiedChain, claimed_spiffe_id, verify_chain
 from agentweave_bus.identity.provider import IdentityProvider
+from agentweave_bus.identity.retired import RetiredAuthorities
 from agentweave_bus.identity.revocation import RevocationList, RevokedSet
 from agentweave_bus.identity.revocation_file import RevocationWatch
 from agentweave_bus.identity.rotation import IdentitySnapshot, IdentitySource, RotationHooks
@@ -24,6 +25,7 @@ __all__ = [
     "IdentitySnapshot",
     "IdentitySource",
     "PeerRefusedError",
+    "RetiredAuthorities",
     "RevocationList",
     "RevocationWatch",
     "RevokedSet",

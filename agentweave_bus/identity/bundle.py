@@ -21,7 +21,11 @@ from agentweave_bus.spiffe_id import check_trust_domain
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["TrustSource", "X509Bundle"]
+__all__ = ["EmptyBundleError", "PastTrust", "TrustSource", "X509Bundle"]
+
+
+class EmptyBundleError(BundleUnavailableError):
+    """There is a trust bundle for ``trust_domain``, and no authority in it: it trusts nobody any more."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class X509Bundle:
     authorities are, in any order.
 
     Raises:
-        BundleUnavailableError: there is no authority in it.
+        EmptyBundleError: there is no authority in it.
         InvalidSpiffeIdError: ``trust_domain`` is no trust domain name.
 
     """
@@ -43,7 +47,7 @@ class X509Bundle:
     def __post_init__(self) -> None:
         check_trust_domain(self.trust_domain)
         if not self.authorities:
-            raise BundleUnavailableError(
+            raise EmptyBundleError(
                 f"the trust bundle of {self.trust_domain} holds no authority",
                 trust_domain=self.trust_domain,
             )
@@ -124,6 +128,18 @@ class TrustSource(Protocol):
             FederationError: the domain is not allowed, or its bundle is missing.
 
         """
+        ...
+
+
+class PastTrust(Protocol):
+    """Knows which authorities were in a trust domain's bundle at a time that has passed, and left since."""
+
+    def bundle_at(self, trust_domain: str, at_ms: int, *, now_ms: int) -> X509Bundle | None:
+        """Return those that were in it at ``at_ms`` and left later; ``None`` when there is none."""
+        ...
+
+    def left_at(self, trust_domain: str, fingerprint: bytes, at_ms: int, *, now_ms: int) -> int | None:
+        """Return when one of those left, found by SHA-256 of its DER; ``None`` when it is none of them."""
         ...
 
 

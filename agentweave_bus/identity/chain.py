@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -34,7 +34,7 @@ from agentweave_bus.spiffe_id import SpiffeID
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from agentweave_bus.identity.bundle import TrustSource, X509Bundle
+    from agentweave_bus.identity.bundle import PastTrust, TrustSource, X509Bundle
 
 __all__ = [
     "MAX_CERTIFICATE_BYTES",
@@ -176,15 +176,24 @@ class ChainVerifier:
     again, the anchoring authority must still be in the bundle, the moment must lie in the validity of
     the whole path, and the revocation list must not name it. At most ``max_entries`` chains are kept;
     the least recently used leave first. One instance belongs to one event loop or thread.
+
+    ``retired`` are authorities that have left their bundle. :meth:`verify` knows nothing of them.
     """
 
     def __init__(
-        self, trust: TrustSource, *, revocations: RevocationList | None = None, max_entries: int = 4096
+        self,
+        trust: TrustSource,
+        *,
+        revocations: RevocationList | None = None,
+        retired: PastTrust | None = None,
+        max_entries: int = 4096,
     ) -> None:
         self._trust = trust
         self._revocations = revocations if revocations is not None else RevocationList()
         self._max_entries = max_entries
         self._verified: OrderedDict[bytes, VerifiedChain] = OrderedDict()
+        self._retired = retired
+        self._once_verified: OrderedDict[bytes, VerifiedChain] = OrderedDict()  # by retired ones, apart
 
     @property
     def revocations(self) -> RevocationList:
@@ -213,6 +222,62 @@ class ChainVerifier:
         if reason is not None:
             raise ChainRefusedError(f"{verified.spiffe_id} is refused: {reason}")
         return verified
+
+    def verify_retired(self, chain: Sequence[bytes], *, now_ms: int, stored_at_ms: int) -> VerifiedChain:
+        """Verify ``chain`` by an authority that has left its bundle, as of before it left.
+
+        ``stored_at_ms`` is when a stream says that what the chain signed was there. The result is valid at
+        that time, and not now: its ``not_after_ms`` lies before the authority left. What is remembered of it
+        is never recalled by :meth:`verify`.
+
+        Raises:
+            FederationError: the leaf's trust domain is not allowed now, or its bundle is missing.
+            ChainRefusedError: no authority that was in the bundle at that time is remembered that vouches
+                for the chain, or it is revoked.
+
+        """
+        key = _chain_key(chain)
+        known = self._once_verified.get(key)
+        verified = None if known is None else self._as_of(known, now_ms, stored_at_ms)
+        if verified is None:
+            known = self._verify_by_retired(chain, now_ms, stored_at_ms)
+            verified = self._as_of(known, now_ms, stored_at_ms)
+            if verified is None:
+                raise ChainRefusedError(_outside_validity(known, stored_at_ms))
+            self._once_verified[key] = known
+            while len(self._once_verified) > self._max_entries:
+                self._once_verified.popitem(last=False)
+        reason = self._revocations.reason_against(
+            verified.spiffe_id, verified.x5t, verified.issuers, issued_ms=verified.issued_ms
+        )
+        if reason is not None:
+            raise ChainRefusedError(f"{verified.spiffe_id} is refused: {reason}")
+        return verified
+
+    def _as_of(self, known: VerifiedChain, now_ms: int, stored_at_ms: int) -> VerifiedChain | None:
+        """Return ``known`` with its end set to where its authority left, if it was good before that."""
+        domain = known.spiffe_id.trust_domain
+        self._trust.bundle_for(domain)
+        left_ms = (
+            None
+            if self._retired is None
+            else self._retired.left_at(domain, known.authority, stored_at_ms, now_ms=now_ms)
+        )
+        if left_ms is None:
+            return None
+        ended = replace(known, not_after_ms=min(known.not_after_ms, left_ms - 1, now_ms - 1))
+        return ended if ended.valid_at(stored_at_ms) else None
+
+    def _verify_by_retired(self, chain: Sequence[bytes], now_ms: int, stored_at_ms: int) -> VerifiedChain:
+        _check_chain_bounds(chain)
+        domain = claimed_spiffe_id(chain[0]).trust_domain
+        self._trust.bundle_for(domain)  # a domain whose bundle is not there now vouches for nobody
+        bundle = (
+            None if self._retired is None else self._retired.bundle_at(domain, stored_at_ms, now_ms=now_ms)
+        )
+        if bundle is None:
+            raise ChainRefusedError(f"no authority that has left the bundle of {domain} since is known here")
+        return verify_chain(chain, bundle, at_ms=stored_at_ms)
 
     def _recall(self, key: bytes, at_ms: int) -> VerifiedChain | None:
         verified = self._verified.get(key)

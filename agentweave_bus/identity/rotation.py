@@ -24,6 +24,7 @@ from agentweave_bus.exceptions import (
     IdentityError,
     SvidUnavailableError,
 )
+from agentweave_bus.identity.bundle import EmptyBundleError
 from agentweave_bus.spiffe_id import check_trust_domain
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from agentweave_bus.identity.bundle import X509Bundle
     from agentweave_bus.identity.provider import IdentityProvider
+    from agentweave_bus.identity.retired import RetiredAuthorities
     from agentweave_bus.identity.svid import X509Svid
     from agentweave_bus.spiffe_id import SpiffeID
 
@@ -72,7 +74,7 @@ class IdentitySource:
 
     ``allowed_trust_domains`` are the other domains whose peers are accepted; the own domain always is.
     ``expected_id`` is the identity that this process must have, ``None`` to take what comes. ``clock``
-    gives seconds since the epoch.
+    gives seconds since the epoch. ``history`` is told of every bundle, and so remembers who leaves one.
     """
 
     def __init__(
@@ -83,12 +85,14 @@ class IdentitySource:
         expected_id: SpiffeID | None = None,
         hooks: RotationHooks | None = None,
         clock: Callable[[], float] = time.time,
+        history: RetiredAuthorities | None = None,
     ) -> None:
         self._provider = provider
         self._allowed = frozenset(check_trust_domain(domain) for domain in allowed_trust_domains)
         self._expected_id = expected_id
         self._hooks = hooks if hooks is not None else RotationHooks()
         self._clock = clock
+        self._history = history
         self._snapshot: IdentitySnapshot | None = None
         self._received_at = 0.0  # both in seconds since the epoch, of the current SVID
         self._expires_at = 0.0
@@ -193,6 +197,7 @@ class IdentitySource:
         pause = _FIRST_PAUSE
         while True:
             try:
+                await self._save_history()
                 await self._follow_once()
                 pause = _FIRST_PAUSE
             except Exception as error:  # noqa: BLE001 - a provider is foreign code, and the loop must go on
@@ -211,10 +216,16 @@ class IdentitySource:
         svid = await self._provider.get_svid()
         self._check(svid)
         bundles = await self._bundles(svid.spiffe_id.trust_domain)
+        if self._history is not None:
+            await self._history.load(bundles, now_ms=self.now_ms)
+            self._history.note(bundles, now_ms=self.now_ms)
         return self._install(svid, bundles)
 
     async def aclose(self) -> None:
         """Close the provider, within a few seconds."""
+        if self._history is not None:
+            with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+                await self._history.end(now_ms=self.now_ms)
         with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
             await self._provider.aclose()
 
@@ -290,14 +301,26 @@ class IdentitySource:
             )
 
     async def _bundles(self, own_domain: str) -> Mapping[str, X509Bundle]:
-        bundles = {own_domain: await self._provider.get_trust_bundle(own_domain)}
+        bundles = {own_domain: await self._bundle(own_domain)}
         for domain in sorted(self._allowed - {own_domain}):
             try:
-                bundles[domain] = await self._provider.get_trust_bundle(domain)
+                bundles[domain] = await self._bundle(domain)
             except BundleUnavailableError:
                 # The domain may be federated later; until then bundle_for refuses its peers by name.
                 continue
         return MappingProxyType(bundles)
+
+    async def _bundle(self, domain: str) -> X509Bundle:
+        try:
+            return await self._provider.get_trust_bundle(domain)
+        except EmptyBundleError:
+            if self._history is not None:
+                self._history.drop_domain(domain)
+            raise
+
+    async def _save_history(self) -> None:
+        if self._history is not None:
+            await self._history.save(now_ms=self.now_ms)
 
     def _install(self, svid: X509Svid, bundles: Mapping[str, X509Bundle]) -> bool:
         previous, self._last_error = self._snapshot, None

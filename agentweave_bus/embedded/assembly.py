@@ -260,7 +260,13 @@ def _variables(config: StackConfig, agent: PlannedAgent) -> dict[str, str]:
     if settings.authorization.audit.destination == f".agentweave/audit/{settings.agent.name}.jsonl":
         audit = config.state_dir.absolute() / "audit" / f"{settings.agent.name}.jsonl"
         variables["AGENTWEAVE_AUTHORIZATION__AUDIT__DESTINATION"] = _yaml(str(audit))
+    if "authority_history" not in settings.identity.model_fields_set:
+        variables["AGENTWEAVE_IDENTITY__AUTHORITY_HISTORY"] = _yaml(str(_authorities(config)))
     return variables
+
+
+def _authorities(config: StackConfig) -> Path:
+    return config.state_dir.absolute() / "authorities"
 
 
 def _has_its_port(agent: PlannedAgent, agents: tuple[PlannedAgent, ...]) -> bool:
@@ -321,7 +327,10 @@ def _client_yaml(config: StackConfig, stack: EmbeddedStack, identity_id: SpiffeI
     authorization: dict[str, Any] = {"audit": {"destination": str(audit)}}
     if (source := policy_source(config)) is not None:
         authorization["bundle"] = str(source)
-    identity = {"spiffe_endpoint": stack.api.endpoint(identity_id)}
+    identity = {
+        "spiffe_endpoint": stack.api.endpoint(identity_id),
+        "authority_history": str(_authorities(config)),
+    }
     if (file := revocations_file(config)) is not None:
         identity["revocations"] = str(file)
     document = {

@@ -363,6 +363,7 @@ class Bus(ABC):
             "authorization.bundle": str(self._policy),
             "authorization.audit.enabled": True,
             "authorization.audit.destination": str(self._audit_path(identity)),
+            "identity.authority_history": str(self.folder / "authorities"),
             "observability.metrics.enabled": False,
         }
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from agentweave_bus.envelope import Draft, Kind, encode_payload, new_id
+from agentweave_bus.envelope import Draft, EnvelopeVerifier, Kind, Sealer, encode_payload, new_id
 from agentweave_bus.exceptions import BusError
-from agentweave_bus.tasks.log import TaskLog
+from agentweave_bus.identity import ChainVerifier
+from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.tasks.record import RECORD_TYPE
 from agentweave_bus.types import TaskState
 from tests.unit.tasks.conftest import TASK, World, body
@@ -139,17 +141,61 @@ async def test_a_copy_of_a_genuine_record_counts_nowhere_else(world: World) -> N
     assert log.records == []
 
 
-async def test_what_may_be_genuine_and_cannot_be_verified_now_stops_everybody(world: World) -> None:
-    """Passing it over could run a task a second time that has ended."""
-    log = world.log()
-    await log.append(body(TaskState.CANCELED), TASK)
+async def replace_authority(world: World) -> None:
+    """Have everybody's authority replaced; returns when nobody trusts the one before any more."""
     await world.bus.rotate_ca()
     bundles = [world.parts[who].source.bundle_for for who in ("agent", "client")]
     async with asyncio.timeout(5):
         while any(len(one("test.local").authority_fingerprints) > 1 for one in bundles):  # noqa: ASYNC110 - there is no event
-            await asyncio.sleep(0.01)  # the record's authority is no longer trusted then
+            await asyncio.sleep(0.01)
+
+
+def new_host(world: World, who: str) -> Desk:
+    """Return how the logs look to somebody whose host does not remember the authorities of before."""
+    desk = world.desk(who)
+    return replace(desk, verifier=EnvelopeVerifier(ChainVerifier(world.parts[who].source)))
+
+
+async def test_records_outlive_the_authority_of_who_signed_them(world: World) -> None:
+    await world.log().append(body(TaskState.WORKING), TASK)
+    await replace_authority(world)
+    log = world.log()
+    assert await log.refresh()
+    await log.append(body(TaskState.COMPLETED), TASK)  # by the new one
+    await world.bus.clock.advance(timedelta(minutes=2))
     for who in ("agent", "client"):
-        read = TaskLog(world.desk(who), world.ref)
+        read = world.log(who)
+        await read.refresh()
+        assert [one.state for one in read.records] == ["working", "completed"]
+
+
+async def test_a_record_that_its_authority_signed_after_it_left_stops_everybody(world: World) -> None:
+    """Who stole its key can do no more than that; to pass it over, one would have to know that it was him."""
+    await world.log().append(body(TaskState.WORKING), TASK)
+    domain = world.bus.domain()
+    stolen = world.parts["agent"].source.svid
+    await replace_authority(world)
+    assert world.parts["agent"].source.svid != stolen
+    parts = world.parts["agent"]
+    late = replace(parts.desk, sealer=Sealer(lambda: stolen))
+    log = TaskLog(late, world.ref)
+    await log.refresh()
+    await log.append(body(TaskState.COMPLETED), TASK)
+    assert domain.bundle == parts.source.bundle_for("test.local")
+    for who in ("agent", "client"):
+        read = world.log(who)
+        with pytest.raises(BusError, match="can't be verified now"):
+            await read.refresh()
+        assert [one.state for one in read.records] == ["working"]
+
+
+async def test_what_may_be_genuine_and_cannot_be_verified_now_stops_everybody(world: World) -> None:
+    """Passing it over could run a task a second time that has ended."""
+    log = world.log()
+    await log.append(body(TaskState.CANCELED), TASK)
+    await replace_authority(world)
+    for who in ("agent", "client"):
+        read = TaskLog(new_host(world, who), world.ref)
         for _ in range(2):  # it does not get used to it
             with pytest.raises(BusError, match="can't be verified now"):
                 await read.refresh()

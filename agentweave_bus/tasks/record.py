@@ -128,7 +128,13 @@ class RecordBody(BaseModel):
 
     def encoded(self) -> bytes:
         """Return it as an envelope's payload. Raises PayloadError."""
-        return encode_payload(self.model_dump(mode="json", exclude_none=True))
+        said: dict[str, Any] = {"v": self.v, "state": self.state.value, "pd": self.pd}
+        for name in ("message", "result", "retry_at", "step"):
+            if (value := getattr(self, name)) is not None:
+                said[name] = value
+        if self.progress is not None:
+            said["progress"] = {"count": self.progress.count, "digest": self.progress.digest}
+        return encode_payload(said)
 
 
 class StateRecord(NamedTuple):

@@ -253,9 +253,14 @@ async def test_a_passing_failure_that_ends_the_attempt_is_not_recorded(recorder:
 
 
 async def test_failures_side_by_side_are_all_recorded_when_the_handler_goes_on(recorder: Recorder) -> None:
+    async def busy(name: str) -> None:
+        recorder.ran.append(name)
+        await anyio.sleep(0.01)  # both run by then
+        raise RetryableError("busy")
+
     async def tries(name: str) -> None:
         with suppress(RetryableError):
-            await step(name, recorder.does(name, error=RetryableError("busy")))
+            await step(name, busy, name)
 
     async def handler() -> None:
         async with anyio.create_task_group() as group:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         SecureAgent,
         capability,
         current_context,
+        on_event,
         requires_federated_peer,
         requires_peer,
     )
@@ -51,6 +52,7 @@ __all__ = [
     "TextPart",
     "capability",
     "current_context",
+    "on_event",
     "requires_federated_peer",
     "requires_peer",
 ]

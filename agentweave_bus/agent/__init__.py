@@ -17,6 +17,7 @@ from agentweave_bus.agent.attempts import Attempt
 from agentweave_bus.agent.capability import capability, requires_federated_peer, requires_peer
 from agentweave_bus.agent.context import RequestContext, bind_context, current_context, find_context
 from agentweave_bus.agent.dispatch import BoundCapability, CapabilityTable, ValidatedCall, to_result
+from agentweave_bus.agent.events import EventHandler, EventHandlers, on_event
 from agentweave_bus.agent.functions import Agent
 from agentweave_bus.agent.records import StepRecord, StepStore
 from agentweave_bus.agent.work import ProgressSink
@@ -30,6 +31,8 @@ __all__ = [
     "BaseAgent",
     "BoundCapability",
     "CapabilityTable",
+    "EventHandler",
+    "EventHandlers",
     "ProgressSink",
     "RequestContext",
     "SecureAgent",
@@ -41,6 +44,7 @@ __all__ = [
     "current_context",
     "find_context",
     "install_runner",
+    "on_event",
     "requires_federated_peer",
     "requires_peer",
     "to_result",

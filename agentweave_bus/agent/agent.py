@@ -19,6 +19,7 @@ from agentweave_bus.agent.lifecycle import HEALTH, AgentLifecycle, call_hook
 from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.exceptions import AgentWeaveError, CallTimeoutError, ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.publishing import DEFAULT_EVENT_SECONDS, PublishedEvent
 from agentweave_bus.types import JsonValue, TaskResult
 
 if TYPE_CHECKING:
@@ -75,6 +76,17 @@ class AgentRuntime(Protocol):
     ) -> TaskHandle:
         """Have a task stored for ``target``; see :meth:`SecureAgent.submit_agent`."""
 
+    async def publish(
+        self,
+        name: str,
+        data: Any,
+        *,
+        key: str | None,
+        deadline: float,
+        context: RequestContext | None,
+    ) -> PublishedEvent:
+        """Publish an event; see :meth:`SecureAgent.publish`."""
+
 
 class AgentRunner(Protocol):
     """What connects an agent and serves it until it is cancelled or the process is told to stop."""
@@ -102,6 +114,7 @@ class BaseAgent(AgentLifecycle):
     def __init__(self, name: str | None = None) -> None:
         super().__init__(name or type(self).__name__)
         self.capability_table  # noqa: B018 - found wrong here, not at the first call
+        self.event_handlers  # noqa: B018
 
     async def invoke(
         self, name: str, payload: JsonValue = None, *, context: RequestContext | None = None
@@ -284,6 +297,33 @@ class SecureAgent(AgentLifecycle):
             scope=scope,
         )
 
+    async def publish(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        key: str | None = None,
+        deadline: float = DEFAULT_EVENT_SECONDS,
+    ) -> PublishedEvent:
+        """Publish an event for whoever may receive it; it is stored when this returns.
+
+        Inside a handler the request that is being handled travels along, as proof of what it follows from.
+        ``data`` is an object with what handlers take, ``key`` says what it is about, in their
+        ``context.key``, and ``deadline`` (seconds from now) is until when it is handled.
+
+        Raises:
+            AgentCallError: it was not stored (with ``CallTimeoutError``: perhaps not); subclasses say why.
+            AgentWeaveError: the agent is not running.
+
+        """
+        runtime = self.__runtime
+        if runtime is None:
+            raise AgentWeaveError(
+                f"agent {self.name!r} is not running, so it can't publish: publish from a handler or from"
+                " on_start, while run() is serving"
+            )
+        return await runtime.publish(name, data, key=key, deadline=deadline, context=find_context())
+
     # --- for the runner -----------------------------------------------------------------------------
 
     async def begin_serving(self, runtime: AgentRuntime) -> None:
@@ -318,6 +358,7 @@ class SecureAgent(AgentLifecycle):
         """Compare what the configuration lists, if it lists any, with what is decorated."""
         listed = self.__listed
         decorated = set(self.capability_table)
+        self.event_handlers  # noqa: B018 - found wrong here, not at the first event
         if listed is None:
             return
         names = {entry.name for entry in listed}

@@ -21,10 +21,13 @@ from agentweave_bus.tasks.retry import Retry
 
 __all__ = [
     "CapabilitySpec",
+    "EventSpec",
     "Marks",
     "capability",
     "check_capability_name",
+    "check_timeout",
     "marks_of",
+    "marks_to_write",
     "requires_federated_peer",
     "requires_peer",
 ]
@@ -49,11 +52,24 @@ class CapabilitySpec:
     retry: Retry | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EventSpec:
+    """What ``@on_event`` said. ``timeout`` is in seconds, of one attempt."""
+
+    pattern: str
+    durable: bool = True
+    every: bool = False
+    ordered: bool = False
+    timeout: float | None = None
+    retry: Retry | None = None
+
+
 @dataclass(slots=True)
 class Marks:
     """All that decorators said about one function."""
 
     spec: CapabilitySpec | None = None
+    event: EventSpec | None = None
     rules: list[PeerRule] = field(default_factory=list)
 
 
@@ -108,13 +124,13 @@ def capability(
         check_capability_name(name),
         safe,
         description,
-        _check_timeout(timeout),
+        check_timeout(timeout),
         _check_concurrency(concurrency),
         _check_retry(retry),
     )
 
     def mark(function: F) -> F:
-        marks = _marks_to_write(function, f"@capability({name!r})")
+        marks = marks_to_write(function, f"@capability({name!r})")
         if marks.spec is not None:
             raise ConfigurationError(
                 f"{_label(function)} is already capability {marks.spec.name!r}, not also {name!r}.",
@@ -150,7 +166,7 @@ def requires_peer(*patterns: str) -> Callable[[F], F]:
 
 def _restricting(rule: PeerRule, decorator: str) -> Callable[[F], F]:
     def mark(function: F) -> F:
-        _marks_to_write(function, decorator).rules.append(rule)
+        marks_to_write(function, decorator).rules.append(rule)
         return function
 
     return mark
@@ -162,7 +178,8 @@ def marks_of(function: object) -> Marks | None:
     return marks if isinstance(marks, Marks) else None
 
 
-def _marks_to_write(function: Any, decorator: str) -> Marks:
+def marks_to_write(function: Any, decorator: str) -> Marks:
+    """Return where ``decorator`` writes what it says about ``function``. Raises ConfigurationError."""
     if not inspect.isfunction(function):
         raise ConfigurationError(
             f"{decorator} goes on a plain function or method, not on a {type(function).__name__}."
@@ -174,7 +191,8 @@ def _marks_to_write(function: Any, decorator: str) -> Marks:
     return marks
 
 
-def _check_timeout(timeout: float | None) -> float | None:
+def check_timeout(timeout: float | None) -> float | None:
+    """Return a timeout in seconds, if it is one. Raises ConfigurationError."""
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):

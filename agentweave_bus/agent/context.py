@@ -38,7 +38,8 @@ class RequestContext:
     when the caller asks for itself. ``principal`` is for whom the origin says that it acts (``iss``,
     ``sub``, …), or ``None``. ``links`` is what a nested call must carry; ``trace`` a W3C traceparent,
     which nobody verified. ``attempt`` counts how often a task was begun, this time included; it is 1 for
-    calls. ``time_ns`` and ``monotonic_ns`` are the clocks of :meth:`remaining`.
+    calls. ``event`` is the name of an event that is handled, and ``key`` what its publisher gave as its key.
+    ``time_ns`` and ``monotonic_ns`` are the clocks of :meth:`remaining`.
     """
 
     caller_spiffe_id: str
@@ -52,6 +53,8 @@ class RequestContext:
     links: tuple[Link, ...] = ()
     trace: str | None = None
     attempt: int = 1
+    event: str | None = None
+    key: str | None = None
     time_ns: Callable[[], int] = field(default=time.time_ns, repr=False, compare=False)
     monotonic_ns: Callable[[], int] = field(default=time.monotonic_ns, repr=False, compare=False)
     _expires: float = field(init=False, repr=False, compare=False)

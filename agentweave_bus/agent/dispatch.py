@@ -362,6 +362,8 @@ def _inherited(owner: type, attribute: str) -> tuple[CapabilitySpec | None, tupl
         return None, ()  # overridden by something that is no method: taken away
     marks = [found for definition in definitions if (found := marks_of(definition))]
     spec = next((found.spec for found in marks if found.spec), None)
+    if spec is None and any(found.event for found in marks):
+        return None, ()  # it is asked for nothing; see events.py
     if spec is None:
         raise ConfigurationError(
             f"{owner.__qualname__}.{attribute} restricts its callers but is no capability.",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from agentweave_bus.agent.capability import capability
 from agentweave_bus.agent.context import RequestContext, current_context
 from agentweave_bus.agent.dispatch import CapabilityTable
+from agentweave_bus.agent.events import EventHandlers
 
 if TYPE_CHECKING:
     from agentweave_bus.identity import X509Svid
@@ -37,6 +38,7 @@ class AgentLifecycle:
         self.__logger = logging.getLogger(f"agentweave_bus.agents.{name}")
         self.__health = _health(name)
         self.__table: CapabilityTable | None = None
+        self.__events: EventHandlers | None = None
 
     @property
     def logger(self) -> logging.Logger:
@@ -68,6 +70,18 @@ class AgentLifecycle:
                 table.add_function(self.__health)
             self.__table = table
         return self.__table
+
+    @property
+    def event_handlers(self) -> EventHandlers:
+        """What the agent hears of: its methods with ``@on_event``.
+
+        Raises:
+            ConfigurationError: two would handle the same event, or one can't be served.
+
+        """
+        if self.__events is None:
+            self.__events = EventHandlers(self, self.__logger)
+        return self.__events
 
     def _collect_capabilities(self, table: CapabilityTable) -> None:
         table.add_methods(self)

@@ -222,7 +222,8 @@ def _reachable(stack: LocalStack, client: SpiffeID) -> tuple[str | None, str]:
     if file is None:
         return None, ""
     served = {str(agent.spiffe_id) for agent in stack.agents}
-    reaches = [reach for reach in Grants.load(file).callees_of(client) if reach.agent in served and "call" in reach.kinds]
+    callees = Grants.load(file).callees_of(client)
+    reaches = [reach for reach in callees if reach.agent in served and "call" in reach.kinds]
     for reach in reaches:
         capability = "health" if "*" in reach.capabilities else reach.capabilities[0]
         return reach.agent, capability

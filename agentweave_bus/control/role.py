@@ -8,7 +8,7 @@ makes what is missing. It answers nobody. An announcement counts when all of thi
 3. it is an envelope whose sender is proved: chain, revocation, signature, payload
 4. it is bound to here: a ``control`` for this role, ``announce``, on this subject, by the subject's agent
 5. it is of now, within the limits of what acts at once
-6. it lists at most 256 capabilities and nothing else
+6. it lists at most 256 capabilities and nothing else, or whose events are wanted (:mod:`.events`)
 
 Replayed, it does no harm: what it asks for is there. What is waiting is bounded: one entry an agent, and so
 many agents at once; what is dropped is announced again by a worker that still needs it. How many consumers
@@ -37,6 +37,7 @@ from agentweave_bus.bus.streams import (
 )
 from agentweave_bus.bus.subjects import ANNOUNCEMENTS, announce_subject, parse_subject
 from agentweave_bus.bus.token_bucket import TokenBucket
+from agentweave_bus.control.events import EventPlaces
 from agentweave_bus.control.reconcile import reconcile_consumers, reconcile_streams
 from agentweave_bus.envelope import (
     JSON_CONTENT_TYPE,
@@ -50,6 +51,7 @@ from agentweave_bus.envelope import (
 from agentweave_bus.exceptions import AgentWeaveError, MalformedEnvelopeError, UnreachableError
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.announcing import ANNOUNCE, announced_capabilities
+from agentweave_bus.tasks.event_announcing import ANNOUNCE_EVENTS, EventAnnouncement
 
 __all__ = ["ControlRole"]
 
@@ -65,6 +67,7 @@ _PER_SECOND: Final = 10.0
 _LINES_BURST: Final = 100.0
 _LINES_PER_SECOND: Final = 1.0
 _SESSION_S: Final = 15.0
+_ANNOUNCED: Final = frozenset({ANNOUNCE, ANNOUNCE_EVENTS})
 
 
 class ControlRole:
@@ -73,6 +76,7 @@ class ControlRole:
     ``me`` is the control role's own identity, with which ``keeper`` connects; make this before the keeper is
     opened. ``known`` says who has a user at this broker now. ``replicas`` is how many servers keep each
     stream. ``is_me`` says which audience of an announcement is meant, by default ``me`` alone.
+    ``events`` makes what events need; without it those who announce them are not heard.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class ControlRole:
         replicas: int = 1,
         limits: QueueLimits = DEFAULT_QUEUE_LIMITS,
         is_me: Callable[[SpiffeID], bool] | None = None,
+        events: EventPlaces | None = None,
     ) -> None:
         self._is_me = is_me if is_me is not None else me.__eq__
         self._keeper = keeper
@@ -95,6 +100,9 @@ class ControlRole:
         self._replicas = replicas
         self._limits = limits
         self._pending: OrderedDict[SpiffeID, set[str]] = OrderedDict()
+        self._events = events
+        self._of_events: OrderedDict[tuple[SpiffeID, bool], EventAnnouncement] = OrderedDict()
+        self._narrow = False
         self._arrived = asyncio.Event()
         self._buckets: OrderedDict[SpiffeID, TokenBucket] = OrderedDict()
         self._lines = TokenBucket(_LINES_BURST)
@@ -117,6 +125,7 @@ class ControlRole:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
+            await self._look_after_events()
             while self._pending:
                 agent, capabilities = self._pending.popitem(last=False)
                 try:
@@ -124,6 +133,32 @@ class ControlRole:
                     self._told.pop(agent, None)
                 except Exception as error:  # noqa: BLE001 - of one agent; the others are served all the same
                     self._failed(agent, error)
+
+    def grants_changed(self) -> None:
+        """Take out of the consumers of events what their subscribers may not receive any more."""
+        self._narrow = True
+        self._arrived.set()
+
+    async def _look_after_events(self) -> None:
+        """Make what was announced about events, and keep to the grants."""
+        if self._events is None:
+            return
+        while self._of_events:
+            (agent, _), wanted = self._of_events.popitem(last=False)
+            try:
+                made = await self._events.serve(await self._keeper.session(_SESSION_S), agent, wanted)
+                self._told.pop(agent, None)
+                if made:
+                    _log.info("%s publishes or hears of events: made what it needs", agent)
+            except Exception as error:  # noqa: BLE001 - of one agent; the others are served all the same
+                self._failed(agent, error)
+        if self._narrow:
+            self._narrow = False
+            try:
+                await self._events.narrow(await self._keeper.session(_SESSION_S))
+            except AgentWeaveError as error:
+                self._narrow = True  # at the next announcement
+                _log.error("the consumers of events do not follow the grants yet: %s", error)
 
     async def _serve(self, agent: SpiffeID, capabilities: list[str]) -> None:
         session = await self._keeper.session(_SESSION_S)
@@ -155,17 +190,26 @@ class ControlRole:
             agent = self._announcing(message)
             if agent is None:
                 return
-            capabilities = self._verified(agent, message)
+            announced = self._verified(agent, message)
         except AgentWeaveError as error:
             if self._lines.take(self._clock_ms(), size=_LINES_BURST, per_second=_LINES_PER_SECOND):
                 _log.warning("an announcement on %s is ignored: %s", message.subject, error)
             return
-        wanted = self._pending.get(agent, set()) | set(capabilities)
+        if isinstance(announced, EventAnnouncement):
+            self._take(agent, announced)
+            return
+        wanted = self._pending.get(agent, set()) | set(announced)
         if len(wanted) > MAX_CONSUMERS or len(self._pending.keys() | {agent}) > _MAX_PENDING:
             _log.debug("too much was announced at once; %s repeats its own", agent)
             return
         self._pending[agent] = wanted
         self._arrived.set()
+
+    def _take(self, agent: SpiffeID, wanted: EventAnnouncement) -> None:
+        if len(self._of_events) < 2 * _MAX_PENDING:
+            # A later one stands for an earlier one; what was wanted and stands is kept in any case.
+            self._of_events[agent, wanted.publishes] = wanted
+            self._arrived.set()
 
     def _announcing(self, message: Msg) -> SpiffeID | None:
         """Return who is to announce itself on this subject (1, 2); ``None`` if it did too often."""
@@ -182,17 +226,19 @@ class ControlRole:
             raise MalformedEnvelopeError(f"it has {len(message.data)} bytes")
         return agent
 
-    def _verified(self, agent: SpiffeID, message: Msg) -> tuple[str, ...]:
+    def _verified(self, agent: SpiffeID, message: Msg) -> tuple[str, ...] | EventAnnouncement:
         """Return what ``agent`` announces (3 to 6)."""
         now_ms = self._clock_ms()
         opened = self._verifier.open(message.data, now_ms=now_ms)
         self._check_binding(opened, agent, message.subject)
         check_time_now(opened.head, now_ms, self._verifier.limits)
-        return announced_capabilities(decode_payload(opened.payload))
+        payload = decode_payload(opened.payload)
+        of_events = opened.head.cap == ANNOUNCE_EVENTS
+        return EventAnnouncement.read(payload) if of_events else announced_capabilities(payload)
 
     def _check_binding(self, opened: OpenedEnvelope, agent: SpiffeID, subject: str) -> None:
         head = opened.head
-        if head.kind is not Kind.CONTROL or head.cap != ANNOUNCE or head.ct != JSON_CONTENT_TYPE:
+        if head.kind is not Kind.CONTROL or head.cap not in _ANNOUNCED or head.ct != JSON_CONTENT_TYPE:
             raise MalformedEnvelopeError("it is no announcement")
         if not self._is_me(head.aud):
             raise MalformedEnvelopeError(f"it is for {head.aud}")

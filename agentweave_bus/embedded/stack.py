@@ -35,6 +35,7 @@ from agentweave_bus.bus.connection import BusAddress, Keeper
 from agentweave_bus.bus.streams import claim_stream
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.control.broker import BrokerFiles, broker_configuration, broker_id, broker_users
+from agentweave_bus.control.events import EventPlaces
 from agentweave_bus.control.role import ControlRole
 from agentweave_bus.embedded.nats_server import NatsServer
 from agentweave_bus.embedded.revoked import Revoked
@@ -228,7 +229,7 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
             )
             async with nats:
                 stack = EmbeddedStack(settings, api, nats)
-                async with _connected_role(stack, control_source, revoked) as role, owned_tasks() as group:
+                async with _connected_role(stack, control_source, access) as role, owned_tasks() as group:
                     group.start_soon(broker_source.run)
                     group.start_soon(control_source.run)
                     group.start_soon(role.run)
@@ -256,17 +257,18 @@ async def _source(
 
 @asynccontextmanager
 async def _connected_role(
-    stack: EmbeddedStack, source: IdentitySource, revoked: Revoked
+    stack: EmbeddedStack, source: IdentitySource, access: _Access
 ) -> AsyncIterator[ControlRole]:
     """Connect the control role, for the length of the block, and let it make the claims first of all."""
-    chains = ChainVerifier(source, revocations=revoked.list)
+    chains = ChainVerifier(source, revocations=access.revoked.list)
     address = BusAddress([stack.bus_url], stack.broker_id)
     keeper = Keeper(source, chains, address, name="control")
     role = ControlRole(
         source.spiffe_id,
         keeper=keeper,
         verifier=EnvelopeVerifier(chains),
-        known=lambda one: one in stack.settings.users and one not in revoked.shut_out,
+        known=lambda one: one in stack.settings.users and one not in access.revoked.shut_out,
+        events=EventPlaces(lambda: access.grants.current, lambda: stack.settings.users),
     )
     async with keeper.open(deadline_s=_CONNECT_S):
         await _make_claims(stack, role)
@@ -320,6 +322,7 @@ class _Keeper:
             await anyio.to_thread.run_sync(_write_identity, files, self.source)
         if await anyio.to_thread.run_sync(access.grants.changed):
             self.in_line = False
+            self.role.grants_changed()
         if await anyio.to_thread.run_sync(access.revoked.changed):
             access.revoked.note_owners(stack.api)
             self.in_line = False

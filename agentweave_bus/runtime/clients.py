@@ -29,6 +29,7 @@ from agentweave_bus.runtime.wiring import Connected, connected
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.handle import TaskHandle
 from agentweave_bus.tasks.pipelining import pipelined
+from agentweave_bus.tasks.publishing import DEFAULT_EVENT_SECONDS, PublishedEvent
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.types import TaskResult
 
@@ -197,6 +198,31 @@ class AgentWeaveClient:
 
         return pipelined(start(payload) for payload in payloads)
 
+    async def publish(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        key: str | None = None,
+        deadline: float = DEFAULT_EVENT_SECONDS,
+        timeout: float | None = None,  # noqa: ASYNC109 - as of call()
+    ) -> PublishedEvent:
+        """Publish the event ``name`` for whoever may receive it; it is stored when this returns.
+
+        ``data`` is an object with what its handlers take, ``key`` says what it is about (an order's id), and
+        ``deadline`` (seconds from now) is until when it is handled. ``timeout`` is for the storing alone;
+        without it ``bus.call_timeout`` holds.
+
+        Raises:
+            AgentCallError: it was not stored (with ``CallTimeoutError``: perhaps not); subclasses say why.
+            AgentWeaveError: the client is not connected.
+
+        """
+        seconds = self.config.bus.call_timeout if timeout is None else timeout
+        return await self._connected().publisher.publish(
+            name, data, key=key, deadline=deadline, timeout=seconds
+        )
+
     def task(self, reference: str) -> TaskHandle:
         """Return the handle of a task that this identity submitted, by its ``reference``.
 
@@ -268,6 +294,10 @@ class SyncAgentWeaveClient:
             return [one async for one in self._client.submit_many(target, capability, payloads, **options)]
 
         return [SyncTaskHandle(handle, self._run) for handle in self._run(submit)]
+
+    def publish(self, name: str, data: Any = None, **options: Any) -> PublishedEvent:
+        """Do what :meth:`AgentWeaveClient.publish` does, blocking. Same arguments, same errors."""
+        return self._run(lambda: self._client.publish(name, data, **options))
 
     def task(self, reference: str) -> SyncTaskHandle:
         """Do what :meth:`AgentWeaveClient.task` does."""

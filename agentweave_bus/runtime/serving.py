@@ -29,6 +29,7 @@ from agentweave_bus.agent import (
 )
 from agentweave_bus.bus.admission import Admission, Admitted
 from agentweave_bus.bus.claims import Claims
+from agentweave_bus.bus.event_admission import EventAdmission
 from agentweave_bus.bus.occupancy import Occupancy
 from agentweave_bus.bus.responder import Responder
 from agentweave_bus.bus.task_groups import owned_tasks
@@ -41,13 +42,16 @@ from agentweave_bus.observability.exposition import Exposition
 from agentweave_bus.observability.logs import configure_logging, log_context
 from agentweave_bus.observability.metrics import Direction, Metrics
 from agentweave_bus.observability.tracing import Span, Tracing
+from agentweave_bus.runtime.event_service import EventService
 from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.runtime.task_service import Steps, TaskService, Telling
 from agentweave_bus.runtime.wiring import Connected, connected
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.event_performer import EventRun
 from agentweave_bus.tasks.handle import TaskHandle
 from agentweave_bus.tasks.performer import Attempted, TaskRun
 from agentweave_bus.tasks.progress import ProgressWriter
+from agentweave_bus.tasks.publishing import PublishedEvent
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.types import TaskResult
 
@@ -123,6 +127,25 @@ class _ConnectedAgent:
         )
         submitted = await self._parts.client.submit(target, capability, payload, options)
         return self._parts.handles.of(*submitted)
+
+    async def publish(
+        self,
+        name: str,
+        data: Any,
+        *,
+        key: str | None,
+        deadline: float,
+        context: RequestContext | None,
+    ) -> PublishedEvent:
+        return await self._parts.publisher.publish(
+            name,
+            data,
+            key=key,
+            deadline=deadline,
+            timeout=self._parts.config.bus.call_timeout,
+            parent=None if context is None else _parent(context),
+            trace=None if context is None else context.trace,
+        )
 
 
 def _parent(context: RequestContext) -> Parent:
@@ -203,6 +226,7 @@ class _Served:
         self._responder: Responder | None = None
         self._claims: Claims | None = None
         self._tasks: TaskService | None = None
+        self._events: EventService | None = None
         self._parts: Connected | None = None
         self._started = anyio.Event()
         self._metrics = Metrics.create()  # until wire() says which
@@ -217,17 +241,18 @@ class _Served:
         self._claims = Claims(parts.me, parts.keeper)
         bus = parts.config.bus
         occupancy = Occupancy(bus.max_in_flight, bus.max_in_flight_bytes)
-        admission = Admission(
-            me=parts.me,
-            verifier=parts.verifier,
-            capabilities=table,
-            authorizer=parts.authorizer,
-            audit=parts.audit,
-            claims=self._claims,
-            occupancy=occupancy,
-            metrics=parts.metrics,
-            clock_ms=parts.surroundings.clock_ms,
-        )
+        gate: dict[str, Any] = {
+            "me": parts.me,
+            "verifier": parts.verifier,
+            "capabilities": table,
+            "authorizer": parts.authorizer,
+            "audit": parts.audit,
+            "claims": self._claims,
+            "occupancy": occupancy,
+            "metrics": parts.metrics,
+            "clock_ms": parts.surroundings.clock_ms,
+        }
+        admission = Admission(**gate)
         self._responder = Responder(
             me=parts.me,
             capabilities=table,
@@ -241,6 +266,8 @@ class _Served:
             queued_bytes=occupancy.max_bytes,
         )
         self._tasks = TaskService(parts, admission, table, self._dispatch_task)
+        handlers = self._agent.event_handlers
+        self._events = EventService(parts, EventAdmission(**gate), handlers, self._dispatch_event)
         parts.keeper.on_session(self._claims.on_session)
         parts.keeper.on_session(self._responder.on_session)
         self._parts, self._metrics, self._tracing = parts, parts.metrics, parts.tracing
@@ -250,6 +277,7 @@ class _Served:
         """Serve until a signal or cancellation, then take down in order."""
         assert self._responder is not None
         assert self._tasks is not None
+        assert self._events is not None
         async with self._responder.running(), owned_tasks() as group:
             stop_signals = parts.surroundings.stop_signals or _stop_signals
             with stop_signals() as stop_signal, _health_listener(parts) as metrics_url:
@@ -258,14 +286,22 @@ class _Served:
                     self._on_started()
                     self._started.set()
                     group.start_soon(self._announce_rotations, parts)
-                    async with self._tasks.running():
+                    async with self._tasks.running(), self._events.running():
                         _say_ready(parts.me, metrics_url)
                         await stop_signal()
-                        await parts.keeper.drain(_DRAIN_SECONDS, self._tasks.drain)
+                        await parts.keeper.drain(_DRAIN_SECONDS, self._drain)
                 finally:
                     group.cancel_scope.cancel()
                     with anyio.move_on_after(_ON_STOP_SECONDS, shield=True):
                         await self._agent.end_serving()
+
+    async def _drain(self) -> None:
+        """Take no more tasks and events, and return when what runs has ended."""
+        assert self._tasks is not None
+        assert self._events is not None
+        async with owned_tasks() as group:
+            group.start_soon(self._tasks.drain)
+            group.start_soon(self._events.drain)
 
     async def _dispatch(self, admitted: Admitted) -> dict[str, Any]:
         """Run an admitted request in its context. Calls that come early wait until the agent has started."""
@@ -296,7 +332,7 @@ class _Served:
         store = Steps(parts, run)
         writer = ProgressWriter(parts.desk, run.log.ref, asks.digest, run.record.epoch)
         with self._span(head) as span, log_context(task=head.id, caller=str(asks.iss)):
-            context = replace(self._context(admitted, asks, span.traceparent), attempt=run.record.epoch)
+            context = self._context(admitted, asks, span.traceparent, run.record.epoch)
             async with writer:
                 with bind_context(context):
                     if run.give_up is None:
@@ -322,7 +358,29 @@ class _Served:
             writer.mark(),
         )
 
-    def _context(self, admitted: Admitted, asks: Requester, trace: str | None) -> RequestContext:
+    async def _dispatch_event(self, run: EventRun) -> Attempted:
+        """Run one attempt at an event in its context."""
+        admitted, asks, head = run.admitted, run.opened.asks, run.admitted.request.head
+        parts, bound, call = self._parts, admitted.capability, admitted.payload
+        assert parts is not None
+        assert isinstance(bound, BoundCapability)
+        assert isinstance(call, ValidatedCall)
+        began = time.perf_counter()
+        with self._span(head, bound.name) as span, log_context(task=head.id, caller=str(asks.iss)):
+            context = self._context(admitted, asks, span.traceparent)
+            context = replace(context, attempt=run.attempt, event=head.cap, key=head.idk)
+            with bind_context(context):
+                attempt = await bound.attempt(
+                    call, last_attempt=run.last, seconds=parts.config.bus.task_timeout
+                )
+            if attempt.result.status == "failed":
+                span.set_error("failed")
+        self._metrics.handler_ended(bound.name, time.perf_counter() - began)
+        return Attempted(attempt.result.to_json(), attempt.retry, attempt.retry_after, attempt.correlation_id)
+
+    def _context(
+        self, admitted: Admitted, asks: Requester, trace: str | None, attempt: int = 1
+    ) -> RequestContext:
         head = admitted.request.head
         return RequestContext(
             caller_spiffe_id=str(asks.iss),
@@ -335,14 +393,15 @@ class _Served:
             principal=asks.principal,
             links=admitted.links,
             trace=trace,
+            attempt=attempt,
             time_ns=self._surroundings.time_ns,
             monotonic_ns=self._surroundings.monotonic_ns,
         )
 
-    def _span(self, head: Head) -> AbstractContextManager[Span]:
+    def _span(self, head: Head, name: str | None = None) -> AbstractContextManager[Span]:
         """Open the server's span of a request; its capability is one of this agent's, so few names occur."""
         return self._tracing.span(
-            f"agentweave {head.cap}",
+            f"agentweave {name or head.cap}",
             kind="server",
             parent=head.trace,
             attributes={"rpc.system": "agentweave", "rpc.service": str(head.aud), "rpc.method": head.cap},

@@ -60,6 +60,7 @@ from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.handle import Handles
 from agentweave_bus.tasks.log import Desk
+from agentweave_bus.tasks.publishing import Publisher, Publishing
 from agentweave_bus.tasks.submission import Submissions
 
 __all__ = ["Connected", "clock_ms", "configured_provider", "connected", "server_id"]
@@ -94,6 +95,7 @@ class Connected:
     """What it takes to read the logs of tasks, and to continue those of its own."""
     handles: Handles
     """Makes the handles of tasks that this identity submitted."""
+    publisher: Publisher
 
 
 @asynccontextmanager
@@ -420,6 +422,20 @@ def _wire(
         surroundings,
         desk,
         Handles(desk=desk, keeper=keeper, me=me, audit=audit, log=config.authorization.audit.path),
+        Publisher(
+            Publishing(
+                me=me,
+                keeper=keeper,
+                sealer=sealer,
+                authorizer=authorizer,
+                audit=audit,
+                metrics=metrics,
+                tracing=tracing,
+                clock_ms=surroundings.clock_ms,
+                patience_s=config.bus.retry.patience,
+                monotonic=surroundings.monotonic_s,
+            )
+        ),
     )
 
 
@@ -429,7 +445,7 @@ def _declare_granted(authorizer: Authorizer, me: SpiffeID, metrics: Metrics) -> 
         return
     for reach in authorizer.grants.callees_of(me):
         for capability in reach.capabilities:
-            if capability != "*":
+            if not capability.endswith("*"):
                 metrics.declare_capability(Direction.OUTBOUND, capability)
 
 

@@ -18,7 +18,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from nats.aio.msg import Msg
 
@@ -29,7 +29,7 @@ from agentweave_bus.bus.turns import Turns
 from agentweave_bus.exceptions import BusError, UnreachableError
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["Acknowledgements", "Delivery", "Puller"]
+__all__ = ["Acknowledgements", "Delivery", "PullSource", "Puller"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ class Delivery(NamedTuple):
     """A task as the broker gave it out.
 
     ``subject`` is where it was queued, ``delivered`` how often it has been given out, this time included,
-    and ``stored_at_ms`` when it was stored (milliseconds since the epoch).
+    and ``stored_at_ms`` when it was stored (milliseconds since the epoch). ``sequence`` is its number in the
+    stream.
     """
 
     data: bytes
@@ -59,6 +60,23 @@ class Delivery(NamedTuple):
     stored_at_ms: int
     acknowledgement: str
     """The subject on which it is acknowledged."""
+    sequence: int = 0
+
+
+class PullSource(NamedTuple):
+    """A consumer that is pulled from; ``subject`` is the pattern for what it gives out."""
+
+    stream: str
+    consumer: str
+    subject: str
+    takes: Callable[[str], bool]
+    """Says whether something on a subject can come from there."""
+
+    @classmethod
+    def of_tasks(cls, agent: SpiffeID, capability: str) -> Self:
+        """Return where the workers of a capability pull."""
+        consumer, subject = task_consumer(agent, capability), task_subject(agent, capability)
+        return cls(consumer.stream, consumer.name, subject, subject.__eq__)
 
 
 class Acknowledgements:
@@ -91,7 +109,7 @@ class Acknowledgements:
 
 
 class Puller:
-    """Takes the tasks of one capability, for at most ``concurrency`` at once.
+    """Takes what one consumer gives out, the tasks of a capability for one: at most ``concurrency`` at once.
 
     ``perform`` gets each delivery, in a task of the group in which :meth:`run` runs; its place is free again
     when it returns. ``announce`` is awaited when there is no queue yet, so that whoever makes queues hears of
@@ -101,7 +119,7 @@ class Puller:
     def __init__(
         self,
         agent: SpiffeID,
-        capability: str,
+        source: PullSource,
         *,
         keeper: Keeper,
         concurrency: int,
@@ -109,12 +127,11 @@ class Puller:
         announce: Callable[[Session], Coroutine[Any, Any, None]],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        consumer = task_consumer(agent, capability)
         self._agent = agent
-        self._stream, self._consumer = consumer.stream, consumer.name
-        self._subject = task_subject(agent, capability)
+        self._stream, self._consumer, self._subject, self._takes = source
         self._keeper = keeper
         self._concurrency = concurrency
+        self._worthwhile = max(1, concurrency // 4)  # so many are asked for at once, not each by itself
         self._perform = perform
         self._announce = announce
         self._monotonic = monotonic
@@ -160,6 +177,10 @@ class Puller:
     def _free(self) -> int:
         return 0 if self._stopped else self._concurrency - len(self._running)
 
+    @property
+    def _missing(self) -> int:
+        return self._free - self._asked
+
     async def _pull_on(self, session: Session) -> None:
         """Pull on one connection until it is retired or lost: whenever a good part of the places is free."""
         self._inbox = f"{pull_inbox(self._agent, session.instance)}.{secrets.token_hex(16)}"
@@ -183,8 +204,8 @@ class Puller:
             await unsubscribe()
 
     async def _ask(self, session: Session) -> None:
-        missing = self._free - self._asked
-        if missing < max(1, self._concurrency // 4):
+        missing = self._missing
+        if missing < self._worthwhile:
             return
         request = {"batch": missing, "expires": int(_EXPIRES_S * _NANOSECONDS)}
         self._asked += missing
@@ -196,7 +217,7 @@ class Puller:
         if message.subject == self._inbox:
             self._on_status(message)
             return
-        if message.subject != self._subject:
+        if not self._takes(message.subject):
             return
         delivery = _delivery(message, self._stream, self._consumer)
         if delivery is None:
@@ -218,7 +239,8 @@ class Puller:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        self._changed.set()
+        if self._stopped or self._missing >= self._worthwhile:
+            self._changed.set()
 
     def _on_status(self, message: Msg) -> None:
         """Take note that a request has ended. Only the broker writes to this inbox by its own name."""
@@ -243,10 +265,11 @@ def _delivery(message: Msg, stream: str, consumer: str) -> Delivery | None:
     if len(tokens) < _ACK_TOKENS or tokens[:4] != ["$JS", "ACK", stream, consumer]:
         return None
     try:
-        delivered, stored_ns = int(tokens[4]), int(tokens[7])
+        delivered, sequence, stored_ns = int(tokens[4]), int(tokens[5]), int(tokens[7])
     except ValueError:
         return None
-    return Delivery(message.data, message.subject, delivered, stored_ns // 1_000_000, message.reply)
+    stored_ms = stored_ns // 1_000_000
+    return Delivery(message.data, message.subject, delivered, stored_ms, message.reply, sequence)
 
 
 async def _first_of(

@@ -12,6 +12,7 @@ from agentweave_bus.bus.streams import claim_stream
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.control.broker import broker_id, broker_users
+from agentweave_bus.control.events import EventPlaces
 from agentweave_bus.control.role import ControlRole
 from agentweave_bus.envelope import EnvelopeVerifier, control_role
 from agentweave_bus.identity import (
@@ -54,6 +55,7 @@ class MemoryBus(Bus):
         self._identities: set[SpiffeID] = set()
         self.broker = MemoryBroker(self._clock.time_ns)
         self._control = Participant()
+        self._role: ControlRole | None = None
         self.domain(trust_domain)
 
     @property
@@ -126,7 +128,9 @@ class MemoryBus(Bus):
             # To each domain this is its own broker, so it has the control role of each, too.
             is_me=lambda one: one == control_role(one.trust_domain),
             clock_ms=lambda: self._clock.time_ns() // 1_000_000,
+            events=EventPlaces(lambda: self.grants, lambda: self._identities),
         )
+        self._role = role
         try:
             async with keeper.open(deadline_s=_CONNECT_S), owned_tasks() as group:
                 group.start_soon(source.run)
@@ -152,6 +156,8 @@ class MemoryBus(Bus):
         self.broker.set_users(
             broker_users(self.grants, self._identities, control=[control_role(self.trust_domain)])
         )
+        if self._role is not None:
+            self._role.grants_changed()
 
     def _provider(self, config: AgentConfig) -> IdentityProvider:
         identity = config.agent.spiffe_id

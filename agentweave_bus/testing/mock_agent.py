@@ -16,16 +16,18 @@ from typing import Any, Final, Self
 
 from agentweave_bus.agent import Agent, RequestContext, SecureAgent, bind_context, to_result
 from agentweave_bus.authz import Authorizer, AuthzContext
+from agentweave_bus.bus.subjects import event_subject
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.envelope import decode_payload, encode_payload, new_id
 from agentweave_bus.exceptions import AgentCallError, AgentWeaveError, AuthorizationError, TaskFailedError
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.publishing import PublishedEvent
 from agentweave_bus.testing.configuration import agent_config
 from agentweave_bus.testing.policies import PolicySource, load_policy_source
 from agentweave_bus.testing.trust import DEFAULT_TRUST_DOMAIN
 from agentweave_bus.types import TaskResult
 
-__all__ = ["MockCall", "MockSecureAgent"]
+__all__ = ["MockCall", "MockEvent", "MockSecureAgent"]
 
 _ID: Final = f"spiffe://{DEFAULT_TRUST_DOMAIN}/agent/test"
 
@@ -37,6 +39,15 @@ class MockCall:
     target: str
     capability: str
     payload: Any
+
+
+@dataclass(frozen=True, slots=True)
+class MockEvent:
+    """An event that the agent under test published."""
+
+    name: str
+    data: Any
+    key: str | None
 
 
 class MockSecureAgent:
@@ -65,6 +76,7 @@ class MockSecureAgent:
         self.agent = _made(agent, spiffe_id)
         self.caller = SpiffeID(caller)
         self.calls: list[MockCall] = []
+        self.published: list[MockEvent] = []
         self._authorizer: Authorizer | None = None
         if policy is not None:
             self._authorizer = load_policy_source(policy, policy_path).authorizer()
@@ -174,6 +186,13 @@ class MockSecureAgent:
                 direction=facts.direction,
             )
 
+    def take_event(self, name: str, data: Any, key: str | None) -> PublishedEvent:
+        """Take note of an event that the agent publishes. For its runtime."""
+        value = decode_payload(encode_payload({} if data is None else data))
+        event_subject(self.spiffe_id, name)  # refuses what is no event's name
+        self.published.append(MockEvent(name, value, key))
+        return PublishedEvent(name, new_id(time.time_ns() // 1_000_000), "")
+
     async def answer(self, target: SpiffeID, capability: str, payload: Any) -> TaskResult:
         """Answer a call that the agent makes. For its runtime."""
         value = decode_payload(encode_payload({} if payload is None else payload))
@@ -233,6 +252,17 @@ class _Runtime:
         scope: Sequence[str] | None,  # noqa: ARG002
     ) -> TaskResult:
         return await self._mock.answer(SpiffeID(target), capability, payload)
+
+    async def publish(
+        self,
+        name: str,
+        data: Any,
+        *,
+        key: str | None,
+        deadline: float,  # noqa: ARG002 - the protocol's; nothing is kept
+        context: RequestContext | None,  # noqa: ARG002
+    ) -> PublishedEvent:
+        return self._mock.take_event(name, data, key)
 
     async def submit(self, target: str, capability: str, payload: Any, **_options: Any) -> Any:  # noqa: ARG002
         raise AgentCallError(

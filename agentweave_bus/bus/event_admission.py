@@ -1,0 +1,123 @@
+"""Admission of events: the gate of :mod:`.admission`, for what is for nobody by name.
+
+The steps and their numbers are the same. What differs:
+
+ 6. binding: an event is bound to its publisher, not to this agent: ``aud`` is the publisher's trust domain,
+    and the subject is that publisher's for that name, where it was stored or heard
+ 8. time: of what was stored as of a task; what was heard live counts *now*, like a call
+ 9. replay: the caller's, who knows whether the broker gives the same event again
+11. authorization: this agent is the callee, with the event's name as the action
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from agentweave_bus.authz import AuthzContext
+from agentweave_bus.bus.admission import Admission, AdmissionRefusedError
+from agentweave_bus.bus.admitted import Capability, OpenedTask, StoredArrival
+from agentweave_bus.bus.refusal import Step
+from agentweave_bus.bus.subjects import event_subject
+from agentweave_bus.envelope import Kind, OpenedEnvelope, VerifiedLink, requester
+from agentweave_bus.spiffe_id import SpiffeID
+
+__all__ = ["NO_HANDLER", "EventAdmission"]
+
+NO_HANDLER: Final = "no handler here is for this event"
+"""What is told of a genuine event which this process does not handle."""
+
+
+class EventAdmission(Admission):
+    """The gate in front of one agent's handlers of events.
+
+    Takes what :class:`Admission` takes. A frame goes through :meth:`open_event`, then :meth:`admit_task`.
+    """
+
+    def open_event(
+        self,
+        frame: bytes,
+        arrival: StoredArrival,
+        *,
+        publisher: SpiffeID,
+        handler: Callable[[str], Capability | None],
+        live: bool = False,
+    ) -> OpenedTask:
+        """Take a frame from the stream of ``publisher``'s events through steps 1 to 8.
+
+        ``handler`` finds what handles an event of a name. A ``live`` one was heard when it was published.
+
+        Raises:
+            AdmissionRefusedError: a step failed. It has been counted and audited already.
+
+        """
+        try:
+            return self._open_event(frame, arrival, publisher, handler, live=live)
+        except AdmissionRefusedError as refusal:
+            raise self._recorded(refusal) from refusal.__cause__
+
+    def is_new(self, opened: OpenedTask) -> bool:
+        """Say whether a live event was not heard before: step 9. Stored ones come again by right."""
+        head = opened.request.head
+        return self._replays.admit(opened.request.digest, self._clock_ms(), head.iss)
+
+    def replayed(self, opened: OpenedTask) -> AdmissionRefusedError:
+        """Return the refusal, recorded, of an event that was handled here before: step 9."""
+        refusal = AdmissionRefusedError(
+            Step.REPLAY, "this event was handled before, and is stored a second time", request=opened.request
+        )
+        return self._recorded(refusal)
+
+    def _open_event(
+        self,
+        frame: bytes,
+        arrival: StoredArrival,
+        publisher: SpiffeID,
+        handler: Callable[[str], Capability | None],
+        *,
+        live: bool,
+    ) -> OpenedTask:
+        now_ms = self._clock_ms()
+        request = self._open(frame, now_ms, None if live else arrival.stored_at_ms)  # 1 to 5
+        capability = self._bound_to(request, arrival, publisher, handler)  # 6
+        via = self._delegation(request, now_ms)  # 7
+        expired = False
+        if live:
+            self._time(request, now_ms)  # 8
+        else:
+            expired = self._time_stored(request, now_ms, arrival.stored_at_ms)
+        asks = requester(request, via, sender_expired=expired)
+        return OpenedTask(request, capability, via, asks, arrival.stored_at_ms)
+
+    def _bound_to(
+        self,
+        request: OpenedEnvelope,
+        arrival: StoredArrival,
+        publisher: SpiffeID,
+        handler: Callable[[str], Capability | None],
+    ) -> Capability:
+        """Step 6."""
+        head = request.head
+        wrong = None
+        if head.kind is not Kind.EVENT:
+            wrong = f"a {head.kind.value} is no event"
+        elif head.iss != publisher:
+            wrong = f"an event of {head.iss} among those of {publisher}"
+        elif head.aud != SpiffeID(f"spiffe://{publisher.trust_domain}"):
+            wrong = f"addressed to {head.aud}"
+        elif head.sub != arrival.subject or head.sub != event_subject(publisher, head.cap):
+            wrong = f"sealed for subject {head.sub}, arrived on {arrival.subject}"
+        if wrong is not None:
+            raise AdmissionRefusedError(Step.BINDING, wrong, request=request)
+        capability = handler(head.cap)
+        if capability is None:
+            raise AdmissionRefusedError(Step.BINDING, NO_HANDLER, told=NO_HANDLER, request=request)
+        if head.ct != capability.content_type:
+            raise AdmissionRefusedError(Step.BINDING, f"content type {head.ct!r}", request=request)
+        return capability
+
+    def _facts(
+        self, request: OpenedEnvelope, via: tuple[VerifiedLink, ...], payload: Any = None
+    ) -> AuthzContext:
+        return replace(super()._facts(request, via, payload), callee=self._me)

@@ -1,0 +1,392 @@
+"""Publishing events: allowed, signed, audited, and stored in the publisher's own stream.
+
+An event is for nobody by name. Whoever the grants let receive it does so, now or when it is there again; that
+the publisher may publish it is asked with its own trust domain in the callee's place. It counts as published
+when the broker has stored it. Where no clear word comes it is sealed again with the same id and published
+again: a subscriber may then see it twice, which it may in any case.
+
+The stream is made when it is first needed: the broker then says that there is none, and the control role is
+told that somebody publishes. Whether it is there is asked once, before the first event; who listens live
+would otherwise let a stream that is missing look like an answer that is late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, Protocol
+
+from nats.aio.msg import Msg
+
+from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision
+from agentweave_bus.bus.connection import Keeper, Session
+from agentweave_bus.bus.records import decision_facts, sealed_facts
+from agentweave_bus.bus.slots import SlotOutcome, acknowledged
+from agentweave_bus.bus.streams import EVENT_MAX_AGE_S, events_stream_name
+from agentweave_bus.bus.subjects import event_subject
+from agentweave_bus.envelope import (
+    Draft,
+    Kind,
+    Link,
+    LogWitness,
+    Sealed,
+    Sealer,
+    control_role,
+    convert_payload,
+    new_id,
+)
+from agentweave_bus.exceptions import (
+    AgentCallError,
+    AgentWeaveError,
+    AuditError,
+    AuthorizationError,
+    BusError,
+    CallRefusedError,
+    CallTimeoutError,
+    EnvelopeError,
+    NoResponderError,
+    UnreachableError,
+)
+from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
+from agentweave_bus.observability.tracing import Tracing
+from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.event_announcing import EventAnnouncement, announce_events
+
+__all__ = ["DEFAULT_EVENT_SECONDS", "OnBehalf", "PublishedEvent", "Publisher", "Publishing"]
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_EVENT_SECONDS: Final = float(EVENT_MAX_AGE_S)
+"""How long an event counts, in seconds, where its publisher does not say: as long as it is kept."""
+
+_ANSWER_S: Final = 5.0
+_LOOK_S: Final = 1.0
+_FIRST_PAUSE_S: Final = 0.05
+_LAST_PAUSE_S: Final = 2.0
+_LONGEST_KEY: Final = 256
+
+
+class PublishedEvent(NamedTuple):
+    """An event that was stored: its name, its id, and the digest of its head in hexadecimal."""
+
+    name: str
+    id: str
+    digest: str
+
+
+class OnBehalf(Protocol):
+    """The request while which something is published; ``client.Parent`` is one."""
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """What proves it."""
+
+    @property
+    def via(self) -> tuple[Mapping[str, Any], ...]:
+        """How a policy sees it."""
+
+    @property
+    def principal(self) -> Mapping[str, str] | None:
+        """For whom its origin acts."""
+
+    @property
+    def scope(self) -> tuple[str, ...] | None:
+        """What it limits all that follows to."""
+
+
+class Publishing(NamedTuple):
+    """What a :class:`Publisher` stands on. ``clock_ms`` is in milliseconds since the epoch."""
+
+    me: SpiffeID
+    keeper: Keeper
+    sealer: Sealer
+    authorizer: Authorizer
+    audit: AuditLog
+    metrics: Metrics
+    tracing: Tracing
+    clock_ms: Callable[[], int]
+    patience_s: float
+    """How long to wait for a stream that nobody has made yet."""
+    monotonic: Callable[[], float] = time.monotonic
+
+
+class Publisher:
+    """Publishes the events of one identity."""
+
+    def __init__(self, parts: Publishing) -> None:
+        self._parts = parts
+        self._stream = events_stream_name(parts.me)
+        self._waiting: dict[asyncio.Future[Msg], str] = {}
+        self._forbidden: set[asyncio.Future[Msg]] = set()
+        self._announced = -1.0
+        self._there = False
+        parts.keeper.on_permission_error(self._on_permission_error)
+
+    async def publish(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        key: str | None = None,
+        deadline: float = DEFAULT_EVENT_SECONDS,
+        timeout: float = 30.0,  # noqa: ASYNC109 - what it bounds is told as unclear, not as cancelled
+        parent: OnBehalf | None = None,
+        trace: str | None = None,
+    ) -> PublishedEvent:
+        """Have the event ``name`` stored for whoever may receive it; return what names it.
+
+        ``data`` is an object with what its handlers take. ``key`` says what it is about (an order's id), in
+        the handlers' ``context.key``. ``deadline`` is in seconds from now: later it is handled no more.
+        ``timeout`` (seconds) is for the storing alone.
+
+        Raises:
+            AuthorizationError: the policy or the broker does not let this identity publish it: no grant lets
+                anybody receive it.
+            CallRefusedError: name, data, key or deadline is none, or it is larger than the broker takes.
+            CallTimeoutError: no clear answer in time; it may have been stored.
+            UnreachableError: there was no connection, or nobody made a stream for it; nothing was stored.
+
+        """
+        parts = self._parts
+        began = time.perf_counter()
+        status = RequestStatus.ERROR
+        try:
+            with (
+                parts.tracing.span("agentweave publish", kind="producer", parent=trace) as span,
+                _as_errors(),
+            ):
+                draft, value, payload = self._prepared(name, data, key, deadline, span.traceparent)
+                span.set_attribute("messaging.destination.name", name)
+                facts = self._facts(name, value, parent)
+                decision = await parts.authorizer.authorize(facts)
+                parts.metrics.decided(
+                    Direction.OUTBOUND, allowed=decision.allowed, standing=decision.standing
+                )
+                if not decision.allowed:
+                    raise self._denied(facts, decision)
+
+                async def record(sealed: Sealed) -> None:
+                    entry = {"event": "publish", **sealed_facts(sealed), **decision_facts(facts, decision)}
+                    await parts.audit.record(entry)
+
+                links = () if parent is None else parent.links
+                sealed = await self._store(draft, payload, links, record, timeout)
+                status = RequestStatus.SUCCESS
+                return PublishedEvent(name, sealed.head.id, sealed.digest.hex())
+        except AuthorizationError:
+            status = RequestStatus.DENIED
+            raise
+        finally:
+            parts.metrics.request_ended(Direction.OUTBOUND, name, status, time.perf_counter() - began)
+
+    # --- before anyone is asked --------------------------------------------------------------------------
+
+    def _prepared(
+        self, name: str, data: Any, key: str | None, deadline: float, trace: str | None
+    ) -> tuple[Draft, Any, bytes]:
+        """Check all that can be wrong; return the head to be, the data as they will be read, and as sent."""
+        parts = self._parts
+        try:
+            subject = event_subject(parts.me, name)
+            value, payload = convert_payload({} if data is None else data)
+        except AgentWeaveError as error:
+            raise CallRefusedError(str(error), step="local", reason=str(error)) from error
+        if not (_is_number(deadline) and 0 < deadline <= DEFAULT_EVENT_SECONDS):
+            raise CallRefusedError(
+                f"an event's deadline is at most {DEFAULT_EVENT_SECONDS:.0f} seconds ahead, not {deadline!r}",
+                step="local",
+            )
+        if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isprintable()):
+            raise CallRefusedError(
+                f"an event's key is 1 to {_LONGEST_KEY} printable characters, not {key!r:.80}", step="local"
+            )
+        now_ms = parts.clock_ms()
+        draft = Draft(
+            kind=Kind.EVENT,
+            id=new_id(now_ms),
+            aud=SpiffeID(f"spiffe://{parts.me.trust_domain}"),
+            cap=name,
+            sub=subject,
+            iat=now_ms,
+            exp=now_ms + max(1, int(deadline * 1000)),
+            idk=key,
+            trace=trace,
+        )
+        return draft, value, payload
+
+    def _facts(self, name: str, value: Any, parent: OnBehalf | None) -> AuthzContext:
+        me = self._parts.me
+        return AuthzContext(
+            caller=me,
+            callee=SpiffeID(f"spiffe://{me.trust_domain}"),
+            action=name,
+            direction="outbound",
+            payload=value,
+            kind=Kind.EVENT.value,
+            transport="bus",
+            via=parent.via if parent else (),
+            principal=parent.principal if parent else None,
+            scope=parent.scope if parent else None,
+        )
+
+    def _denied(self, facts: AuthzContext, decision: AuthzDecision) -> AuthorizationError:
+        record = {"event": "refusal", "step": 0, "step_name": "outbound", **decision_facts(facts, decision)}
+        try:
+            audit_id = self._parts.audit.append(record).audit_id
+        except AuditError as error:  # the denial stands all the same
+            self._parts.metrics.audit_write_failures.inc()
+            _log.error("a denial could not be recorded: %s", error)
+            audit_id = ""
+        return AuthorizationError(
+            f"publishing {facts.action!r} is not allowed:"
+            f" {decision.reason} (audit id {audit_id or 'none: the audit log failed'})",
+            reason=decision.reason,
+            audit_id=audit_id,
+            direction="outbound",
+        )
+
+    # --- storing -----------------------------------------------------------------------------------------
+
+    async def _store(
+        self,
+        draft: Draft,
+        payload: bytes,
+        via: tuple[Link, ...],
+        on_sealed: Callable[[Sealed], Awaitable[None]],
+        timeout_s: float,
+    ) -> Sealed:
+        monotonic = self._parts.monotonic
+        began = monotonic()
+        until, patient_until = began + timeout_s, began + min(timeout_s, self._parts.patience_s)
+        pause, in_doubt = _FIRST_PAUSE_S, False
+        while True:
+            try:
+                session = await self._parts.keeper.session(max(0.0, until - monotonic()))
+            except UnreachableError:
+                if in_doubt:
+                    raise CallTimeoutError(f"the connection was lost; {_perhaps(draft)}") from None
+                raise
+            if not await self._has_stream(session):
+                if not in_doubt and monotonic() + pause > patient_until:
+                    raise NoResponderError(
+                        "there is no stream for this identity's events: is a control role running?"
+                    )
+                await self._announce(session)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LAST_PAUSE_S)
+                continue
+            draft = self._now(draft)
+            sealed = await self._parts.sealer.seal(draft, payload, via)
+            self._check_size(sealed, session)
+            await on_sealed(sealed)
+            outcome = await self._post(session, sealed, until - monotonic())
+            now = monotonic()
+            if outcome is SlotOutcome.WRITTEN:
+                return sealed
+            self._there = False  # looked at again; who listens live lets a missing one look like no answer
+            in_doubt |= outcome is not SlotOutcome.NOWHERE
+            if now + pause > until:
+                raise CallTimeoutError(f"no clear word from the broker in time; {_perhaps(draft)}")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LAST_PAUSE_S)
+
+    async def _has_stream(self, session: Session) -> bool:
+        """Say whether the stream is there. Asked until it is, and again when a storing failed."""
+        if not self._there:
+            asked = f"$JS.API.STREAM.INFO.{self._stream}"
+            try:
+                answer = json.loads((await session.ask(asked, b"", timeout_s=_LOOK_S)).data)
+            except (TimeoutError, ValueError, BusError):
+                return True  # nobody can tell; whether something is stored will show
+            self._there = not (isinstance(answer, dict) and "error" in answer)
+        return self._there
+
+    def _now(self, draft: Draft) -> Draft:
+        """Return the head to be as of now: an event counts as old when its ``iat`` is."""
+        now_ms = self._parts.clock_ms()
+        return draft._replace(iat=now_ms, exp=max(draft.exp, now_ms + 1), log=self._witness())
+
+    def _witness(self) -> LogWitness | None:
+        return self._parts.audit.witness()
+
+    def _check_size(self, sealed: Sealed, session: Session) -> None:
+        if len(sealed.frame) > session.max_message_bytes:
+            raise CallRefusedError(
+                f"the event takes {len(sealed.frame)} bytes; {session.max_message_bytes} pass the broker",
+                step="local",
+                reason="too large for the broker",
+            )
+
+    async def _post(self, session: Session, sealed: Sealed, left_s: float) -> SlotOutcome:
+        answer: asyncio.Future[Msg] | None = None
+        try:
+            answer = await session.post(sealed.head.sub, sealed.frame)
+            self._waiting[answer] = sealed.head.sub
+            async with asyncio.timeout(min(_ANSWER_S, max(0.001, left_s))):
+                return acknowledged(await answer, self._stream)
+        except asyncio.CancelledError:
+            if answer is None or answer not in self._forbidden:
+                raise
+            raise AuthorizationError(
+                f"the broker does not let this identity publish {sealed.head.cap!r}:"
+                " no grant covers it, or the broker has not been told of the grant yet",
+                reason="the broker's permissions",
+                direction="broker",
+            ) from None
+        except (TimeoutError, BusError):
+            return SlotOutcome.UNCLEAR
+        finally:
+            if answer is not None:
+                answer.cancel()
+                self._waiting.pop(answer, None)
+                self._forbidden.discard(answer)
+
+    async def _announce(self, session: Session) -> None:
+        """Tell the control role, once for all who find at the same time that there is no stream."""
+        parts, now = self._parts, self._parts.monotonic()
+        if 0 <= now - self._announced < _FIRST_PAUSE_S:
+            return
+        self._announced = now
+        await announce_events(
+            session,
+            parts.me,
+            control_role(parts.me.trust_domain),
+            EventAnnouncement(publishes=True),
+            sealer=parts.sealer,
+            clock_ms=parts.clock_ms,
+        )
+
+    def _on_permission_error(self, verb: str, subject: str) -> None:
+        if verb != "publish":
+            return
+        for answer, asked in list(self._waiting.items()):
+            if asked.lower() == subject.lower():  # the client library gives the broker's words in lower case
+                self._forbidden.add(answer)
+                answer.cancel()
+
+
+@contextmanager
+def _as_errors() -> Iterator[None]:
+    """Make one of the branches of ``AgentCallError`` of whatever keeps an event from being stored."""
+    try:
+        yield
+    except AgentCallError:
+        raise
+    except AuditError as error:
+        raise CallRefusedError(f"the event could not be recorded: {error}", step="local") from error
+    except EnvelopeError as error:
+        raise CallRefusedError(f"the event can't be sealed: {error}", step="local") from error
+    except AgentWeaveError as error:
+        raise UnreachableError(f"the event could not be published: {error}") from error
+
+
+def _perhaps(draft: Draft) -> str:
+    return f"the event {draft.id} may have been stored"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

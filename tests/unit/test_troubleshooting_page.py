@@ -33,7 +33,6 @@ WORDLESS = {
     "AttemptLostError",
     "IdempotencyError",
     "QueueFullError",
-    "StepFailedError",
     "TaskCanceledError",
     "TaskNotFoundError",
 }

@@ -92,7 +92,10 @@ class World:
         name = identity.path.rpartition("/")[2]
         tree: dict[str, Any] = {
             "agent": {"name": name, "trust_domain": identity.trust_domain, "path": identity.path[1:]},
-            "identity": {"spiffe_endpoint": self.stack.api.endpoint(identity)},
+            "identity": {
+                "spiffe_endpoint": self.stack.api.endpoint(identity),
+                "authority_history": str(self.folder / "authorities"),
+            },
             "bus": {"servers": [self.stack.bus_url], "server_spiffe_id": str(self.stack.broker_id)},
             "authorization": {
                 "bundle": str(self.folder / "grants.yaml"),

@@ -95,7 +95,7 @@ class _ConnectedAgent:
             capability,
             payload,
             timeout=timeout,
-            parent=None if context is None else _parent(context),
+            parent=_parent(context),
             principal=principal,
             scope=scope,
             trace=None if context is None else context.trace,
@@ -121,7 +121,7 @@ class _ConnectedAgent:
             priority=priority,
             retry=None if retry is None else retry.to_map(),
             timeout=self._parts.config.bus.call_timeout,
-            parent=None if context is None else _parent(context),
+            parent=_parent(context),
             principal=principal,
             scope=scope,
         )
@@ -143,13 +143,19 @@ class _ConnectedAgent:
             key=key,
             deadline=deadline,
             timeout=self._parts.config.bus.call_timeout,
-            parent=None if context is None else _parent(context),
+            parent=_parent(context),
             trace=None if context is None else context.trace,
         )
 
 
-def _parent(context: RequestContext) -> Parent:
-    """Say what a nested call carries: the chain that led here, and the request itself as its last link."""
+def _parent(context: RequestContext | None) -> Parent | None:
+    """Say what a nested call carries: the chain that led here, and the request itself as its last link.
+
+    There is none outside of a request, nor in a compensation whose request has no time left: who undoes
+    something then acts for itself.
+    """
+    if context is None or not context.links:
+        return None
     served = context.links[-1]
     head = served.head
     link = VerifiedLink(

@@ -51,11 +51,7 @@ def on_event(
             handles events already.
 
     """
-    if not EVENT_PATTERN.fullmatch(str(pattern)):
-        raise ConfigurationError(
-            f"{pattern!r} is no pattern of events.",
-            hint='Write a name such as @on_event("order.created"), "order.*" for all below, or "*".',
-        )
+    _check_pattern(pattern)
     spec = EventSpec(pattern, durable, replicas == "every", ordered, check_timeout(timeout), retry)
     _check(spec, replicas)
 
@@ -70,6 +66,14 @@ def on_event(
         return function
 
     return mark
+
+
+def _check_pattern(pattern: object) -> None:
+    if not isinstance(pattern, str) or not EVENT_PATTERN.fullmatch(pattern):
+        raise ConfigurationError(
+            f"{pattern!r} is no pattern of events.",
+            hint='Write a name such as @on_event("order.created"), "order.*" for all below, or "*".',
+        )
 
 
 def _check(spec: EventSpec, replicas: object) -> None:

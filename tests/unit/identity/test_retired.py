@@ -104,6 +104,15 @@ def test_who_has_left_vouches_for_what_was_stored_before_and_for_nothing_else(wo
         assert not world.believed(left + 2 * MINUTE)  # and that is still to come
 
 
+def test_only_who_left_later_was_there_at_a_time(world):
+    left = world.replace_authority()
+    for at_ms, there in ((left - 1, True), (left, False)):
+        bundle = world.history.bundle_at("a.test", at_ms, now_ms=left + MINUTE)
+        assert (bundle == world.first) is there
+        told = world.history.left_at("a.test", world.fingerprint, at_ms, now_ms=left + MINUTE)
+        assert told == (left if there else None)
+
+
 def test_what_it_vouched_for_is_valid_until_it_left_and_never_now(world):
     left = world.replace_authority()
     verified = world.verify(T0)
@@ -118,9 +127,9 @@ def test_it_is_never_recalled_for_what_is_checked_as_of_now(world):
     world.replace_authority()
     for at_ms in (T0, world.now_ms):
         world.verify(T0)
+        assert len(world.verifier) == 0
         with pytest.raises(ChainRefusedError, match="does not verify against the bundle"):
             world.verifier.verify(world.chain, at_ms=at_ms)
-    assert len(world.verifier) == 0
 
 
 def test_without_a_history_nobody_has_left(world):
@@ -217,10 +226,14 @@ def test_it_is_forgotten_when_no_record_can_be_left(world):
 
 def test_a_leaving_that_a_wrong_clock_noted_counts_for_nothing(world):
     """It was years ahead: any time that has passed since would be before that."""
-    world.replace_authority(after_ms=900 * DAY)
-    world.now_ms = T0
-    world.note(after_ms=MINUTE)
-    assert not world.believed(T0 - 1)
+    world.note(after_ms=20 * DAY)
+    left = world.replace_authority()
+    assert world.believed(left - 1)
+    world.now_ms = T0 + MINUTE
+    assert not world.believed(T0 + 1)
+    world.note()
+    world.now_ms = left
+    assert not world.believed(T0 + 1)  # forgotten, too
 
 
 def test_only_so_many_are_remembered_and_those_that_left_last(world):

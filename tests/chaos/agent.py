@@ -7,6 +7,7 @@ is imported is told in :mod:`.broken`.
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from typing import Any
 
 import anyio
@@ -16,7 +17,7 @@ from agentweave_bus.exceptions import RetryableError
 from agentweave_bus.tasks.retry import Retry
 from tests.chaos.broken import apply
 from tests.chaos.effects import EffectsWriter
-from tests.chaos.plan import ATTEMPTS, STEPS, Settings
+from tests.chaos.plan import ATTEMPTS, STEPS, UNDONE, Settings
 
 SETTINGS = Settings.of_environment()
 EFFECTS = EffectsWriter(SETTINGS.effects)
@@ -35,7 +36,11 @@ class Chaos(SecureAgent):
     @capability("slow", retry=RETRY, concurrency=8)
     async def slow(self, number: int, seconds: float) -> dict[str, Any]:
         self._note("begin", "slow")
-        await anyio.sleep(seconds)
+        try:
+            await anyio.sleep(seconds)
+        except BaseException:
+            self._note("raise")
+            raise
         self._note("end")
         return {"number": number}
 
@@ -58,13 +63,28 @@ class Chaos(SecureAgent):
     async def steps(self, number: int) -> dict[str, Any]:
         self._note("begin", "steps")
         tokens = {}
-        for name in STEPS:
+        for count, name in enumerate(STEPS):
+            await self.context.progress(count / len(STEPS), name)
             token = await self.context.step(name, self._step, name)
             self._note("got", name, token)
             tokens[name] = token
             await anyio.sleep(0.15)
         self._note("end")
         return {"number": number, "tokens": tokens}
+
+    @capability("undo", retry=RETRY, concurrency=8)
+    async def undo(self, number: int) -> dict[str, Any]:
+        self._note("begin", "undo")
+        for name in UNDONE:
+            token = await self.context.step(name, self._step, name, compensate=partial(self._undo, name))
+            self._note("got", name, token)
+            await anyio.sleep(0.1)
+        self._note("raise")
+        raise ValueError(f"{number} comes to nothing")
+
+    async def _undo(self, name: str, token: str) -> None:
+        self._note("undid", name, token)
+        await anyio.sleep(0.05)
 
     async def _step(self, name: str) -> str:
         token = secrets.token_hex(8)

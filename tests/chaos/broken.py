@@ -11,7 +11,6 @@ from typing import Any
 
 from agentweave_bus.bus import streams
 from agentweave_bus.bus.slots import SlotOutcome, Slots
-from agentweave_bus.tasks import performer
 from tests.chaos.plan import Settings
 
 BREAKS = ("cas", "blind", "steps")
@@ -20,7 +19,6 @@ BREAKS = ("cas", "blind", "steps")
 def apply(settings: Settings) -> None:
     """Change this process's copy of the package. Every process of a run does it as it starts."""
     streams.TASK_ACK_WAIT_S = settings.ack_wait_s  # type: ignore[misc]
-    performer._KEEP_S = settings.ack_wait_s / 3  # type: ignore[misc]
     if settings.broken:
         {"cas": _no_compare_and_set, "blind": _blind, "steps": _no_step_records}[settings.broken]()
 

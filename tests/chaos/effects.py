@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 
 class Effect(NamedTuple):
-    """One thing done by an attempt: ``begin``; ``end`` or ``raise``; ``ran`` a step's function, ``got`` its result."""
+    """One thing done by an attempt: ``begin``; ``end`` or ``raise``; ``ran`` a step's function, ``got`` its result, ``undid`` it."""
 
     line: int
     """Its place in the file."""

@@ -28,19 +28,21 @@ _UNREACHABLE = 4
 """The exit code of a worker that found no broker or no identity."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """How often each fault comes."""
 
-    kills: int
-    overlaps: int
-    partitions: int
-    broker_kills: int
-    broker_freezes: int
-    broker_absences: int
-    control_kills: int
-    submitter_kills: int
-    watcher_kills: int
+    kills: int = 0
+    overlaps: int = 0
+    partitions: int = 0
+    broker_kills: int = 0
+    broker_freezes: int = 0
+    broker_absences: int = 0
+    control_kills: int = 0
+    submitter_kills: int = 0
+    watcher_kills: int = 0
+    endings: int = 0
+    rotations: int = 0
 
     def names(self) -> list[str]:
         return [field.name for field in fields(self) for _ in range(getattr(self, field.name))]
@@ -55,11 +57,33 @@ class Schedule:
         )
 
 
-FULL = Schedule(26, 3, 2, 2, 1, 1, 3, 3, 3)
-SMALL = Schedule(6, 1, 1, 1, 0, 0, 1, 1, 1)
-OVERLAP = Schedule(0, 1, 0, 0, 0, 0, 0, 0, 0)
-CRASHES = Schedule(4, 0, 0, 0, 0, 0, 0, 0, 0)
-AWAY = Schedule(2, 0, 0, 0, 1, 1, 0, 0, 0)
+FULL = Schedule(
+    kills=26,
+    overlaps=3,
+    partitions=2,
+    broker_kills=2,
+    broker_freezes=1,
+    broker_absences=1,
+    control_kills=3,
+    submitter_kills=3,
+    watcher_kills=3,
+    endings=2,
+    rotations=2,
+)
+SMALL = Schedule(
+    kills=6,
+    overlaps=1,
+    partitions=1,
+    broker_kills=1,
+    control_kills=1,
+    submitter_kills=1,
+    watcher_kills=1,
+    endings=1,
+    rotations=1,
+)
+OVERLAP = Schedule(overlaps=1)
+CRASHES = Schedule(kills=4)
+AWAY = Schedule(kills=2, broker_freezes=1, broker_absences=1)
 
 
 class Handlers:
@@ -110,6 +134,8 @@ class Chaos:
             "control_kills": lambda: self._kill("control"),
             "submitter_kills": lambda: self._kill("submitter"),
             "watcher_kills": lambda: self._kill("watcher"),
+            "endings": self._end_worker,
+            "rotations": self._rotate,
         }
 
     async def run(self) -> None:
@@ -145,6 +171,20 @@ class Chaos:
         self.counts["worker kills"] += 1
         self.counts["worker kills that hit running handlers"] += bool(hit)
         self.counts["handlers hit"] += len(hit)
+
+    async def _end_worker(self) -> None:
+        """Tell a worker to end, as a deployment does: it has some seconds for what it is doing."""
+        leaver = await self._busy()
+        leaver.expected = True
+        leaver.signal(signal.SIGTERM)
+        starts = leaver.starts
+        await self._until(lambda: leaver.starts > starts, 30.0)
+        self.counts["workers told to end"] += 1
+
+    async def _rotate(self) -> None:
+        """Give everybody a new certificate, and so a new connection."""
+        self._site.api.rotate()
+        self.counts["rotations of all certificates"] += 1
 
     async def _overlap(self) -> None:
         """Stop a worker until somebody else has begun what it was doing, and let it go on then."""

@@ -20,11 +20,13 @@ AUDITOR = SpiffeID.of(DOMAIN, "client", "auditor")
 """Has every right at the broker, and reads there what was stored."""
 
 ATTEMPTS = 8
+TERMINAL = frozenset({"completed", "failed", "canceled", "rejected"})
+UNDONE = ("reserve", "charge")
 STEPS = ("reserve", "charge", "ship")
 _PERIOD = 100
 _UNUSUAL = 30
 """So many of a hundred are not quick. They are shared out among the kinds of a run in these proportions:"""
-_SHARES = {"slow": 8, "steps": 14, "again": 5, "fails": 3}
+_SHARES = {"slow": 8, "steps": 10, "undo": 5, "again": 4, "fails": 3}
 KINDS = tuple(_SHARES)
 
 SETTINGS = "CHAOS_SETTINGS"
@@ -58,8 +60,8 @@ class Settings:
         return Path(self.folder) / "accepted"
 
     @property
-    def outcomes(self) -> Path:
-        return Path(self.folder) / "outcomes"
+    def events(self) -> Path:
+        return Path(self.folder) / "events"
 
     @property
     def client_file(self) -> Path:
@@ -102,5 +104,13 @@ def key_of(number: int) -> str:
     return f"chaos-{number}"
 
 
-def expected_state(kind: str) -> str:
-    return "failed" if kind == "fails" else "completed"
+def is_cancelled(number: int, kind: str) -> bool:
+    """Say whether its submitter has second thoughts about a task soon after it was accepted."""
+    return kind == "slow" and number % 4 == 0
+
+
+def expected_states(number: int, kind: str) -> frozenset[str]:
+    """Return how a task may end. One that is cancelled may have ended by itself before."""
+    if kind in {"fails", "undo"}:
+        return frozenset({"failed"})
+    return frozenset({"completed", "canceled"} if is_cancelled(number, kind) else {"completed"})

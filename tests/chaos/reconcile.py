@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from agentweave_bus.bus.subjects import step_subject
+from agentweave_bus.envelope import claim_key
 from tests.chaos.effects import Effect
-from tests.chaos.history import History, Record
-from tests.chaos.plan import AGENT, ATTEMPTS, expected_state
+from tests.chaos.history import History, Record, StepDone
+from tests.chaos.plan import AGENT, ATTEMPTS, CLIENT, TERMINAL, UNDONE, expected_states
 
-TERMINAL = frozenset({"completed", "failed", "canceled", "rejected"})
+_NO_STATE = frozenset({"progress", "artifact", "gap"})
 _LAWFUL = {
     None: TERMINAL - {"completed"} | {"working"},
     "working": TERMINAL | {"working", "submitted"},
@@ -30,16 +31,22 @@ class Accepted(NamedTuple):
     number: int
     kind: str
     id: str
-    key: str
+    reference: str
+
+    @property
+    def key(self) -> str:
+        """Under which everything of it is stored."""
+        return claim_key(CLIENT, AGENT, self.kind, self.id)
 
 
-class Outcome(NamedTuple):
-    """How a task ended, as its watcher wrote it down."""
+class Event(NamedTuple):
+    """What a watcher saw of a task, in the order in which it was written down."""
 
     number: int
-    state: str
-    epoch: int
-    digest: str
+    what: str
+    """A state, or another kind of event."""
+    cursor: str
+    attempt: int
 
 
 class Finding(NamedTuple):
@@ -63,14 +70,16 @@ class Reconciled:
 def reconcile(
     tasks: int,
     accepted: Iterable[Accepted],
-    outcomes: Iterable[Outcome],
+    events: Iterable[Event],
     effects: Iterable[Effect],
     history: History,
 ) -> Reconciled:
     """Compare all that is known of ``tasks`` tasks."""
     made = Reconciled()
     known = _by_number(accepted, made)
-    seen = {one.number: one for one in outcomes}
+    seen: dict[int, list[Event]] = defaultdict(list)
+    for event in events:
+        seen[event.number].append(event)
     done: dict[str, list[Effect]] = defaultdict(list)
     for effect in effects:
         done[effect.task].append(effect)
@@ -80,9 +89,10 @@ def reconcile(
         records, own = history.records.get(task.key, []), done.pop(task.id, [])
         for what in (
             *_history_faults(task, records),
-            *_outcome_faults(task, records, seen.get(task.number)),
+            *_event_faults(records, seen.get(task.number, [])),
             *_effect_faults(records, own),
             *_step_faults(task, records, own, history),
+            *_undo_faults(task, records, own, history),
             *_dead_letter_faults(task, records, history),
         ):
             made.findings.append(Finding(task.number, what))
@@ -96,7 +106,7 @@ def reconcile(
     if history.queued:
         made.findings.append(Finding("?", f"{history.queued} messages are left in the queue"))
     made.counts["accepted"] = len(known)
-    made.counts["outcomes seen"] = len(seen)
+    made.counts["events seen"] = sum(map(len, seen.values()))
     return made
 
 
@@ -150,14 +160,14 @@ def _order_faults(records: list[Record]) -> Iterator[str]:
 
 
 def _end_faults(task: Accepted, end: Record) -> Iterator[str]:
-    wanted = expected_state(task.kind)
+    wanted = expected_states(task.number, task.kind)
     result = end.body.get("result") or {}
-    if end.state != wanted:
+    if end.state not in wanted:
         # What was lost with its worker too often is given up; with nothing else a failure is excused.
         if end.state != "failed" or end.epoch < ATTEMPTS:
-            yield f"({task.kind}) should be {wanted}, is {end.state} in attempt {end.epoch}: {result}"
+            yield f"({task.kind}) should be {' or '.join(sorted(wanted))}, is {end.state} in attempt {end.epoch}: {result}"
         return
-    if wanted == "completed" and _data(result).get("number") != task.number:
+    if end.state == "completed" and _data(result).get("number") != task.number:
         yield f"has a result of something else: {result}"
 
 
@@ -168,17 +178,22 @@ def _data(result: dict[str, Any]) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _outcome_faults(task: Accepted, records: list[Record], seen: Outcome | None) -> Iterator[str]:
-    end = next((record for record in records if record.state in TERMINAL), None)
-    if seen is None:
-        yield "was not seen ending by its watcher"
-    elif end is None or (seen.state, seen.digest) != (end.state, end.digest):
-        yield f"was seen {seen.state}, and is {'nothing' if end is None else end.state}"
+def _event_faults(records: list[Record], seen: list[Event]) -> Iterator[str]:
+    """Compare with what a watcher saw, who was killed in between: everything, in order, each once."""
+    states = [(one.what, one.attempt) for one in seen if one.what not in _NO_STATE]
+    if states != [(record.state, record.epoch) for record in records]:
+        yield f"was seen as {states}, which is not how it is recorded"
+    if twice := [cursor for cursor, count in Counter(one.cursor for one in seen).items() if count > 1]:
+        yield f"was seen twice at {twice[0]}"
+    if any(one.what == "gap" for one in seen):
+        yield "was seen with a gap in its progress"
 
 
 def _dead_letter_faults(task: Accepted, records: list[Record], history: History) -> Iterator[str]:
     end = next((record for record in records if record.state in TERMINAL), None)
-    given_up = end is not None and end.state == "failed" and expected_state(task.kind) != "failed"
+    given_up = (
+        end is not None and end.state == "failed" and "failed" not in expected_states(task.number, task.kind)
+    )
     parts = history.dead.get(task.key, set())
     if given_up and parts != {"frame", "record"}:
         yield f"was given up, and its dead letter has {sorted(parts) or 'nothing'}"
@@ -204,13 +219,11 @@ def _effect_faults(records: list[Record], effects: list[Effect]) -> Iterator[str
 def _step_faults(
     task: Accepted, records: list[Record], effects: list[Effect], history: History
 ) -> Iterator[str]:
-    if task.kind != "steps":
-        return
     stored = {one.place: one for one in history.steps.get(task.key, ())}
     began_at = {record.epoch: record.sequence for record in records if record.state == "working"}
     begun = {one.attempt: one.line for one in effects if one.what == "begin"}
     for name in sorted({one.name for one in effects if one.what in {"ran", "got"}}):
-        record = stored.get(step_subject(AGENT, task.key, f"{name} 0").rpartition(".")[2])
+        record = _stored(stored, task, name)
         got = [one for one in effects if one.what == "got" and one.name == name]
         ran = [one for one in effects if one.what == "ran" and one.name == name]
         if got and record is None:
@@ -229,10 +242,44 @@ def _step_faults(
         if again := [number for number, count in Counter(one.attempt for one in ran).items() if count > 1]:
             yield f"step {name} ran more than once in attempt {again[0]}"
     end = next((record for record in records if record.state == "completed"), None)
-    if end is not None:
+    if task.kind == "steps" and end is not None:
         told = {one.name: one.token for one in effects if one.what == "got"}
         if _data(end.body.get("result") or {}).get("tokens") != told:
             yield "its result says other things of its steps than they returned"
+
+
+def _undo_faults(
+    task: Accepted, records: list[Record], effects: list[Effect], history: History
+) -> Iterator[str]:
+    """What a task did that failed for good is undone, last first, and what is on record as undone not again."""
+    if task.kind != "undo":
+        return
+    stored = {one.place: one for one in history.steps.get(task.key, ())}
+    began_at = {record.epoch: record.sequence for record in records if record.state == "working"}
+    first: dict[str, int] = {}
+    for name in UNDONE:
+        undone = [one for one in effects if one.what == "undid" and one.name == name]
+        first |= {name: undone[0].line} if undone else {}
+        if _stored(stored, task, name) is not None and not undone:
+            yield f"step {name} is on record and was not undone"
+        if not {one.token for one in undone} <= _tokens(effects, "got", name):
+            yield f"another step {name} was undone than was done"
+        over = _stored(stored, task, f"undo:{name}")
+        if undone and over is None:
+            yield f"step {name} was undone, and that is not on record"
+        for one in undone:
+            if over is not None and began_at.get(one.attempt, 0) > over.sequence:
+                yield f"step {name} was undone before attempt {one.attempt} began, and again in it"
+    if list(first) == list(UNDONE) and first[UNDONE[1]] > first[UNDONE[0]]:
+        yield "its steps were undone in the order in which they were done"
+
+
+def _stored(stored: dict[str, StepDone], task: Accepted, name: str) -> StepDone | None:
+    return stored.get(step_subject(AGENT, task.key, f"{name} 0").rpartition(".")[2])
+
+
+def _tokens(effects: list[Effect], what: str, name: str) -> set[str]:
+    return {one.token for one in effects if one.what == what and one.name == name}
 
 
 def _count(counts: Counter[str], records: list[Record], effects: list[Effect]) -> None:
@@ -248,4 +295,5 @@ def _count(counts: Counter[str], records: list[Record], effects: list[Effect]) -
     counts["attempts that ended and are not recorded"] += len(over - recorded)
     ran = Counter(effect.name for effect in effects if effect.what == "ran")
     counts["steps run"] += sum(ran.values())
+    counts["steps undone"] += len({one.name for one in effects if one.what == "undid"})
     counts["steps run more than once, not recorded before"] += sum(count > 1 for count in ran.values())

@@ -14,7 +14,7 @@ from tests.chaos.effects import EffectsReader, json_lines
 from tests.chaos.faults import Chaos, Schedule, lines_with
 from tests.chaos.history import auditor
 from tests.chaos.plan import KINDS
-from tests.chaos.reconcile import Accepted, Finding, Outcome, reconcile
+from tests.chaos.reconcile import Accepted, Event, Finding, reconcile
 from tests.chaos.site import Site, site
 
 _log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ async def _compared(place: Site, chaos: Chaos, seconds: float) -> Report:
     made = reconcile(
         settings.tasks,
         (Accepted(*values) for _, values in json_lines(settings.accepted)),
-        (Outcome(*values) for _, values in json_lines(settings.outcomes)),
+        (Event(*values) for _, values in json_lines(settings.events)),
         EffectsReader(settings.effects).more(),
         history,
     )

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from agentweave_bus.envelope import control_role
 from agentweave_bus.identity import Authority
 from agentweave_bus.runtime import READY_FD
 from agentweave_bus.spiffe_id import SpiffeID
-from tests.chaos.plan import AGENT, AUDITOR, CLIENT, DOMAIN, SETTINGS, Settings
+from tests.chaos.plan import AGENT, AUDITOR, CLIENT, DOMAIN, KINDS, SETTINGS, Settings
 from tests.faults.proxy import Proxy, proxied
 
 ROOT = Path(__file__).parents[2]
@@ -107,21 +108,27 @@ class Child:
         return await self._process.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What everybody stands on: the broker, the proxy before it, and who gives out identities."""
+
+    settings: Settings
+    nats: NatsServer
+    proxy: Proxy
+    authority: Authority
+    api: WorkloadApiServer
+
+
 class Site:
     """A running site. Made by :func:`site`."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        nats: NatsServer,
-        proxy: Proxy,
-        authority: Authority,
-        make: Callable[..., Child],
-    ) -> None:
+    def __init__(self, ground: Ground, make: Callable[..., Child]) -> None:
+        settings = ground.settings
         self.settings = settings
-        self.nats = nats
-        self.proxy = proxy
-        self.authority = authority
+        self.nats = ground.nats
+        self.proxy = ground.proxy
+        self.authority = ground.authority
+        self.api = ground.api
         self.control = make("control", "tests.chaos.control")
         self.submitter = make("submitter", "tests.chaos.client", "submit")
         self.watcher = make("watcher", "tests.chaos.client", "watch")
@@ -164,6 +171,7 @@ async def site(folder: Path, **settings: Any) -> AsyncIterator[Site]:
         (folder / "settings.json").write_text(json.dumps(made.to_json()))
         agent = _participant(made, AGENT, api.endpoint(AGENT))
         agent["agent"]["class"] = "tests.chaos.agent:Chaos"
+        agent["bus"]["task_ack_wait"] = float(made.ack_wait_s)
         (folder / "agent.yaml").write_text(yaml.safe_dump(agent))
         parted = {**agent, "bus": {**agent["bus"], "servers": [proxy.url]}}
         (folder / "parted.yaml").write_text(yaml.safe_dump(parted))
@@ -178,7 +186,7 @@ async def site(folder: Path, **settings: Any) -> AsyncIterator[Site]:
             }
             return Child(name, command, environment, folder / f"{name}.log")
 
-        running = Site(made, nats, proxy, authority, make)
+        running = Site(Ground(made, nats, proxy, authority, api), make)
         try:
             yield running
         finally:
@@ -206,7 +214,7 @@ _GRANTS = {
         {
             "caller": str(CLIENT),
             "callee": str(AGENT),
-            "capabilities": ["quick", "slow", "steps", "again", "fails"],
+            "capabilities": ["quick", *KINDS],
             "kinds": ["task"],
         }
     ]

@@ -8,10 +8,10 @@ from agentweave_bus.bus.subjects import step_subject
 from tests.chaos.effects import Effect
 from tests.chaos.history import History, Record, StepDone
 from tests.chaos.plan import AGENT, ATTEMPTS
-from tests.chaos.reconcile import Accepted, Outcome, Reconciled, reconcile
+from tests.chaos.reconcile import Accepted, Event, Reconciled, reconcile
 
-KEY = "ab" * 32
-TASK = Accepted(0, "steps", "id-0", KEY)
+TASK = Accepted(0, "steps", "id-0", "reference")
+KEY = TASK.key
 STEP = step_subject(AGENT, KEY, "charge 0").rpartition(".")[2]
 
 
@@ -63,14 +63,17 @@ class Case:
             (2, "end", ""),
         )
         self.steps = [StepDone(2, STEP, {"value": "x"})]
-        self.outcomes = [Outcome(0, "completed", 2, "d2")]
+        self.events: list[Event] | None = None
         self.accepted = [TASK]
         self.history = History()
 
     def reconciled(self) -> Reconciled:
         self.history.records[KEY] = self.records
         self.history.steps[KEY] = self.steps
-        return reconcile(1, self.accepted, self.outcomes, self.effects, self.history)
+        seen = self.events
+        if seen is None:
+            seen = [Event(0, one.state, f"s{one.slot}", one.epoch) for one in self.records]
+        return reconcile(1, self.accepted, seen, self.effects, self.history)
 
     def told(self) -> list[str]:
         return [finding.what for finding in self.reconciled().findings]
@@ -107,7 +110,7 @@ def test_a_task_nobody_accepted(case):
 
 
 def test_one_idempotency_key_that_made_two_tasks(case):
-    case.accepted.append(TASK._replace(id="id-1", key="cd" * 32))
+    case.accepted.append(TASK._replace(id="id-1"))
     assert "was accepted twice under one idempotency key" in case.told()
 
 
@@ -151,7 +154,6 @@ def test_a_failure_that_nothing_excuses(case):
 def test_what_was_given_up_has_a_dead_letter(case):
     case.records = [record(number, number, "working", number + 1) for number in range(ATTEMPTS)]
     case.records.append(record(ATTEMPTS, ATTEMPTS, "failed", ATTEMPTS))
-    case.outcomes = [Outcome(0, "failed", ATTEMPTS, f"d{ATTEMPTS}")]
     assert case.told() == ["was given up, and its dead letter has nothing"]
     case.history.dead[KEY] = {"frame", "record"}
     assert case.told() == []
@@ -162,11 +164,18 @@ def test_the_result_of_another_task(case):
     assert any(what.startswith("has a result of something else") for what in case.told())
 
 
-def test_an_outcome_that_nobody_saw_or_saw_otherwise(case):
-    case.outcomes = [Outcome(0, "completed", 2, "other")]
-    assert "was seen completed, and is completed" in case.told()
-    case.outcomes = []
-    assert "was not seen ending by its watcher" in case.told()
+def test_what_a_watcher_must_see(case):
+    right = [Event(0, "working", "a", 1), Event(0, "working", "b", 2), Event(0, "completed", "d", 2)]
+    case.events = [*right[:2], Event(0, "progress", "c", 2), right[2]]
+    assert case.told() == []
+    case.events = right[:2]
+    assert [what[:11] for what in case.told()] == ["was seen as"]
+    case.events = [right[1], right[0], right[2]]
+    assert [what[:11] for what in case.told()] == ["was seen as"]
+    case.events = [*right[:2], Event(0, "progress", "b", 2), right[2]]
+    assert case.told() == ["was seen twice at b"]
+    case.events = [*right[:2], Event(0, "gap", "c", 2), right[2]]
+    assert case.told() == ["was seen with a gap in its progress"]
 
 
 def test_an_attempt_that_ran_twice_or_without_record(case):

@@ -35,6 +35,8 @@ class Layer(Enum):
     PERMISSIONS = "broker permissions"
     STREAM = "stream configuration"
     CALLER = "caller: answers are verified"
+    RECORD = "readers of a task's log: records and progress are verified"
+    WORKER = "worker: cancellations are verified"
     CONTROL = "control role: announcements are verified"
     POLICY_LOAD = "policy loading"
     NAMES = "names"

@@ -103,6 +103,23 @@ async def test_nobody_listens_before_somebody_waits_and_nothing_is_kept_after(wo
     assert hints._count == 0
 
 
+async def test_who_was_woken_too_early_looks_again_soon(world: World) -> None:
+    """The broker passes a message on before it can be read."""
+    parts = world.parts["client"]
+    async with Hints(me=parts.me, keeper=parts.keeper).waiting(world.ref.key) as waiting:
+        waiting.hint()
+        began = time.monotonic()
+        for _ in range(4):
+            await waiting.next_look()
+        assert time.monotonic() - began < 1.0
+        waiting.hint()
+        await waiting.next_look()
+        waiting.found()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.4):
+                await waiting.next_look()
+
+
 async def test_many_who_wait_ask_less_often(world: World) -> None:
     parts = world.parts["client"]
     hints = Hints(me=parts.me, keeper=parts.keeper)

@@ -65,10 +65,12 @@ class Past:
             allow_foreign=True,
         )
 
-    def read(self, iat_ms, stored_at_ms, *, svid=None, iss=BUYER, verifier=None):
+    def read(self, iat_ms, stored_at_ms, *, svid=None, iss=BUYER, verifier=None, beside=()):
         """Read from a stream a task that is signed by the stolen key; return whether it counts as expired."""
+        svid = self.mint(iss) if svid is None else svid
         forged = forged_call(
-            self.mint(iss) if svid is None else svid,
+            svid,
+            chain=(*svid.cert_chain, *beside),
             iss=iss,
             kind=Kind.TASK,
             reply=None,
@@ -156,6 +158,15 @@ async def test_an_id_of_ours(past):
     stored_at = past.left_ms - MINUTE
     with pytest.raises(ChainRefusedError, match=f"against the bundle of {DOMAIN}"):
         past.read(stored_at, stored_at, iss=CLI)
+
+
+@refused_by(
+    Step.CHAIN, "a certificate beside the path to an authority that is remembered", by=Adversary.THIEF
+)
+async def test_a_certificate_beside_the_path(past):
+    stored_at = past.left_ms - MINUTE
+    with pytest.raises(ChainRefusedError, match="beside its path"):
+        past.read(stored_at, stored_at, beside=Authority(PARTNER).bundle.to_der())
 
 
 @refused_by(Step.CHAIN, "a stored task under a remembered authority that was revoked", by=Adversary.THIEF)

@@ -271,7 +271,9 @@ class ProgressWriter:
 
         """
         self._check_mine()
-        await self._write(self._body(artifact=dict(artifact)))
+        body = self._body(artifact=dict(artifact))
+        await self._tell_latest()  # which was told before it
+        await self._write(body)
 
     async def finish(self) -> None:
         """Write what was told last. Gives up after some seconds: progress must not hold up an outcome."""
@@ -310,14 +312,19 @@ class ProgressWriter:
             left = self._written_at + _INTERVAL_S - self._monotonic()
             if left > 0 and not self._finishing.is_set():
                 await _event_or(self._finishing, left)
-            body, self._latest = self._latest, None
-            try:
-                await self._write(body)
-            except AttemptLostError:
-                return
-            except (BusError, PayloadError, EnvelopeError, IdentityError) as error:
-                _log.warning("progress of %r is not told: %s", self._chain.ref, error)
-            self._written_at = self._monotonic()
+            await self._tell_latest()
+
+    async def _tell_latest(self) -> None:
+        body, self._latest = self._latest, None
+        if body is None:
+            return
+        try:
+            await self._write(body)
+        except AttemptLostError:
+            _log.info("progress of %r is not told: another attempt has begun", self._chain.ref)
+        except (BusError, PayloadError, EnvelopeError, IdentityError) as error:
+            _log.warning("progress of %r is not told: %s", self._chain.ref, error)
+        self._written_at = self._monotonic()
 
     async def _write(self, body: ProgressBody) -> None:
         payload, chain, desk = body.encoded(), self._chain, self._desk

@@ -168,7 +168,7 @@ async def test_a_log_that_the_broker_forgets(stage):
 
 
 async def test_a_record_that_the_broker_withholds(stage):
-    """Not protected: who owns the broker can keep a submitter from learning of an outcome; not another way."""
+    """Not protected: who owns the broker can withhold an outcome from its submitter; he has no other to show."""
     handle = await begun(stage)
     stage.probe.take_turns(2)
     assert (await handle.result(PATIENCE)).data == {"count": 2}

@@ -140,6 +140,18 @@ async def test_every_artifact_is_told(world: World) -> None:
     assert [one.body.artifact.data for one in await chain_of(world)] == list(range(20))
 
 
+async def test_artifacts_and_progress_keep_their_order(world: World) -> None:
+    async with writer(world) as progress:
+        for number in range(3):
+            await progress.progress(number / 4)
+            await progress.artifact({"type": "n", "data": number})
+        await progress.progress(1.0)
+    told = [one.body for one in await chain_of(world)]
+    assert [one.fraction if one.artifact is None else one.artifact.data for one in told] == [
+        *(0.0, 0, 0.25, 1, 0.5, 2, 1.0)
+    ]
+
+
 async def test_who_tells_nothing_has_no_mark(world: World) -> None:
     async with writer(world) as progress:
         pass

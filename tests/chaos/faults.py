@@ -81,7 +81,7 @@ SMALL = Schedule(
     endings=1,
     rotations=1,
 )
-OVERLAP = Schedule(overlaps=1)
+OVERLAP = Schedule(overlaps=2)
 CRASHES = Schedule(kills=4)
 AWAY = Schedule(kills=2, broker_freezes=1, broker_absences=1)
 
@@ -188,7 +188,8 @@ class Chaos:
 
     async def _overlap(self) -> None:
         """Stop a worker until somebody else has begun what it was doing, and let it go on then."""
-        late = await self._busy()
+        await self._busy()
+        late = max(self._workers(), key=lambda one: len(self.handlers.of(one)), default=self._site.workers[0])
         late.signal(signal.SIGSTOP)
         try:
             if await self._begun_elsewhere(late):

@@ -93,7 +93,7 @@ def kind_of(number: int, kinds: tuple[str, ...]) -> str:
 def payload_of(number: int, kind: str) -> dict[str, Any]:
     payload: dict[str, Any] = {"number": number}
     if kind == "slow":
-        payload["seconds"] = 0.3 + number * 7 % 23 / 10  # 0.3 to 2.5
+        payload["seconds"] = 0.5 + number * 7 % 23 / 10  # 0.5 to 2.7
     if kind == "again":
         payload["times"] = 1 + number % 2
     return payload

@@ -37,21 +37,27 @@ def test_no_task_is_lost_and_no_outcome_recorded_twice():
         assert count(said, fault) == 1, said
 
 
+_LOST = "has no terminal record"
+_TWICE = "was run 2 times"
+_AFTER = "records after its terminal one"
+
+
 @pytest.mark.parametrize(
     ("broken", "told"),
     [
-        ("cas", "has more than one record in slot"),
-        # The late worker believes that its outcome stands, and who has the task then is killed.
-        ("blind", "has no terminal record"),
+        ("cas", {"has more than one record in slot"}),
+        # The late worker believes that its outcome stands, and who has the task then is killed; two begin the
+        # same attempt; or what was cancelled meanwhile ends all the same.
+        ("blind", {_LOST, _TWICE, _AFTER}),
     ],
 )
 def test_a_build_that_does_not_compare_and_set_is_caught(broken, told):
     code, said = chaos(
-        *("--tasks", "100", "--duration", "16", "--ack-wait", "2", "--seed", "3"),
+        *("--tasks", "100", "--duration", "22", "--ack-wait", "2", "--seed", "3"),
         *("--faults", "overlap", "--kinds", "slow", "--broken", broken),
     )
     assert code == 1, said
-    assert told in said, said
+    assert any(words in said for words in told), said
 
 
 def test_a_build_that_does_not_record_steps_is_caught():

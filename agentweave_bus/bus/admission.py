@@ -425,7 +425,7 @@ class Admission:
             direction="inbound",
             payload=payload,
             task_id=head.id,
-            kind=head.kind.value,
+            kind=_kind_asked(head.kind).value,
             transport="bus",
             via=[link.to_context() for link in asks.via],
             principal=asks.principal,
@@ -483,6 +483,11 @@ class Admission:
             self._metrics.audit_write_failures.inc()
             _log.error("a refusal could not be recorded: %s", error)
         _log.warning("%s", refusal, extra={"audit_id": refusal.audit_id})
+
+
+def _kind_asked(kind: Kind) -> Kind:
+    """Return as what a policy sees it: a reissue stands for its task (``reissued_by`` says the rest)."""
+    return Kind.TASK if kind is Kind.REISSUE else kind
 
 
 def _unforeseen(fault: Exception, request: OpenedEnvelope | None) -> AdmissionRefusedError:

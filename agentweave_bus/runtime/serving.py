@@ -35,7 +35,7 @@ from agentweave_bus.bus.responder import Responder
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.client import DEFAULT_TASK_SECONDS, Parent, TaskOptions
 from agentweave_bus.config import LoggingConfig
-from agentweave_bus.envelope import Head, Requester, VerifiedLink, requester
+from agentweave_bus.envelope import Head, Kind, Requester, VerifiedLink, requester
 from agentweave_bus.exceptions import SvidUnavailableError
 from agentweave_bus.identity import IdentitySnapshot, IdentitySource, X509Svid
 from agentweave_bus.observability.exposition import Exposition
@@ -158,18 +158,21 @@ def _parent(context: RequestContext | None) -> Parent | None:
         return None
     served = context.links[-1]
     head = served.head
+    reissued = head.kind is Kind.REISSUE
+    origin = context.links[-2] if reissued else served
     link = VerifiedLink(
-        iss=head.iss,
+        iss=origin.head.iss,
         aud=head.aud,
         cap=head.cap,
-        kind=head.kind,
+        kind=origin.head.kind,
         id=head.id,
         iat=head.iat,
         exp=head.exp,
-        digest=served.digest,
+        digest=origin.digest,
         scope=head.scope,
         principal=None,
         sender_expired=False,
+        reissued_by=head.iss if reissued else None,
     )
     return Parent(
         links=context.links,
@@ -393,7 +396,7 @@ class _Served:
             request_time=datetime.fromtimestamp(head.iat / 1000, UTC),
             task_id=head.id,
             deadline_ms=head.exp,
-            kind=head.kind.value,
+            kind=Kind.TASK.value if head.kind is Kind.REISSUE else head.kind.value,
             transport="bus",
             via=asks.via,
             principal=asks.principal,

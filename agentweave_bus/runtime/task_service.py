@@ -120,7 +120,12 @@ class TaskService:
 
 
 class Steps:
-    """Where the steps of one attempt are on record; see ``agent.records.StepStore``."""
+    """Where the steps of one attempt are on record; see ``agent.records.StepStore``.
+
+    A redrive lets a task begin anew, and keeps what was done: what a step has returned it returns again,
+    unless that was undone when the task failed. Steps that failed run again. So each run of the task has
+    names of its own, but for the list of what there may be to undo, which goes on.
+    """
 
     def __init__(self, parts: Connected, run: TaskRun) -> None:
         self._log = StepLog(
@@ -130,10 +135,24 @@ class Steps:
             largest=lambda: parts.keeper.max_message_bytes,
             monotonic=parts.surroundings.monotonic_s,
         )
+        begun = (one.epoch for one in run.log.records if one.body.redrive is not None)
+        self._runs = [0, *(epoch for epoch in begun if epoch <= run.record.epoch)]
 
     async def load(self, name: str) -> StepRecord | None:
         """Return what was saved under ``name``."""
-        found = await self._log.load(name)
+        found = await self._load(name, self._runs[-1])
+        if found is not None or ":" in name:
+            return found
+        for run in reversed(self._runs[:-1]):
+            if await self._load(f"undo:{name}", run) is not None:
+                return None
+            found = await self._load(name, run)
+            if found is not None:
+                return found if found.error is None else None
+        return None
+
+    async def _load(self, name: str, run: int) -> StepRecord | None:
+        found = await self._log.load(_in_run(name, run))
         return None if found is None else StepRecord.from_json(found)
 
     async def confirm(self) -> None:
@@ -142,8 +161,14 @@ class Steps:
 
     async def save(self, name: str, record: StepRecord) -> StepRecord:
         """Write a step down, once."""
-        await self._log.save(name, record.to_json())
+        await self._log.save(_in_run(name, self._runs[-1]), record.to_json())
         return record
+
+
+def _in_run(name: str, run: int) -> str:
+    """Return under what a name stands in a run of the task, which began with the attempt ``run``."""
+    announced = name.startswith("saga:") and name.removeprefix("saga:").isdecimal()
+    return name if announced or not run else f"{run}/{name}"
 
 
 class Telling:

@@ -77,7 +77,9 @@ class DeadLetters:
         desk = self._desk
         capability = delivery.subject.rpartition(".")[2]
         frame_hash = sha256(delivery.data).hex()
-        key, attempts = (frame_hash, 0) if log is None else (log.ref.key, log.epoch)
+        # Another task under a key that is taken must not stand in that task's place.
+        own = log is not None and (log.last is None or log.last.task == digest)
+        key, attempts = (log.ref.key, log.epoch) if log is not None and own else (frame_hash, 0)
         place = dead_subject(self._agent, capability, key, attempts, "frame")
         await desk.slots.put(self._stream, place, delivery.data)
         now_ms = desk.clock_ms()

@@ -9,6 +9,9 @@ written by who has rights at the broker that no agent has, or by the agent's own
 and logged, believed by nobody, and in nobody's way. But what may be genuine and can't be told now (its
 sender's authority is not known here, its time is of a clock that goes ahead) is not passed over: the log is
 unreadable then, and nobody continues it, because a task that has ended must not run again.
+
+What ends a log is a terminal record. One that says ``failed`` may be followed by a redrive (:mod:`.redrive`),
+so behind it is looked again; behind the others never.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from agentweave_bus.exceptions import (
 from agentweave_bus.identity.chain import claimed_spiffe_id
 from agentweave_bus.tasks.record import RecordBody, StateRecord, TaskRef, draft_record, read_record
 from agentweave_bus.tasks.state import next_epoch
+from agentweave_bus.types import TaskState
 
 __all__ = ["Desk", "TaskLog", "may_be_genuine"]
 
@@ -83,6 +87,16 @@ class TaskLog:
         return self.last is not None and self.last.state.terminal
 
     @property
+    def closed(self) -> bool:
+        """Whether nothing can follow: it has ended, and not by failing, which a redrive can take back."""
+        return self.ended and self.last is not None and self.last.state is not TaskState.FAILED
+
+    @property
+    def redriven(self) -> int:
+        """The attempt with which the newest redrive began; 0 for a task that was never redriven."""
+        return next((one.epoch for one in reversed(self.records) if one.body.redrive is not None), 0)
+
+    @property
     def epoch(self) -> int:
         """How many attempts have begun."""
         return 0 if self.last is None else self.last.epoch
@@ -95,7 +109,7 @@ class TaskLog:
 
         """
         known = len(self.records)
-        while not self.ended:
+        while not self.closed:
             subject = self.ref.subject(self._slot)
             stands = await self._desk.slots.read(self.ref.stream, subject)
             if stands is None:
@@ -108,7 +122,8 @@ class TaskLog:
     ) -> StateRecord | None:
         """Record that the task whose head's digest is ``task`` has come to a state.
 
-        Returns ``None`` when somebody else's record stands there already; it is known then.
+        Returns ``None`` when somebody else's record stands there already; it is known then. A log that has
+        ended is continued by a redrive only.
 
         Raises:
             BusError: it could not be written within ``deadline_s`` seconds. It may stand all the same.
@@ -117,7 +132,7 @@ class TaskLog:
 
         """
         known = len(self.records)
-        while not self.ended:
+        while self._is_open_to(body):
             sealed = await self._sealed(body, task)
             stands = await self._desk.slots.put(
                 self.ref.stream, sealed.head.sub, sealed.frame, deadline_s=deadline_s
@@ -139,6 +154,9 @@ class TaskLog:
             if len(self.records) > known:
                 return None
         return None
+
+    def _is_open_to(self, body: RecordBody) -> bool:
+        return not self.ended if body.redrive is None else self.ended and not self.closed
 
     async def _sealed(self, body: RecordBody, task: bytes) -> Sealed:
         desk = self._desk

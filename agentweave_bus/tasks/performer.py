@@ -13,6 +13,10 @@
 7. The task is acknowledged. Not before its outcome stands.
 
 A worker that dies in between has acknowledged nothing, so the task comes again; its log says where it was.
+
+A task that was given up may come once more, as a redrive (:mod:`.redrive`). It begins anew with the attempt
+that the redrive names, if the last record is ``failed`` of the attempt before, and has all its attempts
+again. What comes of an earlier run of the same task is let go.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ import anyio
 from agentweave_bus.authz import AuditLog
 from agentweave_bus.bus.admission import Admission, AdmissionRefusedError, Step
 from agentweave_bus.bus.admitted import Admitted, OpenedTask, StoredArrival
-from agentweave_bus.bus.records import outcome_facts
+from agentweave_bus.bus.records import WitnessNotes, envelope_facts, outcome_facts
 from agentweave_bus.exceptions import (
     AttemptLostError,
     AuditError,
@@ -44,6 +48,7 @@ from agentweave_bus.tasks.dead_letters import DeadLetters
 from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.tasks.queue import Acknowledgements, Delivery
 from agentweave_bus.tasks.record import ProgressMark, RecordBody, StateRecord, TaskRef
+from agentweave_bus.tasks.redrive import origin_of, redrive_evidence, redriven_attempt
 from agentweave_bus.tasks.retry import LONGEST_DELAY, Retry
 from agentweave_bus.types import TaskState
 
@@ -127,9 +132,24 @@ class _Case(NamedTuple):
         """The digest of the task's head, which its records name."""
         return self.opened.asks.digest
 
+    @property
+    def redrive(self) -> int:
+        """The attempt with which this redrive begins; 0 for a task as it was submitted."""
+        return redriven_attempt(self.opened.request.head)
+
+    def tries(self, epoch: int) -> int:
+        """Say the how many-th attempt one is, of those that this run of the task has."""
+        return epoch - max(0, self.redrive - 1)
+
     def body(self, state: TaskState, **more: Any) -> RecordBody:
         """Return what the record of a state says."""
         return RecordBody(state=state, pd=self.opened.request.head.pd.hex(), **more)
+
+    def working(self) -> RecordBody:
+        """Return what the record says with which the next attempt begins."""
+        if not self.log.ended:
+            return self.body(TaskState.WORKING)
+        return self.body(TaskState.WORKING, redrive=redrive_evidence(self.opened.request.link))
 
 
 class _Running:
@@ -215,7 +235,7 @@ class Performer:
         head = opened.request.head
         log = TaskLog(self._desk, TaskRef(self._me, opened.asks.iss, head.cap, head.id))
         case = _Case(delivery, opened, log)
-        if delivery.delivered > 1:
+        if delivery.delivered > 1 or case.redrive:
             await log.refresh()
         for _ in range(_MOST_LOOKS):
             if await self._settled(case):  # 2
@@ -226,11 +246,11 @@ class Performer:
                 if await self._refused(case, refusal):
                     return
                 continue
-            if log.ended and log.last is not None:
+            if log.closed and log.last is not None:
                 await self._undo(case, admitted, log.last)
                 return
-            give_up = _exhausted(log) if log.epoch >= self._rule_of(opened).attempts else None
-            working = await log.append(case.body(TaskState.WORKING), case.digest)  # 4
+            give_up = _exhausted(case) if case.tries(log.epoch) >= self._rule_of(opened).attempts else None
+            working = await log.append(case.working(), case.digest)  # 4
             if working is not None:
                 await self._attempt(case, admitted, working, give_up)
                 return
@@ -239,11 +259,13 @@ class Performer:
     async def _settled(self, case: _Case) -> bool:
         """Step 2: say whether nothing is left to be done with this delivery, and do what is."""
         last = case.log.last
-        if last is None:
+        if last is None and not case.redrive:
             return False
-        if last.task != case.digest:
+        if last is not None and last.task != case.digest:
             await self._another(case, last)
             return True
+        if last is None or case.redrive != case.log.redriven:
+            return await self._of_another_run(case, last)
         if last.state.terminal and not (last.state is TaskState.CANCELED and case.log.epoch > 0):
             await self._acknowledgements.done(case.delivery)
             return True
@@ -251,6 +273,23 @@ class Performer:
             await self._acknowledgements.back(case.delivery, wait_s)
             return True
         return False  # also of a task that was cancelled between two attempts: its steps are to be undone
+
+    async def _of_another_run(self, case: _Case, last: StateRecord | None) -> bool:
+        """Say whether a delivery is no part of the task's present run, and let it go if it isn't one.
+
+        A redrive begins a new one only behind the failure that it names. Any other is one that has had its
+        run, or is to bring back what has not failed: nothing runs by it.
+        """
+        attempt = case.redrive
+        if last is not None and last.state is TaskState.FAILED and last.epoch == attempt - 1:
+            return False
+        if attempt > case.log.redriven:
+            told = "has no record" if last is None else f"is {last.state.value} in attempt {last.epoch}"
+            reason = f"a redrive to attempt {attempt} of a task that {told}"
+            _log.warning("a task is not run: %s (%r)", reason, case.log.ref)
+            self._note_refusal(case, reason)
+        await self._acknowledgements.done(case.delivery)
+        return True
 
     def _not_before(self, last: StateRecord) -> float:
         """Return for how many seconds a task is to be left alone.
@@ -284,7 +323,7 @@ class Performer:
         in_flight.inc()
         try:
             async with self._kept(case) as kept:
-                last = working.epoch >= rule.attempts
+                last = case.tries(working.epoch) >= rule.attempts
                 run = TaskRun(admitted, case.opened, case.log, working, kept, last=last, give_up=give_up)
                 outcome: Attempted | None = None
                 with running.scope:
@@ -302,7 +341,7 @@ class Performer:
         seconds = time.perf_counter() - began
         self._count(case.opened, outcome, seconds)
         if outcome.retry:
-            await self._later(case, outcome, rule.delay(working.epoch))
+            await self._later(case, outcome, rule.delay(case.tries(working.epoch)))
         elif canceled is not None:
             await self._record(case, case.body(TaskState.CANCELED, message=canceled))
         else:
@@ -399,15 +438,16 @@ class Performer:
             await self._acknowledgements.done(delivery)
             return
         # It is genuine and meant for this agent, but too late or for nothing that this agent can do.
-        head = request.head
-        log = TaskLog(self._desk, TaskRef(self._me, head.iss, head.cap, head.id))
+        head, origin = request.head, origin_of(request)
+        log = TaskLog(self._desk, TaskRef(self._me, origin.head.iss, head.cap, head.id))
         await log.refresh()
-        if not log.ended:
+        mine = redriven_attempt(head) == log.redriven
+        if not log.ended and mine:
             state = TaskState.FAILED if refusal.step is Step.TIME else TaskState.REJECTED
             told, step = refusal.told[:_MAX_MESSAGE], refusal.step.label
             body = RecordBody(state=state, pd=head.pd.hex(), message=told, step=step)
-            await log.append(body, request.digest)
-        if log.ended:
+            await log.append(body, origin.digest)
+        if log.ended or not mine:
             await self._acknowledgements.done(delivery)
 
     async def _refused(self, case: _Case, refusal: AdmissionRefusedError) -> bool:
@@ -431,6 +471,14 @@ class Performer:
     def _count(self, opened: OpenedTask, outcome: Attempted, seconds: float) -> None:
         status = RequestStatus.ERROR if outcome.failed else RequestStatus.SUCCESS
         self._metrics.request_ended(Direction.INBOUND, opened.capability.name, status, seconds)
+
+    def _note_refusal(self, case: _Case, reason: str) -> None:
+        request = case.opened.request
+        record = {"event": "refusal", "step": Step.REPLAY.number, "step_name": Step.REPLAY.label}
+        try:
+            self._audit.append({**record, "reason": reason, **envelope_facts(request, WitnessNotes())})
+        except AuditError as error:
+            self._outcome_lost(error)
 
     def _note_outcome(self, opened: OpenedTask, record: StateRecord, seconds: float) -> None:
         """Audit an outcome. It stands: a record that fails is an alarm, not an undoing."""
@@ -501,8 +549,9 @@ def _refusal_told(refusal: AdmissionRefusedError) -> str:
     return f"{told} (audit id {refusal.audit_id})"[:_MAX_MESSAGE]
 
 
-def _exhausted(log: TaskLog) -> str:
-    return f"given up after {log.epoch} attempts, the last of which was lost with its worker"
+def _exhausted(case: _Case) -> str:
+    tries = case.tries(case.log.epoch)
+    return f"given up after {tries} attempts, the last of which was lost with its worker"
 
 
 def _failed(error: str) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from agentweave_bus.envelope import (
 )
 from agentweave_bus.exceptions import MalformedEnvelopeError, PayloadError, SignatureRefusedError
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.redrive import check_redrive
 from agentweave_bus.tasks.state import may_follow
 from agentweave_bus.types import TaskState
 
@@ -112,7 +113,8 @@ class RecordBody(BaseModel):
     key was used with another payload. ``result`` is a result in its JSON form, of a task that has ended by
     itself; ``message`` says why it is in this state, where there is something to say; ``retry_at`` (since
     the epoch) is when a ``submitted`` one is tried again, in milliseconds. ``step`` is the admission step at
-    which a ``rejected`` one was refused.
+    which a ``rejected`` one was refused. ``redrive`` is the reissue by which a ``failed`` task works again,
+    in base64 (:mod:`.redrive`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -125,11 +127,12 @@ class RecordBody(BaseModel):
     retry_at: _Count | None = None
     step: Annotated[str, Field(strict=True, max_length=32)] | None = None
     progress: ProgressMark | None = None
+    redrive: Annotated[str, Field(strict=True, max_length=131_072)] | None = None
 
     def encoded(self) -> bytes:
         """Return it as an envelope's payload. Raises PayloadError."""
         said: dict[str, Any] = {"v": self.v, "state": self.state.value, "pd": self.pd}
-        for name in ("message", "result", "retry_at", "step"):
+        for name in ("message", "result", "retry_at", "step", "redrive"):
             if (value := getattr(self, name)) is not None:
                 said[name] = value
         if self.progress is not None:
@@ -218,7 +221,20 @@ def read_record(
         writer=opened.head.iss,
     )
     _check_writer(record, ref, before)
-    _check_follows(record, before)
+    redriven = before is not None and before.state is TaskState.FAILED
+    _check_follows(record, before, redriven=redriven)
+    if redriven:
+        check_redrive(
+            verifier,
+            body.redrive,
+            agent=ref.agent,
+            task_id=ref.id,
+            task=record.task,
+            attempt=record.epoch,
+            now_ms=now_ms,
+        )
+    elif body.redrive is not None:
+        raise MalformedEnvelopeError("a redrive of a task that had not failed")
     return record
 
 
@@ -249,9 +265,9 @@ def _check_writer(record: StateRecord, ref: TaskRef, before: StateRecord | None)
         raise SignatureRefusedError(f"the control role may not write {record.state} now")
 
 
-def _check_follows(record: StateRecord, before: StateRecord | None) -> None:
+def _check_follows(record: StateRecord, before: StateRecord | None, *, redriven: bool) -> None:
     state, epoch = (None, 0) if before is None else (before.state, before.epoch)
-    if not may_follow(state, epoch, record.state, record.epoch):
+    if not may_follow(state, epoch, record.state, record.epoch, redriven=redriven):
         raise MalformedEnvelopeError(
             f"{record.state} of attempt {record.epoch} does not follow on {state} of attempt {epoch}"
         )

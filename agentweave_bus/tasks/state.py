@@ -11,7 +11,8 @@
        └──> rejected | canceled | failed | auth_required
 
 The *epoch* counts attempts: it is 0 until the first begins, one more with each ``working``, and stays what it
-was with every other state. A terminal state is followed by nothing.
+was with every other state. A terminal state is followed by nothing, with one exception: when an operator has
+a task redriven that was given up (:mod:`.redrive`), ``failed`` is followed by ``working``: it begins anew.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Final
 
 from agentweave_bus.types import TaskState
 
-__all__ = ["FOLLOWS", "may_follow", "next_epoch"]
+__all__ = ["FOLLOWS", "REDRIVEN", "may_follow", "next_epoch"]
 
 _ENDED: Final = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELED, TaskState.REJECTED})
 _WAITING: Final = frozenset({TaskState.AUTH_REQUIRED, TaskState.INPUT_REQUIRED})
@@ -36,10 +37,26 @@ FOLLOWS: Final[dict[TaskState | None, frozenset[TaskState]]] = {
 }
 """What may follow each state; ``None`` is a task of which there is no record."""
 
+REDRIVEN: Final[dict[TaskState | None, frozenset[TaskState]]] = {
+    TaskState.FAILED: frozenset({TaskState.WORKING})
+}
+"""What may follow by a redrive alone."""
 
-def may_follow(before: TaskState | None, before_epoch: int, after: TaskState, after_epoch: int) -> bool:
-    """Say whether a task may go from one state to another, and from one attempt to another."""
-    return after in FOLLOWS[before] and after_epoch == next_epoch(before_epoch, after)
+
+def may_follow(
+    before: TaskState | None,
+    before_epoch: int,
+    after: TaskState,
+    after_epoch: int,
+    *,
+    redriven: bool = False,
+) -> bool:
+    """Say whether a task may go from one state to another, and from one attempt to another.
+
+    ``redriven`` says that it does so by a redrive.
+    """
+    table = REDRIVEN if redriven else FOLLOWS
+    return after in table.get(before, frozenset()) and after_epoch == next_epoch(before_epoch, after)
 
 
 def next_epoch(epoch: int, state: TaskState) -> int:

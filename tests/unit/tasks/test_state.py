@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentweave_bus.tasks.state import FOLLOWS, may_follow, next_epoch
+from agentweave_bus.tasks.state import FOLLOWS, REDRIVEN, may_follow, next_epoch
 from agentweave_bus.types import TaskState
 
 STATES = st.sampled_from(TaskState)
@@ -55,3 +55,13 @@ def test_whatever_has_not_ended_can_be_canceled(before):
 
 def test_every_state_has_its_row():
     assert set(FOLLOWS) == {None, *TaskState}
+
+
+def test_a_redrive_takes_back_a_failure_and_nothing_else():
+    for before in (None, *TaskState):
+        for after in TaskState:
+            lawful = (before, after) == (TaskState.FAILED, TaskState.WORKING)
+            assert may_follow(before, 3, after, next_epoch(3, after), redriven=True) is lawful
+    assert not may_follow(TaskState.FAILED, 3, TaskState.WORKING, 3, redriven=True)
+    assert not may_follow(TaskState.FAILED, 3, TaskState.WORKING, 4)
+    assert set(REDRIVEN) == {TaskState.FAILED}

@@ -60,6 +60,7 @@ GRANTS: dict[str, Any] = {
         {"caller": str(FRONT), "callee": [str(MIDDLE)], "capabilities": ["relay"]},
         {"caller": str(FRONT), "callee": [str(ECHO)], "capabilities": ["whoami", "say", "work", "wait"]},
         {"caller": str(MIDDLE), "callee": [str(ECHO)], "capabilities": ["whoami", "say"]},
+        {"caller": str(CLI), "callee": [str(ECHO)], "capabilities": ["order.*"], "kinds": ["event"]},
     ]
 }
 

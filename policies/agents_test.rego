@@ -96,6 +96,25 @@ test_payment_needs_the_clients_order_and_a_proper_amount if {
 	not data.payment.authz.allow with input as asks(agent("user"), agent("payment"), "refund")
 }
 
+test_payment_of_much_needs_approval if {
+	anna := "spiffe://agentweave.io/person/anna"
+	limits := {"approve_above": 5000, "approvers": [anna]}
+	task := object.union(pays(5000.01, through_gateway), {"context": {"kind": "task"}})
+	data.payment.authz.allow with input as pays(5000, through_gateway) with data.payment_limits as limits
+	not data.payment.authz.allow with input as task with data.payment_limits as limits
+	decision := data.payment.authz.decision with input as task with data.payment_limits as limits
+	decision.require_approval == {"approvers": [anna], "within": 86400}
+	approved := object.union(task, {"context": {"approval": {"by": anna}}})
+	data.payment.authz.allow with input as approved with data.payment_limits as limits
+	other := object.union(task, {"context": {"approval": {"by": agent("order")}}})
+	not data.payment.authz.allow with input as other with data.payment_limits as limits
+	data.payment.authz.allow with input as object.union(task, {"direction": "outbound"}) with data.payment_limits as limits
+	much := object.union(approved, {"context": {"payload": {"amount": 10001}}})
+	refused := data.payment.authz.decision with input as much with data.payment_limits as limits
+	not refused.allow
+	not refused.require_approval
+}
+
 test_company if {
 	orchestrator := "spiffe://company.com/agent/orchestrator"
 	data.company.authz.allow with input as asks(orchestrator, agent("x"), "search")

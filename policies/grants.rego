@@ -18,8 +18,18 @@ default decision := {"allow": false, "reason": "the grants could not be applied 
 
 decision := {
 	"allow": true,
-	"reason": concat("", [passing[0].name, " allows it"]),
-	"limits": object.union(passing[0].uses, partner_uses),
+	"reason": concat("", [at_once[0].name, " allows it"]),
+	"limits": object.union(at_once[0].uses, partner_uses),
+} if {
+	count(at_once) > 0
+	partner_limits_kept
+} else := {
+	"allow": false,
+	"reason": concat("", [passing[0].name, " allows it once it is approved of"]),
+	"require_approval": {
+		"approvers": listed(passing[0].terms.approval.by),
+		"within": object.get(passing[0].terms.approval, "within", 86400),
+	},
 } if {
 	count(passing) > 0
 	partner_limits_kept
@@ -95,6 +105,13 @@ free := [candidate |
 	every key, _ in object.get(candidate.terms, "limits", {}) {
 		key == "max_per_minute"
 	}
+	not candidate.terms.approval
+]
+
+# Of the grants that pass, those for which nobody has to approve, or somebody has.
+at_once := [candidate |
+	some candidate in passing
+	needs_no_approval(candidate.terms)
 ]
 
 # The limits that whoever asked has to count, because a policy has no memory.
@@ -181,6 +198,28 @@ kept(key, bound) if {
 kept(key, bound) if {
 	startswith(key, "min_")
 	numbers.plain(payload[trim_prefix(key, "min_")]) >= numbers.plain(bound)
+}
+
+# --- approval by a person -----------------------------------------------------------------------------------
+
+needs_no_approval(grant) if not grant.approval
+
+# Whoever submits can't know yet who will approve: the agent that is asked has it approved of.
+needs_no_approval(_) if {
+	input.direction == "outbound"
+	input.context.kind == "task"
+}
+
+needs_no_approval(grant) if {
+	count(object.get(grant.approval, "above", {})) > 0
+	every field, bound in grant.approval.above {
+		numbers.plain(payload[field]) <= numbers.plain(bound)
+	}
+}
+
+needs_no_approval(grant) if {
+	some pattern in listed(grant.approval.by)
+	matches(pattern, input.context.approval.by)
 }
 
 # --- partners: other trust domains -----------------------------------------------------------------------

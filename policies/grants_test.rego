@@ -283,3 +283,87 @@ test_standing_is_for_grants_that_look_into_no_payload if {
 	rated := grants.standing with input as foreign({}) with data.grants as [partner_grant] with data.partner as rates
 	rated.limits == {"rate_limit_per_minute": 60}
 }
+
+person := "spiffe://agentweave.io/person/anna"
+
+approved(approval) := object.union(grant, {"approval": approval})
+
+large := approved({"by": ["spiffe://agentweave.io/person/*"], "above": {"amount": 1000}, "within": 60})
+
+submitted(change) := object.union(
+	asks({"amount": 5000}),
+	object.union({"context": {"kind": "task", "transport": "bus", "via": [], "payload": {"amount": 5000}}}, change),
+)
+
+test_a_task_above_the_bound_needs_approval if {
+	decision := grants.decision with input as submitted({}) with data.grants as [large]
+	decision == {
+		"allow": false,
+		"reason": "grant 1 allows it once it is approved of",
+		"require_approval": {"approvers": ["spiffe://agentweave.io/person/*"], "within": 60},
+	}
+	not grants.allow with input as submitted({}) with data.grants as [large]
+	not grants.standing with input as submitted({}) with data.grants as [large]
+	not grants.decision.allow with input as asks({"amount": 1000.01}) with data.grants as [large]
+}
+
+test_up_to_the_bound_nobody_is_asked if {
+	every amount in [1000, "1000.00", -5] {
+		grants.allow with input as asks({"amount": amount}) with data.grants as [large]
+	}
+	every strange in ["1e3", "", null, true, [1]] {
+		not grants.allow with input as asks({"amount": strange}) with data.grants as [large]
+	}
+	not grants.allow with input as asks({}) with data.grants as [large]
+}
+
+test_without_a_bound_everything_needs_approval if {
+	decision := grants.decision with input as submitted({}) with data.grants as [approved({"by": person})]
+	decision.require_approval == {"approvers": [person], "within": 86400}
+	not grants.allow with input as asks({"amount": 1}) with data.grants as [approved({"by": person, "above": {}})]
+}
+
+test_an_approval_by_who_may_is_one if {
+	grants.allow with input as submitted({"context": {"approval": {"by": person}}}) with data.grants as [large]
+	every other in [order, "spiffe://agentweave.io/person", "spiffe://other.io/person/anna", null, 7] {
+		not grants.allow with input as submitted({"context": {"approval": {"by": other}}}) with data.grants as [large]
+	}
+	not grants.allow with input as submitted({"context": {"payload": {"approval": {"by": person}}}}) with data.grants as [large]
+}
+
+test_limits_hold_for_what_is_approved_of if {
+	bounded := object.union(large, {"limits": {"max_amount": 4000}})
+	not grants.allow with input as submitted({"context": {"approval": {"by": person}}}) with data.grants as [bounded]
+	decision := grants.decision with input as submitted({}) with data.grants as [bounded]
+	not decision.require_approval
+}
+
+test_who_submits_needs_nobodys_approval_yet if {
+	grants.allow with input as submitted({"direction": "outbound"}) with data.grants as [large]
+	calls := object.union(asks({"amount": 5000}), {"direction": "outbound"})
+	not grants.allow with input as calls with data.grants as [large]
+}
+
+test_a_grant_without_approval_is_enough if {
+	decision := grants.decision with input as submitted({}) with data.grants as [large, grant]
+	decision.reason == "grant 2 allows it"
+}
+
+test_partners_limits_hold_before_anybody_is_asked if {
+	foreign := object.union(large, {"caller": ["spiffe://partner.io/agent/a"]})
+	asked := submitted({"caller_spiffe_id": "spiffe://partner.io/agent/a"})
+	decision := grants.decision with input as asked
+		with data.grants as [foreign]
+		with data.partner.partner_limits as {"partner.io": {"max_transaction": 10}}
+	not decision.require_approval
+	not decision.allow
+}
+
+test_operators_approve if {
+	acts := [{"who": [person], "may": ["control:approve"]}]
+	act := {"caller_spiffe_id": person, "action": "control:approve", "context": {"kind": "control"}}
+	grants.allow with input as changed(act) with data.operators as acts
+	not grants.allow with input as changed(object.union(act, {"action": "control:reject"})) with data.operators as acts
+	not grants.allow with input as changed(object.union(act, {"caller_spiffe_id": order})) with data.operators as acts
+	not grants.allow with input as changed(act) with data.grants as [object.union(grant, {"caller": [person], "capabilities": ["*"]})]
+}

@@ -13,7 +13,7 @@ from agentweave_bus.authz.audit_findings import AuditReport
 from agentweave_bus.authz.audit_frames import FrameCheck
 from agentweave_bus.authz.audit_report import EvidenceCheck, SignedNote, verify_audit
 from agentweave_bus.authz.authorizer import DEFAULT_POLICY_PATH, Authorizer
-from agentweave_bus.authz.decision import AuthzContext, AuthzDecision
+from agentweave_bus.authz.decision import ApprovalTerms, AuthzContext, AuthzDecision
 from agentweave_bus.authz.enforcer import OPAEnforcer, PolicyEnforcer
 from agentweave_bus.authz.engine import PolicyAnswer, PolicyEngine, Standing
 from agentweave_bus.authz.grants import Grant, Grants, Reach
@@ -23,6 +23,7 @@ from agentweave_bus.authz.provider import AllowAllProvider, AuthorizationProvide
 __all__ = [
     "DEFAULT_POLICY_PATH",
     "AllowAllProvider",
+    "ApprovalTerms",
     "AuditEntry",
     "AuditLog",
     "AuditReport",

@@ -19,6 +19,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+from agentweave_bus.authz.approval_terms import read_require_approval
 from agentweave_bus.authz.decision import AuthzDecision, new_decision_id
 from agentweave_bus.authz.engine import PolicyAnswer, package_of
 from agentweave_bus.authz.limiter import DAY_SECONDS, LocalLimiter
@@ -233,7 +234,7 @@ class Authorizer:
         try:
             async with asyncio.timeout(self._timeout_s):
                 if isinstance(engine, AuthorizationProvider):
-                    return _checked(await engine.authorize(context))
+                    return _checked(await engine.authorize(context), context)
                 answer = await engine.evaluate(self._package, write_input(context.to_input()))
         except TimeoutError:
             return self._no_answer(context, f"the policy gave no answer within {self._timeout_s:g} s")
@@ -246,8 +247,8 @@ class Authorizer:
             return self._no_answer(context, f"the authorization engine failed ({type(problem).__name__})")
         if not answer.defined:
             return self._no_answer(context, "the policy has no answer to this")
-        decision = _read(answer)
-        if decision.allowed:
+        decision = _read(answer, context)
+        if decision.allowed and context.approval is None:  # what was approved of is approved once
             await self._keep_standing(engine, context, key, decision, asked)
         return decision
 
@@ -356,34 +357,45 @@ def _check_default_action(action: str, environment: str) -> None:
         )
 
 
-def _checked(decision: object) -> AuthzDecision:
+def _checked(decision: object, context: AuthzContext) -> AuthzDecision:
     if not isinstance(decision, AuthzDecision):
         return AuthzDecision(
             allowed=False, reason=f"the provider answered with a {type(decision).__name__}, not a decision"
         )
-    return _approved(decision)
+    return _approved(decision, context)
 
 
-def _approved(decision: AuthzDecision) -> AuthzDecision:
-    if decision.allowed and decision.require_approval:
-        return replace(decision, allowed=False, reason=f"needs a person's approval: {decision.reason}")
-    return decision
+def _approved(decision: AuthzDecision, context: AuthzContext) -> AuthzDecision:
+    """Make what needs approval a denial that says what to do."""
+    if not decision.require_approval or (decision.approval is None and not decision.allowed):
+        return decision
+    needs = "needs a person's approval"
+    if decision.approval is None:
+        needs += ", and the policy names nobody who could give it"
+    elif context.kind == "call":
+        needs += "; submit it as a task"
+    elif context.direction == "outbound":
+        needs += ", which only the policy of the agent that is asked can ask for (direction inbound)"
+    return replace(decision, allowed=False, reason=f"{needs}: {decision.reason}")
 
 
-def _read(answer: PolicyAnswer) -> AuthzDecision:
+def _read(answer: PolicyAnswer, context: AuthzContext) -> AuthzDecision:
     """Read a policy's answer. Only ``true`` is a yes: not 1, not "true", not a non-empty object."""
     if isinstance(answer.result, bool):
         said = "allows it" if answer.result else "does not allow it"
         return AuthzDecision(allowed=answer.result, reason=f"the policy {said}", revision=answer.revision)
-    return _read_object(answer.result, answer)
+    return _read_object(answer.result, answer, context)
 
 
-def _read_object(result: Any, answer: PolicyAnswer) -> AuthzDecision:
+def _read_object(result: Any, answer: PolicyAnswer, context: AuthzContext) -> AuthzDecision:
     if not isinstance(result, dict) or not isinstance(result.get("allow"), bool):
         return _denied("the policy's answer holds no allow that is true or false", answer)
     limits, reason = result.get("limits", {}), result.get("reason", "")
-    approval = result.get("require_approval", False)
-    if not (isinstance(limits, dict) and isinstance(reason, str) and isinstance(approval, bool)):
+    try:
+        required, approval = read_require_approval(result.get("require_approval", False))
+    except ValueError:
+        limits = None
+    if not (isinstance(limits, dict) and isinstance(reason, str)):
         return _denied("limits, reason or require_approval of the policy's answer is malformed", answer)
     fallback = "the policy allows it" if result["allow"] else "the policy does not allow it"
     return _approved(
@@ -392,9 +404,11 @@ def _read_object(result: Any, answer: PolicyAnswer) -> AuthzDecision:
             reason=reason or fallback,
             limits=limits,
             revision=answer.revision,
-            require_approval=approval,
+            require_approval=required,
             decision_id=new_decision_id(),
-        )
+            approval=approval,
+        ),
+        context,
     )
 
 

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "DEFAULT_WITHIN_S",
     "STANDING_CONTEXT_KEYS",
     "STANDING_KEYS",
     "STANDING_LINK_KEYS",
+    "ApprovalTerms",
     "AuthzContext",
     "AuthzDecision",
     "Direction",
@@ -29,9 +31,13 @@ __all__ = [
 
 Direction: TypeAlias = Literal["inbound", "outbound"]
 
+DEFAULT_WITHIN_S: Final = 86_400.0
+"""How long an approval is waited for where the policy does not say (seconds)."""
+
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 _OWN_KEYS: Final = frozenset(
     {
+        "approval",
         "caller_trust_domain",
         "evidence",
         "kind",
@@ -60,6 +66,27 @@ def new_decision_id() -> str:
     return os.urandom(16).hex()
 
 
+@dataclass(frozen=True, slots=True)
+class ApprovalTerms:
+    """Whose approval a policy asks for, and until when.
+
+    Attributes:
+        approvers: exact SPIFFE IDs, or prefixes ending in ``/*``; one of them is enough.
+        within: so many seconds from when it is asked for.
+        until: milliseconds since the epoch; the earlier of the two holds.
+
+    """
+
+    approvers: tuple[str, ...]
+    within: float = DEFAULT_WITHIN_S
+    until: int | None = None
+
+    def until_ms(self, now_ms: int) -> int:
+        """Return until when, for what is asked for at ``now_ms`` (both in milliseconds since the epoch)."""
+        latest = now_ms + int(self.within * 1000)
+        return latest if self.until is None else min(latest, self.until)
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class AuthzDecision:
     """Whether an action may happen, and why.
@@ -75,6 +102,7 @@ class AuthzDecision:
         limits: what the policy attached to its answer, such as ``{"max_per_minute": 60}``.
         revision: of the policy that answered; empty if none did.
         require_approval: the policy wants a person's approval first; ``allowed`` is then False.
+        approval: whose, and until when; None where the policy does not say, and then nobody can give it.
         standing: an earlier answer was used again; ``decision_id`` is that of the earlier one.
         decision_id: names this answer of the policy.
         answered: the policy gave this answer. Where it is False, ``reason`` is about trouble of this
@@ -94,6 +122,7 @@ class AuthzDecision:
     standing: bool
     decision_id: str
     answered: bool
+    approval: ApprovalTerms | None
 
     def __init__(
         self,
@@ -107,6 +136,7 @@ class AuthzDecision:
         standing: bool = False,
         decision_id: str = "",
         answered: bool = True,
+        approval: ApprovalTerms | None = None,
         allow: bool | None = None,
     ) -> None:
         put = object.__setattr__
@@ -119,6 +149,7 @@ class AuthzDecision:
         put(self, "standing", standing)
         put(self, "decision_id", decision_id or new_decision_id())
         put(self, "answered", answered)
+        put(self, "approval", approval)
 
     @property
     def allow(self) -> bool:
@@ -159,6 +190,8 @@ class AuthzContext:
         stored_at: milliseconds since the epoch; when the broker stored a task or event.
         sender_expired: the sender's certificate has run out since it signed.
         reissued_by: the control role that brought the task back.
+        approval: who has approved of exactly this task (``by``), when (``at``, milliseconds since the
+            epoch) and why (``reason``), by the task's verified log.
         extra: further facts for the policy; they can't replace those above.
 
     """
@@ -178,6 +211,7 @@ class AuthzContext:
     stored_at: int | None = None
     sender_expired: bool = False
     reissued_by: str | None = None
+    approval: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -207,6 +241,8 @@ class AuthzContext:
             context["stored_at"] = self.stored_at
         if self.reissued_by is not None:
             context["reissued_by"] = self.reissued_by
+        if self.approval is not None:
+            context["approval"] = dict(self.approval)
         if self.extra:
             context |= {key: value for key, value in self.extra.items() if key not in _OWN_KEYS}
         return self._document(context)

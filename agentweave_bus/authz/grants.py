@@ -29,6 +29,7 @@ from pydantic import (
     model_validator,
 )
 
+from agentweave_bus.authz.approval_terms import MOST_APPROVERS
 from agentweave_bus.authz.grants_file import load_grants_document
 from agentweave_bus.names import EVENT_PATTERN, covers_event
 from agentweave_bus.spiffe_id import SpiffeID, check_trust_domain
@@ -37,12 +38,15 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["OPERATOR_ACTS", "Grant", "Grants", "Operator", "Partner", "Reach", "pattern_matches"]
+__all__ = ["OPERATOR_ACTS", "Approval", "Grant", "Grants", "Operator", "Partner", "Reach", "pattern_matches"]
 
-OPERATOR_ACTS: Final = tuple(f"control:{verb}" for verb in ("cancel", "drain", "redrive", "revoke", "watch"))
+OPERATOR_ACTS: Final = tuple(
+    f"control:{verb}" for verb in ("approve", "cancel", "drain", "redrive", "reject", "revoke", "watch")
+)
 """The acts of operators that a policy decides on."""
 
 _PAYLOAD_LIMIT: Final = re.compile(r"(max|min)_[A-Za-z_][A-Za-z0-9_]*")
+_FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LOCAL_LIMITS: Final = frozenset({"max_per_minute"})
 
 
@@ -107,6 +111,13 @@ def _limits(value: dict[str, float]) -> dict[str, float]:
     return value
 
 
+def _fields(value: dict[str, float]) -> dict[str, float]:
+    for name in value:
+        if not _FIELD.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a payload's field")
+    return value
+
+
 _Number = Annotated[float, PlainValidator(_number), PlainSerializer(lambda value: value)]
 _Text = Annotated[str, Field(strict=True)]
 _CallerPattern = Annotated[_Text, AfterValidator(_spiffe_pattern)]
@@ -125,6 +136,7 @@ _Kinds = Annotated[
     tuple[Literal["call", "task", "event"], ...], BeforeValidator(_listed), Field(min_length=1)
 ]
 _Limits = Annotated[dict[_Text, _Number], AfterValidator(_limits)]
+_Above = Annotated[dict[_Text, _Number], AfterValidator(_fields)]
 
 
 class _Entry(BaseModel):
@@ -133,6 +145,21 @@ class _Entry(BaseModel):
     def to_data(self) -> dict[str, Any]:
         """Return the entry as JSON: lists where a single text is allowed too, absent keys left out."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+class Approval(_Entry):
+    """When somebody has to approve of a task before it runs, and who may.
+
+    Attributes:
+        by: exact SPIFFE IDs, or prefixes ending in ``/*``. They need ``control:approve``, too.
+        above: payload fields, and up to what each needs no approval; without any everything needs it.
+        within: so many seconds from when it is asked for; then the task is rejected.
+
+    """
+
+    by: Annotated[_Callers, Field(max_length=MOST_APPROVERS)]
+    above: _Above = Field(default_factory=dict)
+    within: Annotated[int, Field(strict=True, ge=1, le=31 * 86_400)] = 86_400
 
 
 class Grant(_Entry):
@@ -148,6 +175,7 @@ class Grant(_Entry):
             capability by one caller in one process.
         principals: issuers (``prn.iss``) that the caller may name a principal of; ``*`` is any.
         on_behalf_of: who must have begun the delegation (``via[0].iss``); absent: anybody.
+        approval: of whom a task needs the approval before it runs. A call that needs one is refused.
 
     """
 
@@ -158,6 +186,7 @@ class Grant(_Entry):
     limits: _Limits = Field(default_factory=dict)
     principals: _Texts | None = None
     on_behalf_of: _Callers | None = None
+    approval: Approval | None = None
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Grant:
@@ -186,7 +215,8 @@ class Grant(_Entry):
     def strangers(self, domain: str, identities: Collection[str]) -> Iterator[str]:
         """Yield a sentence for each of ``domain`` who is named and is none of its ``identities``."""
         head = f"spiffe://{domain}/"
-        for role, patterns in (("caller", self.caller), ("callee", self.callee)):
+        approvers = () if self.approval is None else self.approval.by
+        for role, patterns in (("caller", self.caller), ("callee", self.callee), ("approver", approvers)):
             for pattern in patterns:
                 if not pattern.startswith(head) or pattern.startswith(f"{head}agentweave/"):
                     continue
@@ -330,6 +360,15 @@ class Grants(BaseModel):
             for callee in grant.callee
         )
 
+    def approvals_by(self, approver: str) -> tuple[Grant, ...]:
+        """Return the grants whose tasks ``approver`` may decide on, if it may ``control:approve``."""
+        return tuple(
+            grant
+            for grant in self.grants
+            if grant.approval is not None
+            and any(pattern_matches(pattern, approver) for pattern in grant.approval.by)
+        )
+
     def callers_of(self, callee: str) -> tuple[Reach, ...]:
         """Return who may reach ``callee``, one entry per grant and caller (which may be a pattern)."""
         return tuple(
@@ -342,6 +381,7 @@ class Grants(BaseModel):
     def identities(self) -> frozenset[str]:
         """Return every SPIFFE ID that the file names exactly."""
         named = [item for grant in self.grants for item in (*grant.caller, *grant.callee)]
+        named += [item for one in self.grants if one.approval is not None for item in one.approval.by]
         named += [item for entry in self.operators for item in entry.who]
         return frozenset(item for item in named if not item.endswith("/*"))
 
@@ -377,6 +417,8 @@ class Grants(BaseModel):
             yield "no grants: nobody may ask anybody for anything"
         for index, grant in enumerate(self.grants):
             place = f"grants[{index}]"
+            if grant.approval is not None and "task" not in grant.kinds:
+                yield f"{place}: approval is for tasks, and kinds does not list task: nobody is ever asked"
             for name in _never_matching(grant):
                 yield f"{place}: {name!r} is an event's name, and kinds does not list event: it never matches"
             if grant in self.grants[:index]:

@@ -193,7 +193,7 @@ class TestMistakes:
         assert error.key == "grants[1].limts"
 
     def test_a_key_unlike_any_lists_the_known_ones(self) -> None:
-        assert "known here: callee, caller, capabilities" in str(
+        assert "known here: approval, callee, caller, capabilities" in str(
             refusal(SHOP.replace("    limits:", "    zzz:"))
         )
 

@@ -143,6 +143,8 @@ def _code(state: TaskState | None) -> ExitCode:
 
 def _print_status(options: argparse.Namespace, status: TaskStatus) -> None:
     said = f": {status.message}" if status.message else ""
+    if status.since_ms is None:
+        said = ": nothing is recorded of it yet"
     error = f": {status.result.error}" if status.result is not None and status.result.error else ""
     attempt = f", attempt {status.attempt}" if status.attempt else ""
     since = f", since {_moment(status.since_ms)}" if status.since_ms is not None else ""

@@ -264,8 +264,14 @@ class TaskHandle:
                         said_at = self._monotonic()
                     await _first(waiting, _REPEAT_S)
         except TimeoutError:
+            why = self._why()
+            if self._log.last is None and self._digest is None and not why:
+                why = (
+                    ": it could not be told, for nothing is recorded of the task, and its submission is not in"
+                    " this identity's audit log here"
+                )
             raise CallTimeoutError(
-                f"task {self.id} has not ended within {timeout:g} s of its cancellation{self._why()}"
+                f"task {self.id} has not ended within {timeout:g} s of its cancellation{why}"
             ) from None
 
     # --- reading -----------------------------------------------------------------------------------------

@@ -318,6 +318,12 @@ async def test_a_cancellation_has_a_deadline(world: World, handle: TaskHandle) -
         await handle.cancel(timeout=0.2)
 
 
+async def test_who_does_not_know_the_task_is_told_why_nothing_came_of_it(world: World) -> None:
+    named = world.parts["client"].handles.of(world.ref)
+    with pytest.raises(CallTimeoutError, match="its submission is not in this identity's audit log"):
+        await named.cancel(timeout=0.3)
+
+
 async def test_a_reason_has_a_bound(world: World, handle: TaskHandle) -> None:
     await world.log().append(body(TaskState.WORKING), TASK)
     with pytest.raises(CallRefusedError, match="1000"):

@@ -77,6 +77,7 @@ def reconcile(
     """Compare all that is known of ``tasks`` tasks."""
     made = Reconciled()
     known = _by_number(accepted, made)
+    made.counts["accepted"] = len(known)
     seen: dict[int, list[Event]] = defaultdict(list)
     for event in events:
         seen[event.number].append(event)
@@ -105,7 +106,6 @@ def reconcile(
     made.findings[:0] = [Finding("?", f"no genuine record: {what}") for what in history.foreign]
     if history.queued:
         made.findings.append(Finding("?", f"{history.queued} messages are left in the queue"))
-    made.counts["accepted"] = len(known)
     made.counts["events seen"] = sum(map(len, seen.values()))
     return made
 

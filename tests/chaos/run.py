@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ class Report:
     """What came of a run."""
 
     findings: list[Finding]
-    counts: Counter[str]
+    counts: dict[str, int]
     seconds: float
 
     def table(self) -> str:
@@ -77,10 +76,11 @@ async def run(wanted: Wanted, folder: Path) -> Report:
 
 
 async def _live(place: Site, chaos: Chaos, duration_s: float) -> None:
-    await place.control.start()
+    # The control role last: nobody has a queue yet, and everybody has to wait for it.
     await asyncio.gather(*(worker.start(ready=True) for worker in place.workers))
     await place.submitter.start()
     await place.watcher.start()
+    await place.control.start()
     ever = [asyncio.ensure_future(chaos.supervise(child)) for child in (*place.workers, place.control)]
     ending = [
         asyncio.ensure_future(chaos.supervise(place.submitter, until_done=True)),
@@ -129,9 +129,13 @@ async def _compared(place: Site, chaos: Chaos, seconds: float) -> Report:
         EffectsReader(settings.effects).more(),
         history,
     )
-    counts = Counter({"tasks": settings.tasks}) + made.counts + Counter(dict(sorted(chaos.counts.items())))
-    counts["late outcomes dropped"] = lines_with(place, "came too late and is dropped")
-    counts["attempts that noticed in time that they were late"] = lines_with(
-        place, "an attempt ends without an outcome"
-    )
+    counts = {
+        "tasks": settings.tasks,
+        **made.counts,
+        "late outcomes dropped": lines_with(place, "came too late and is dropped"),
+        "attempts that saw in time that they were late": lines_with(
+            place, "an attempt ends without an outcome"
+        ),
+        **dict(sorted(chaos.counts.items())),
+    }
     return Report([*(Finding("?", what) for what in chaos.findings), *made.findings], counts, seconds)

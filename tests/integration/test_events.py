@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from agentweave_bus import SyncAgentWeaveClient
 from agentweave_bus.bus import streams
+from agentweave_bus.cli import main
+from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.embedded.durable_bus import DurableBus
 from agentweave_bus.exceptions import AuthorizationError
 from tests.integration.event_agents import HANG, Ledger, Screen, Shipping, StuckShipping, Warehouse
@@ -121,7 +124,9 @@ async def test_grants_that_change_change_what_is_given_out(shared: DurableBus) -
 
 
 @pytest.mark.slow
-async def test_a_script_without_an_event_loop_publishes(shared: DurableBus) -> None:
+async def test_a_script_and_the_command_line_publish(
+    shared: DurableBus, capsys: pytest.CaptureFixture[str]
+) -> None:
     listener = await shared.start(Shipping, name="heard-of")
     config = shared._config(None, identity=shared.id("client/script"))
     await shared._enter(config.agent.spiffe_id)
@@ -134,3 +139,12 @@ async def test_a_script_without_an_event_loop_publishes(shared: DurableBus) -> N
     await until(lambda: ids(listener) == ["o-1"])
     (admission,) = shared.audit(listener, event="admission")
     assert admission["id"] == published
+    file = str(shared._written(config, 0))
+    data = '{"order_id": "o-2"}'
+    words = ["publish", "order.created", "--data", data, "--key", "k", "--json", "--config", file]
+    assert await asyncio.to_thread(main, words) == ExitCode.DONE
+    assert json.loads(capsys.readouterr().out)["name"] == "order.created"
+    await until(lambda: ids(listener) == ["o-1", "o-2"])
+    assert await asyncio.to_thread(main, ["publish", "invoice.paid", "--config", file]) == ExitCode.DENIED
+    assert await asyncio.to_thread(main, ["publish", "Invoice", "--config", file]) != ExitCode.DONE
+    assert "no event's name" in capsys.readouterr().err

@@ -267,8 +267,8 @@ class TaskHandle:
             why = self._why()
             if self._log.last is None and self._digest is None and not why:
                 why = (
-                    ": it could not be told, for nothing is recorded of the task, and its submission is not in"
-                    " this identity's audit log here"
+                    ": it could not be told, for nothing is recorded of the task, and"
+                    " its submission is not in this identity's audit log here"
                 )
             raise CallTimeoutError(
                 f"task {self.id} has not ended within {timeout:g} s of its cancellation{why}"

@@ -479,8 +479,9 @@ def reach_of(grants: Grants | None, callee: SpiffeID, capability: str) -> tuple[
     scope = {f"{callee}#{capability}": None}
     open_ends, seen = [callee], {str(callee)}
     while open_ends and grants is not None:
-        for reach in grants.callees_of(open_ends.pop()):
-            scope.update({f"{reach.agent}#{name}": None for name in reach.capabilities})
+        caller = open_ends.pop()
+        for reach in grants.callees_of(caller):
+            scope.update(dict.fromkeys(reach.scope_entries(caller)))
             if reach.agent not in seen:
                 seen.add(reach.agent)
                 open_ends.append(SpiffeID(reach.agent))

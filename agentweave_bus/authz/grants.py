@@ -286,6 +286,17 @@ class Reach:
     capabilities: tuple[str, ...]
     kinds: tuple[str, ...]
 
+    def scope_entries(self, caller: str) -> Iterator[str]:
+        """Yield what a scope says so that ``caller`` may use this: ``<SPIFFE ID>#<name>``, or ``#*``.
+
+        Events are asked of the caller's own trust domain, and a scope has no patterns of them but ``*``.
+        """
+        if self.kinds != ("event",):
+            yield from (f"{self.agent}#{name}" for name in self.capabilities if not name.endswith(".*"))
+        if "event" in self.kinds:
+            domain = _domain_of(caller)
+            yield from (f"{domain}#{'*' if name.endswith('*') else name}" for name in self.capabilities)
+
 
 class Grants(BaseModel):
     """The whole file. ``Grants.load(path)`` reads one; ``Grants()`` allows nothing."""

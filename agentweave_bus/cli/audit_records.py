@@ -26,7 +26,13 @@ _TEXTS: Final = (
     *("action", "cap", "kind", "direction", "revision"),
 )
 _IDS: Final = ("audit_id", "id", "digest", "decision_id")
-_DONE: Final = {"call": "sent", "admission": "admitted", "submit": "submitted", "control": "told"}
+_DONE: Final = {
+    "call": "sent",
+    "admission": "admitted",
+    "submit": "submitted",
+    "publish": "published",
+    "control": "told",
+}
 _OF_A_DECISION: Final = ("caller", "callee", "action")
 
 
@@ -169,7 +175,7 @@ def _event(record: Record) -> str:
         f"{caller} -> {callee} {record.get('action') or record.get('cap')}" if caller else "an unknown sender"
     )
     match event:
-        case "call" | "admission" | "submit" | "control":
+        case "call" | "admission" | "submit" | "publish" | "control":
             return f"{_DONE[event]:<9} {who}: {record.get('reason')}"
         case "refusal":
             return f"REFUSED   {who} at {record.get('step_name')}: {record.get('reason')}"

@@ -106,6 +106,7 @@ def reconcile(
     made.findings[:0] = [Finding("?", f"no genuine record: {what}") for what in history.foreign]
     if history.queued:
         made.findings.append(Finding("?", f"{history.queued} messages are left in the queue"))
+    made.counts["dead letters"] = len(history.dead)
     made.counts["events seen"] = sum(map(len, seen.values()))
     return made
 

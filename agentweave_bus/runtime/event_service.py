@@ -32,7 +32,7 @@ from agentweave_bus.envelope import control_role
 from agentweave_bus.exceptions import AgentWeaveError, BusError, UnreachableError
 from agentweave_bus.names import covers_event
 from agentweave_bus.observability.metrics import Direction
-from agentweave_bus.runtime.wiring import Connected
+from agentweave_bus.runtime.wiring import Connected, server_id
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.dead_letters import DeadLetters
 from agentweave_bus.tasks.event_announcing import (
@@ -262,7 +262,7 @@ class EventService:
         await announce_events(
             session,
             parts.me,
-            control_role(parts.me.trust_domain),
+            control_role(server_id(parts.config).trust_domain),
             EventAnnouncement(subscriptions=tuple(wanted)),
             sealer=parts.sealer,
             clock_ms=parts.surroundings.clock_ms,

@@ -41,7 +41,7 @@ from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.client import CalleeBreakers, Client
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.config.operation import RetryConfig
-from agentweave_bus.envelope import EnvelopeVerifier, Sealer
+from agentweave_bus.envelope import EnvelopeVerifier, Sealer, control_role
 from agentweave_bus.identity import (
     ChainVerifier,
     IdentityProvider,
@@ -425,6 +425,7 @@ def _wire(
         Publisher(
             Publishing(
                 me=me,
+                control=control_role(server_id(config).trust_domain),
                 keeper=keeper,
                 sealer=sealer,
                 authorizer=authorizer,

@@ -131,8 +131,8 @@ def _subscription(value: Any) -> Subscription:
     if type(value) is not dict or value.keys() != {"publisher", "plain", "ordered"}:
         raise PayloadError("a subscription says 'publisher', 'plain' and 'ordered'")
     try:
-        publisher = SpiffeID(value["publisher"])
-    except (InvalidSpiffeIdError, TypeError) as error:
+        publisher = SpiffeID(str(value["publisher"]))
+    except InvalidSpiffeIdError as error:
         raise PayloadError(f"a subscription to nobody: {error}") from error
     if not publisher.path:
         raise PayloadError("a subscription is to an agent, not to a trust domain")

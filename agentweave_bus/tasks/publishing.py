@@ -35,7 +35,6 @@ from agentweave_bus.envelope import (
     LogWitness,
     Sealed,
     Sealer,
-    control_role,
     convert_payload,
     new_id,
 )
@@ -102,6 +101,8 @@ class Publishing(NamedTuple):
     """What a :class:`Publisher` stands on. ``clock_ms`` is in milliseconds since the epoch."""
 
     me: SpiffeID
+    control: SpiffeID
+    """Who makes streams at the broker."""
     keeper: Keeper
     sealer: Sealer
     authorizer: Authorizer
@@ -354,7 +355,7 @@ class Publisher:
         await announce_events(
             session,
             parts.me,
-            control_role(parts.me.trust_domain),
+            parts.control,
             EventAnnouncement(publishes=True),
             sealer=parts.sealer,
             clock_ms=parts.clock_ms,

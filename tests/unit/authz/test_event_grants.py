@@ -73,6 +73,14 @@ def test_the_shipped_policy_and_python_agree(tmp_path: Path) -> None:
     assert not any(one[1] == DOMAIN and one[3] != "event" for one in allowed)
 
 
+def test_a_scope_says_what_the_grants_give() -> None:
+    grants = Grants.parse(GRANTS)
+    given = [one for reach in grants.callees_of(PUBLISHER) for one in reach.scope_entries(PUBLISHER)]
+    assert given == [f"{DOMAIN}#*", f"{DOMAIN}#invoice.paid", f"{DOMAIN}#alone"]
+    both = [one for reach in grants.callees_of(CALLERS[-1]) for one in reach.scope_entries(CALLERS[-1])]
+    assert both == [f"{SUBSCRIBER}#*", f"{DOMAIN}#*"]
+
+
 @pytest.mark.parametrize(
     "pattern", ["order.*.paid", "*.paid", "order.", "order*", ".*", "order..*", "**", "order.>"]
 )

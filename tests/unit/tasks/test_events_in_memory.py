@@ -307,6 +307,24 @@ async def test_what_is_published_in_a_handler_carries_what_it_follows_from(bus: 
         await billing.publish("invoice.sent", {"order_id": "o-2"})
 
 
+async def test_a_scope_limits_what_is_published_for_it(bus: MemoryBus) -> None:
+    await let(bus, "agent/billing", "agent/counting", "invoice.*")
+    await bus.grant("client/cli", "agent/billing", "bill", principals=["https://login.example"])
+    billing, cli = await bus.start(Billing), await bus.client()
+    principal = {"iss": "https://login.example", "sub": "ada"}
+    whole = await cli.call(billing.spiffe_id, "bill", {"order_id": "o-1"}, principal=principal)
+    assert whole.status == "completed"  # by default a principal's call reaches what the grants give
+    (sent,) = bus.audit(billing, event="publish")
+    assert "spiffe://test.local#*" in sent["input"]["context"]["scope"]
+    only = await cli.call(billing.spiffe_id, "bill", {"order_id": "o-1"}, scope=[f"{billing.spiffe_id}#bill"])
+    assert only.status == "failed"
+    assert len(bus.audit(billing, event="publish")) == 1
+    enough = [f"{billing.spiffe_id}#bill", "spiffe://test.local#invoice.sent"]
+    done = await cli.call(billing.spiffe_id, "bill", {"order_id": "o-1"}, scope=enough)
+    assert done.status == "completed"
+    assert bus.audit(billing, event="publish")[-1]["input"]["context"]["scope"] == enough
+
+
 async def test_ordered_events_are_handled_one_after_the_other_also_when_one_is_tried_again(
     bus: MemoryBus,
 ) -> None:

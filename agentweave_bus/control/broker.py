@@ -30,6 +30,7 @@ from agentweave_bus.authz import Grants
 from agentweave_bus.authz.grants import pattern_matches
 from agentweave_bus.bus.streams import (
     claim_stream_name,
+    dead_stream_name,
     event_consumer_name,
     events_stream_name,
     progress_stream_name,
@@ -154,6 +155,7 @@ def permissions_of(identity: SpiffeID, grants: Grants, everyone: Iterable[Spiffe
             publish.update(_about_submitted_to(callee, identity))
         if "event" in reach.kinds:
             publish.update(event_pattern_subject(identity, one) for one in reach.capabilities)
+            publish.add(f"$JS.API.STREAM.INFO.{events_stream_name(identity)}")
     publish.update(reply_inbox(caller, "*") + ".*" for caller in _callers(identity, grants, everyone))
     publish.update(_about_own_tasks(identity))
     events: set[str] = set()
@@ -189,6 +191,7 @@ def _about_own_tasks(me: SpiffeID) -> Iterator[str]:
     yield announce_subject(me)
     yield f"$JS.API.DIRECT.GET.{state_stream_name(me)}.{agent_prefix(Family.STATE, me)}.>"
     yield f"$JS.API.DIRECT.GET.{progress_stream_name(me)}.{agent_prefix(Family.PROGRESS, me)}.>"
+    yield f"$JS.API.DIRECT.GET.{dead_stream_name(me)}.{agent_prefix(Family.DEAD, me)}.>"
 
 
 def _about_submitted_to(callee: SpiffeID, sender: SpiffeID) -> Iterator[str]:

@@ -10,6 +10,7 @@ import yaml
 from agentweave_bus.authz import Grants
 from agentweave_bus.bus.streams import (
     claim_stream_name,
+    dead_stream_name,
     event_consumer_name,
     events_stream_name,
     progress_stream_name,
@@ -52,6 +53,7 @@ def own(identity, token):
         f"$JS.ACK.{queue}.*.>",
         f"{GET}.{state_stream_name(identity)}.aw.state.{token}.>",
         f"{GET}.{progress_stream_name(identity)}.aw.progress.{token}.>",
+        f"{GET}.{dead_stream_name(identity)}.aw.dead.{token}.>",
         f"aw.claim.{token}.*",
         f"aw.control.{token}.announce",
         f"aw.dead.{token}.>",
@@ -168,7 +170,9 @@ class TestEvents:
             f"aw.event.{ME}.order.>",
             f"aw.event.{ME}.alone",
         }
-        assert not any("events-" in one for one in publish)
+        assert [one for one in publish if "events-" in one] == [
+            f"$JS.API.STREAM.INFO.{events_stream_name(A)}"
+        ]
 
     def test_a_subscriber_pulls_by_its_own_consumers_only(self, tmp_path: Path) -> None:
         cli = SpiffeID("spiffe://x.test/client/cli")

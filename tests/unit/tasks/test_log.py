@@ -208,3 +208,9 @@ async def test_records_outlive_the_certificate_that_signed_them(world: World) ->
     await log.refresh()
     assert log.last is not None
     assert log.last.body.message == "long ago"
+
+
+async def test_who_may_not_read_a_log_is_told_at_once(world: World) -> None:
+    await world.log().append(body(TaskState.WORKING), TASK)
+    with pytest.raises(BusError, match="does not let this identity read"):
+        await asyncio.wait_for(world.log("mallory").refresh(), 2)

@@ -13,6 +13,7 @@ from agentweave_bus import RetryableError, SecureAgent, TaskFailedError, capabil
 from agentweave_bus.bus.streams import dead_stream_name, event_consumer_name, events_stream_name
 from agentweave_bus.exceptions import AuthorizationError, CallRefusedError, NoResponderError
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.queue import Acknowledgements
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.testing import MemoryBus
 
@@ -219,6 +220,30 @@ def pending(bus: MemoryBus, publisher: SpiffeID, agent: SecureAgent, *, ordered:
     stream = bus.broker.jetstream.streams[events_stream_name(publisher)]
     info = stream.consumers[event_consumer_name(agent.spiffe_id, ordered=ordered)].info()
     return int(info["num_ack_pending"] + info["num_pending"])
+
+
+async def test_a_dead_letter_that_stands_already_is_one(
+    bus: MemoryBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker died between writing it and acknowledging the event; the next one fails, too."""
+    await let(bus, "client/cli", "agent/counting", "order.*")
+    counting, cli = await bus.start(Counting), await bus.client()
+
+    async def fail() -> None:
+        raise TaskFailedError("no")
+
+    counting.then = fail
+    with monkeypatch.context() as patch:
+
+        async def lost(*_: object) -> None: ...
+
+        patch.setattr(Acknowledgements, "done", lost)
+        await cli.publish("order.created", {"order_id": "o-1"})
+        await until(lambda: len(dead(bus, counting)) == 2)
+        await bus.clock.advance(1)
+    await bus.clock.advance(31)
+    await until(lambda: pending(bus, cli.spiffe_id, counting) == 0)
+    assert len(dead(bus, counting)) == 2
 
 
 @pytest.mark.parametrize("error", [TaskFailedError("no such order"), ValueError("a slip")])

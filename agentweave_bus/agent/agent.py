@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
@@ -69,6 +70,9 @@ class AgentRuntime(Protocol):
         context: RequestContext | None,
         idempotency_key: str | None,
         deadline: float | None,
+        delay: float | None,
+        at: datetime | None,
+        every: str | None,
         priority: int | None,
         retry: Retry | None,
         principal: Mapping[str, Any] | None,
@@ -260,6 +264,9 @@ class SecureAgent(AgentLifecycle):
         *,
         idempotency_key: str | None = None,
         deadline: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        every: str | None = None,
         priority: int | None = None,
         retry: Retry | None = None,
         principal: Mapping[str, Any] | None = None,
@@ -268,10 +275,12 @@ class SecureAgent(AgentLifecycle):
         """Have a durable task stored for the agent ``target``; it is accepted when this returns.
 
         Inside a capability the request that is being handled travels along, as proof for whom this one is
-        made; the task may outlive it. ``deadline`` (seconds from now, a day without it) is until when the
-        task may be begun. With an ``idempotency_key`` a second submission is the same task: give one wherever
-        a handler may run again. ``retry`` may ask for fewer attempts and longer waits than the capability
-        has; ``principal`` and ``scope`` are as of :meth:`call_agent`.
+        made; the task may outlive it. It is due now, in ``delay`` seconds or ``at`` a time; ``deadline``
+        (seconds from then, a day without it) is until when it may be begun; ``every`` lets it come again, and
+        ``priority`` (0 to 9) goes before or behind others: see ``AgentWeaveClient.submit``. With an
+        ``idempotency_key`` a second submission is the same task: give one wherever a handler may run again.
+        ``retry`` may ask for fewer attempts and longer waits than the capability has; ``principal`` and
+        ``scope`` are as of :meth:`call_agent`.
 
         Raises:
             AgentCallError: it was not stored (with ``CallTimeoutError``: perhaps not); subclasses say why.
@@ -291,6 +300,9 @@ class SecureAgent(AgentLifecycle):
             context=context,
             idempotency_key=idempotency_key,
             deadline=deadline,
+            delay=delay,
+            at=at,
+            every=every,
             priority=priority,
             retry=retry,
             principal=principal,

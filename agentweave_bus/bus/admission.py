@@ -49,7 +49,7 @@ from agentweave_bus.bus.occupancy import Occupancy
 from agentweave_bus.bus.records import WitnessNotes, decision_facts, envelope_facts
 from agentweave_bus.bus.refusal import AdmissionRefusedError, Step
 from agentweave_bus.bus.refusal_rate import RefusalRate
-from agentweave_bus.bus.subjects import call_subject, reply_subject, task_subject
+from agentweave_bus.bus.subjects import Priority, call_subject, reply_subject, task_subject
 from agentweave_bus.envelope import (
     EnvelopeVerifier,
     Head,
@@ -297,7 +297,8 @@ class Admission:
             return f"a {head.kind.value} is no task"
         if head.aud != self._me:
             return f"addressed to {head.aud}"
-        if head.sub != arrival.subject or head.sub != task_subject(self._me, head.cap):
+        place = task_subject(self._me, head.cap, Priority.of(head.prio))
+        if head.sub != arrival.subject or head.sub != place:
             return f"sealed for subject {head.sub}, stored on {arrival.subject}"
         if head.kind is Kind.REISSUE and head.iss != control_role(self._me.trust_domain):
             return f"{head.iss} may not reissue tasks of {self._me}"

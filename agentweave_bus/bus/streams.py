@@ -14,6 +14,11 @@ An agent that serves durable tasks has four streams. Its queue lets go of a task
 it, and says no to more than it may hold. States, progress and dead letters are logs of slots that are written
 once, as claims are. None of them, nor any other stream that agents may publish to, allows what a header could
 ask for: rollups, times to live, schedules.
+
+Tasks that are not due yet wait in a stream of their own (*parked*). When each is due the broker itself says,
+by its message schedules, in the one stream that allows them: the control role's wake-ups. No agent may
+publish there. Of a parked task the control role deletes the message when it is done with it; nobody else may
+use that part of the broker's API.
 """
 
 from __future__ import annotations
@@ -25,7 +30,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from agentweave_bus.bus.subjects import Family, agent_prefix, event_pattern_subject, task_subject
+from agentweave_bus.bus.subjects import (
+    Family,
+    Priority,
+    agent_prefix,
+    event_pattern_subject,
+    task_subject,
+    wakeups_prefix,
+)
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = [
@@ -35,6 +47,8 @@ __all__ = [
     "EVENT_MAX_AGE_S",
     "FILTER_KEY",
     "MAX_CONSUMERS",
+    "PARKED_CONSUMER",
+    "PARKED_MAX_AGE_S",
     "PROGRESS_MAX_AGE_S",
     "STATE_MAX_AGE_S",
     "TASK_ACK_WAIT_S",
@@ -50,14 +64,20 @@ __all__ = [
     "event_consumer_name",
     "events_stream",
     "events_stream_name",
+    "parked_consumer",
+    "parked_stream",
+    "parked_stream_name",
     "progress_stream",
     "progress_stream_name",
     "state_stream",
     "state_stream_name",
     "task_consumer",
+    "task_consumers",
     "task_streams",
     "tasks_stream",
     "tasks_stream_name",
+    "wakeups_consumer",
+    "wakeups_stream",
 ]
 
 CLAIM_MAX_AGE_S: Final = 660
@@ -70,6 +90,9 @@ TASK_MAX_AGE_S: Final = 31 * _DAY_S
 
 STATE_MAX_AGE_S: Final = 32 * _DAY_S
 """Longer than any task: its outcome is remembered for as long as it could come again."""
+
+PARKED_MAX_AGE_S: Final = TASK_MAX_AGE_S
+"""A task is parked for no longer than it may live."""
 
 PROGRESS_MAX_AGE_S: Final = 2 * _DAY_S
 
@@ -85,13 +108,21 @@ FILTER_KEY: Final = "agentweave.subject"
 """In a consumer's metadata: the subject that it is for. Its name holds only a hash of that."""
 
 MAX_CONSUMERS: Final = 256
-"""How many capabilities an agent can serve as durable tasks: each has a consumer, which stays."""
+"""How many capabilities an agent can serve as durable tasks: each has consumers, which stay."""
+
+PARKED_CONSUMER: Final = "parked"
+"""The name of each stream's consumer of parked tasks: one for all, so that the control role's right to
+acknowledge can be said in one pattern."""
 
 _NANOSECONDS: Final = 1_000_000_000
 _MAX_ACK_PENDING: Final = -1
 """Workers bound what they take. What waits for a retry counts, too, and must not keep the rest waiting."""
 _SHORTEST_WINDOW: Final = 100_000_000
 """In nanoseconds. Nobody relies on JetStream's own deduplication: any sender chooses the ids it goes by."""
+
+_MAX_PARKED: Final = 1_000_000
+_MAX_PARKED_BYTES: Final = 1024**3
+_MAX_PARKED_PENDING: Final = 1_000
 
 _MAX_EVENTS: Final = 1_000_000
 _MAX_EVENT_BYTES: Final = 1024**3
@@ -164,6 +195,11 @@ def events_stream_name(publisher: SpiffeID) -> str:
     return _name("events", Family.EVENT, publisher)
 
 
+def parked_stream_name(agent: SpiffeID) -> str:
+    """Return the name of the stream of tasks for ``agent`` that are not due yet."""
+    return _name("parked", Family.PARK, agent)
+
+
 def event_consumer_name(subscriber: SpiffeID, *, ordered: bool) -> str:
     """Return the name that ``subscriber``'s consumer has in each stream of events."""
     return f"{'o' if ordered else 'e'}-{_hashed(agent_prefix(Family.EVENT, subscriber))}"
@@ -224,7 +260,7 @@ def tasks_stream(
             "max_age": TASK_MAX_AGE_S * _NANOSECONDS,
             "max_msgs": limits.max_tasks,
             "max_bytes": limits.max_bytes,
-            "max_consumers": MAX_CONSUMERS,
+            "max_consumers": MAX_CONSUMERS * len(Priority),
             "allow_direct": False,
         },
     )
@@ -251,23 +287,99 @@ def dead_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
     )
 
 
-def task_consumer(agent: SpiffeID, capability: str) -> ConsumerSpec:
-    """Declare the consumer that the workers of ``capability`` share."""
-    subject = task_subject(agent, capability)
-    name = f"c-{_hashed(subject)}"
-    return ConsumerSpec(
+def task_consumer(agent: SpiffeID, capability: str, priority: Priority = Priority.NORMAL) -> ConsumerSpec:
+    """Declare the consumer that the workers of ``capability`` share for tasks of one priority."""
+    subject = task_subject(agent, capability, priority)
+    return _queue_consumer(
         tasks_stream_name(agent),
+        subject,
+        f"workers of {capability} of {agent}, {priority} priority",
+        max_ack_pending=_MAX_ACK_PENDING,
+    )
+
+
+def task_consumers(agent: SpiffeID, capability: str) -> tuple[ConsumerSpec, ...]:
+    """Declare all that the workers of ``capability`` share, for the most urgent tasks first."""
+    return tuple(task_consumer(agent, capability, priority) for priority in Priority)
+
+
+def parked_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
+    """Declare the stream of tasks for ``agent`` that are not due yet; a full one refuses."""
+    return _stream(
+        parked_stream_name(agent),
+        f"tasks for {agent} that are not due",
+        f"{agent_prefix(Family.PARK, agent)}.*",
+        replicas,
+        {
+            "retention": "limits",
+            "max_age": PARKED_MAX_AGE_S * _NANOSECONDS,
+            "max_msgs": _MAX_PARKED,
+            "max_bytes": _MAX_PARKED_BYTES,
+            "max_consumers": 1,
+            "allow_direct": False,
+            "deny_delete": False,
+        },
+    )
+
+
+def parked_consumer(agent: SpiffeID) -> ConsumerSpec:
+    """Declare by what the control role learns of each task that is parked."""
+    stream = parked_stream_name(agent)
+    subject = f"{agent_prefix(Family.PARK, agent)}.*"
+    return _queue_consumer(
+        stream, subject, f"parked for {agent}", max_ack_pending=_MAX_PARKED_PENDING, name=PARKED_CONSUMER
+    )
+
+
+def wakeups_stream(trust_domain: str, *, replicas: int = 1) -> StreamSpec:
+    """Declare the stream in which the broker tells the control role of a domain what is due.
+
+    It alone has message schedules, with which rollups and purges come. It has no limit of its own: there is
+    one message for each parked task, and the broker would make room by forgetting the oldest.
+    """
+    subject = f"{wakeups_prefix(trust_domain)}.>"
+    return _stream(
+        f"wakeups-{_hashed(subject)}",
+        f"what is due in {trust_domain}",
+        subject,
+        replicas,
+        {
+            "retention": "workqueue",
+            "discard": "old",
+            "max_age": STATE_MAX_AGE_S * _NANOSECONDS,
+            "max_consumers": 1,
+            "allow_direct": False,
+            "deny_purge": False,
+            "allow_rollup_hdrs": True,
+            "allow_msg_schedules": True,
+        },
+    )
+
+
+def wakeups_consumer(trust_domain: str) -> ConsumerSpec:
+    """Declare what the control roles of a domain share: those wake-ups that are due."""
+    subject = f"{wakeups_prefix(trust_domain)}.due.>"
+    stream = wakeups_stream(trust_domain).name
+    return _queue_consumer(stream, subject, f"due in {trust_domain}", max_ack_pending=_MAX_PARKED_PENDING)
+
+
+def _queue_consumer(
+    stream: str, subject: str, description: str, *, max_ack_pending: int, name: str | None = None
+) -> ConsumerSpec:
+    name = name or f"c-{_hashed(subject)}"
+    return ConsumerSpec(
+        stream,
         name,
         {
             "durable_name": name,
             "name": name,
-            "description": f"workers of {capability} of {agent}",
+            "description": description,
             "filter_subject": subject,
             "deliver_policy": "all",
             "ack_policy": "explicit",
             "ack_wait": TASK_ACK_WAIT_S * _NANOSECONDS,
             "max_deliver": -1,
-            "max_ack_pending": _MAX_ACK_PENDING,
+            "max_ack_pending": max_ack_pending,
             "replay_policy": "instant",
             "metadata": {FILTER_KEY: subject},
         },

@@ -13,6 +13,11 @@ subject alone proves nothing about who sent to it: only the signed head does.
 What is kept of a task names two agents, the called one (who writes) and the sender (who reads)::
 
     aw.state.acme-corp=io.agent/billing.acme-corp=io.agent/shop.<key>.<n>
+
+A task of high or low priority has a subject of its own beside the one of all others. A capability's name
+has no ``=``, so none can be taken for another, and who may submit to all of an agent's may submit to these::
+
+    aw.task.acme-corp=io.agent/billing.process_billing=high
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ __all__ = [
     "MAX_SUBJECT_BYTES",
     "Family",
     "ParsedSubject",
+    "Priority",
     "agent_prefix",
     "announce_subject",
     "api_inbox",
@@ -43,6 +49,7 @@ __all__ = [
     "dead_subject",
     "event_pattern_subject",
     "event_subject",
+    "park_subject",
     "parse_subject",
     "progress_of_sender",
     "progress_subject",
@@ -53,6 +60,8 @@ __all__ = [
     "reply_subject",
     "step_subject",
     "task_subject",
+    "wakeup_subject",
+    "wakeups_prefix",
 ]
 
 MAX_SUBJECT_BYTES: Final = 1024
@@ -61,6 +70,8 @@ _REMEMBERED: Final = 1024
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_=/-]+")
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _STEP_DIGITS: Final = 32
+_LOW_BELOW: Final = 4
+_HIGH_FROM: Final = 7
 
 
 class Family(StrEnum):
@@ -77,6 +88,25 @@ class Family(StrEnum):
     DEAD = "dead"
     CONTROL = "control"
     INBOX = "inbox"
+    WAKEUP = "wakeup"
+
+
+class Priority(StrEnum):
+    """How urgent a task is: which of a capability's three queues it waits in. The most urgent comes first."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+    @classmethod
+    def of(cls, level: int | None) -> Priority:
+        """Return where tasks of a level from 0 to 9 wait: 0 to 3 low, 4 to 6 normal, 7 to 9 high.
+
+        Without a level a task is a normal one.
+        """
+        if level is None or _LOW_BELOW <= level < _HIGH_FROM:
+            return cls.NORMAL
+        return cls.LOW if level < _LOW_BELOW else cls.HIGH
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +162,35 @@ def claim_subject(callee: SpiffeID, key: str) -> str:
     return _bounded(f"{agent_prefix(Family.CLAIM, callee)}.{key}")
 
 
-def task_subject(agent: SpiffeID, capability: str) -> str:
+def task_subject(agent: SpiffeID, capability: str, priority: Priority = Priority.NORMAL) -> str:
     """Where durable tasks for ``capability`` of ``agent`` are queued."""
-    return _task_subject(agent, check_capability(capability))
+    return _task_subject(agent, check_capability(capability), priority)
 
 
 @lru_cache(_REMEMBERED)
-def _task_subject(agent: SpiffeID, capability: str) -> str:
-    return _bounded(f"{agent_prefix(Family.TASK, agent)}.{capability}")
+def _task_subject(agent: SpiffeID, capability: str, priority: Priority) -> str:
+    suffix = "" if priority is Priority.NORMAL else f"={priority}"
+    return _bounded(f"{agent_prefix(Family.TASK, agent)}.{capability}{suffix}")
+
+
+def park_subject(agent: SpiffeID, capability: str) -> str:
+    """Where tasks for ``capability`` of ``agent`` that are not due yet, or again and again, are kept."""
+    return _bounded(f"{agent_prefix(Family.PARK, agent)}.{check_capability(capability)}")
+
+
+def wakeups_prefix(trust_domain: str) -> str:
+    """Return the first three tokens of the subjects of what the control role of a domain has to look at."""
+    return f"aw.{Family.WAKEUP}.{trust_domain.replace('.', '=')}"
+
+
+def wakeup_subject(trust_domain: str, stage: str, place: str, number: int) -> str:
+    """Return the subject of one wake-up: ``stage`` is ``plan`` until it is due, and ``due`` then.
+
+    ``place`` is one token that says where the parked task stands, ``number`` its sequence there.
+    """
+    if stage not in {"plan", "due"} or not _TOKEN.fullmatch(place):
+        raise ConfigurationError(f"there is no {stage!r} of a wake-up for {place!r}")
+    return _bounded(f"{wakeups_prefix(trust_domain)}.{stage}.{place}.{_count(number)}")
 
 
 def record_subject(agent: SpiffeID, sender: SpiffeID, key: str, number: int) -> str:
@@ -179,14 +230,17 @@ def progress_of_sender(sender: SpiffeID) -> str:
 def dead_subject(agent: SpiffeID, capability: str, key: str, epoch: int, part: str) -> str:
     """Return the slot of a dead letter of ``agent``: of task ``key``, given up in attempt ``epoch``.
 
-    ``part`` is ``frame``, for the task as it came, or ``record``, for why it was given up.
+    ``part`` is ``frame``, for the task as it came, ``record``, for why it was given up, or ``dropped``, for
+    that an operator has dealt with it.
 
     Raises:
         ConfigurationError: there is no such part, or the subject would be too long.
 
     """
-    if part not in {"frame", "record"}:
-        raise ConfigurationError(f"a dead letter has a 'frame' and a 'record', no {part!r}")
+    if part not in {"frame", "record", "dropped"}:
+        raise ConfigurationError(
+            f"a dead letter has a 'frame', a 'record' and perhaps 'dropped', no {part!r}"
+        )
     place = f"{agent_prefix(Family.DEAD, agent)}.{check_capability(capability)}"
     return _bounded(f"{place}.{_checked_key(key)}.{_count(epoch)}.{part}")
 

@@ -29,6 +29,7 @@ from typing import Any, Final
 from agentweave_bus.authz import Grants
 from agentweave_bus.authz.grants import pattern_matches
 from agentweave_bus.bus.streams import (
+    PARKED_CONSUMER,
     claim_stream_name,
     dead_stream_name,
     event_consumer_name,
@@ -36,10 +37,12 @@ from agentweave_bus.bus.streams import (
     progress_stream_name,
     state_stream_name,
     tasks_stream_name,
+    wakeups_stream,
 )
 from agentweave_bus.bus.subjects import (
     ANNOUNCEMENTS,
     Family,
+    Priority,
     agent_prefix,
     announce_subject,
     api_inbox,
@@ -49,7 +52,10 @@ from agentweave_bus.bus.subjects import (
     pull_inbox,
     records_of_sender,
     reply_inbox,
+    task_subject,
+    wakeups_prefix,
 )
+from agentweave_bus.names import CAPABILITY_NAME
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = [
@@ -75,6 +81,8 @@ then a replica that hangs, or that a partition cut off, gets its share of the ca
 _EVERYTHING: Final = {"publish": {"allow": [">"]}, "subscribe": {"allow": [">"]}}
 
 _CONTROL_API: Final = ("$JS.API.INFO", "$JS.API.STREAM.>", "$JS.API.CONSUMER.>")
+_CONTROL_FAMILIES: Final = (Family.TASK, Family.STATE, Family.DEAD)
+"""What it publishes about tasks that were parked: when they are due, and what became of those it refuses."""
 _HEEDED: Final = ("cancel", "approve", "reject")
 """What an agent can be told to do with a task of its own."""
 
@@ -126,14 +134,18 @@ def broker_users(
     *,
     control: Iterable[SpiffeID],
     unrestricted: Iterable[SpiffeID] = (),
+    controlled: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """Return the broker's users: every identity with what the grants give it, and the control roles.
+
+    ``controlled`` are trust domains beside their own for which those bring tasks back.
 
     ``unrestricted`` may do anything at the broker; for tests that play a compromised one.
     """
     everyone = sorted(set(identities))
     users = [_user(one, permissions_of(one, grants, everyone)) for one in everyone]
-    users += [_user(one, _control_permissions(one)) for one in sorted(set(control))]
+    domains = set(controlled)
+    users += [_user(one, _control_permissions(one, domains)) for one in sorted(set(control))]
     return users + [_user(one, _EVERYTHING) for one in sorted(set(unrestricted))]
 
 
@@ -151,7 +163,8 @@ def permissions_of(identity: SpiffeID, grants: Grants, everyone: Iterable[Spiffe
         if "call" in reach.kinds:
             publish.update(_each(Family.CALL, callee, reach.capabilities))
         if "task" in reach.kinds:
-            publish.update(_each(Family.TASK, callee, reach.capabilities))
+            publish.update(_queues(callee, reach.capabilities))
+            publish.update(_each(Family.PARK, callee, reach.capabilities))
             publish.update(_about_submitted_to(callee, identity))
         if "event" in reach.kinds:
             publish.update(event_pattern_subject(identity, one) for one in reach.capabilities)
@@ -177,6 +190,15 @@ def permissions_of(identity: SpiffeID, grants: Grants, everyone: Iterable[Spiffe
 def _each(family: Family, callee: SpiffeID, capabilities: Iterable[str]) -> Iterator[str]:
     prefix = agent_prefix(family, callee)
     return (f"{prefix}.{capability}" for capability in capabilities)
+
+
+def _queues(callee: SpiffeID, capabilities: Iterable[str]) -> Iterator[str]:
+    """Yield the subjects on which tasks are queued, of every priority; all of them have one token more."""
+    for capability in capabilities:
+        if capability == "*":
+            yield f"{agent_prefix(Family.TASK, callee)}.*"
+        elif CAPABILITY_NAME.fullmatch(capability):  # a grant may name events, too
+            yield from (task_subject(callee, capability, priority) for priority in Priority)
 
 
 def _about_own_tasks(me: SpiffeID) -> Iterator[str]:
@@ -234,11 +256,17 @@ def _callers(callee: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID]) -> 
     return named | {one for one in everyone if any(pattern_matches(pattern, one) for pattern in patterns)}
 
 
-def _control_permissions(identity: SpiffeID) -> dict[str, Any]:
-    return {
-        "publish": {"allow": list(_CONTROL_API)},
-        "subscribe": {"allow": [ANNOUNCEMENTS, *_inboxes(identity)]},
-    }
+def _control_permissions(identity: SpiffeID, domains: Iterable[str]) -> dict[str, Any]:
+    """Return what the control role may; ``domains`` are those whose tasks it brings back."""
+    wakeups = wakeups_stream(identity.trust_domain).name
+    publish = [*_CONTROL_API, "$JS.API.DIRECT.GET.*.aw.state.>", "$JS.API.DIRECT.GET.*.aw.dead.>"]
+    publish += [f"$JS.ACK.{wakeups}.*.>", f"$JS.ACK.*.{PARKED_CONSUMER}.>"]
+    publish.append(f"{wakeups_prefix(identity.trust_domain)}.>")
+    for domain in sorted({identity.trust_domain, *domains}):
+        token = domain.replace(".", "=")
+        publish += [f"aw.{family}.{token}.>" for family in _CONTROL_FAMILIES]
+    subscribe = [ANNOUNCEMENTS, *_inboxes(identity), pull_inbox(identity, "*") + ".*"]
+    return {"publish": {"allow": publish}, "subscribe": {"allow": subscribe}}
 
 
 def _inboxes(identity: SpiffeID) -> list[str]:

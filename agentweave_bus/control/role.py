@@ -22,8 +22,10 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import chain
 from typing import Final
 
+import anyio
 from nats.aio.msg import Msg
 
 from agentweave_bus.bus.connection import Keeper, Session
@@ -32,13 +34,15 @@ from agentweave_bus.bus.streams import (
     MAX_CONSUMERS,
     QueueLimits,
     StreamSpec,
-    task_consumer,
+    task_consumers,
     task_streams,
 )
 from agentweave_bus.bus.subjects import ANNOUNCEMENTS, announce_subject, parse_subject
+from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.bus.token_bucket import TokenBucket
 from agentweave_bus.control.events import EventPlaces
 from agentweave_bus.control.reconcile import reconcile_consumers, reconcile_streams
+from agentweave_bus.control.scheduler import Scheduler
 from agentweave_bus.envelope import (
     JSON_CONTENT_TYPE,
     EnvelopeVerifier,
@@ -67,6 +71,7 @@ _PER_SECOND: Final = 10.0
 _LINES_BURST: Final = 100.0
 _LINES_PER_SECOND: Final = 1.0
 _SESSION_S: Final = 15.0
+_AGAIN_S: Final = 2.0
 _ANNOUNCED: Final = frozenset({ANNOUNCE, ANNOUNCE_EVENTS})
 
 
@@ -76,7 +81,8 @@ class ControlRole:
     ``me`` is the control role's own identity, with which ``keeper`` connects; make this before the keeper is
     opened. ``known`` says who has a user at this broker now. ``replicas`` is how many servers keep each
     stream. ``is_me`` says which audience of an announcement is meant, by default ``me`` alone.
-    ``events`` makes what events need; without it those who announce them are not heard.
+    ``events`` makes what events need; without it those who announce them are not heard. ``scheduler`` brings
+    delayed and recurring tasks back; without it there are none.
     """
 
     def __init__(
@@ -91,8 +97,10 @@ class ControlRole:
         limits: QueueLimits = DEFAULT_QUEUE_LIMITS,
         is_me: Callable[[SpiffeID], bool] | None = None,
         events: EventPlaces | None = None,
+        scheduler: Scheduler | None = None,
     ) -> None:
         self._is_me = is_me if is_me is not None else me.__eq__
+        self._me = me
         self._keeper = keeper
         self._verifier = verifier
         self._known = known
@@ -101,6 +109,7 @@ class ControlRole:
         self._limits = limits
         self._pending: OrderedDict[SpiffeID, set[str]] = OrderedDict()
         self._events = events
+        self._scheduler = scheduler
         self._of_events: OrderedDict[tuple[SpiffeID, bool], EventAnnouncement] = OrderedDict()
         self._narrow = False
         self._arrived = asyncio.Event()
@@ -122,6 +131,23 @@ class ControlRole:
 
     async def run(self) -> None:
         """Make what is announced, until cancelled. The caller owns this task, and keeps the keeper open."""
+        async with owned_tasks() as group:
+            if self._scheduler is not None:
+                group.start_soon(self._look_after_parked, self._scheduler)
+            await self._make_what_is_announced()
+
+    async def _look_after_parked(self, scheduler: Scheduler) -> None:
+        while True:
+            try:
+                await scheduler.prepare()
+            except Exception as error:  # noqa: BLE001 - what workers need is made all the same
+                self._failed(self._me, error)
+                await anyio.sleep(_AGAIN_S)
+            else:
+                break
+        await scheduler.run()
+
+    async def _make_what_is_announced(self) -> None:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
@@ -163,8 +189,11 @@ class ControlRole:
     async def _serve(self, agent: SpiffeID, capabilities: list[str]) -> None:
         session = await self._keeper.session(_SESSION_S)
         streams = task_streams(agent, replicas=self._replicas, limits=self._limits)
-        made = await reconcile_streams(session, streams)
-        made += await reconcile_consumers(session, (task_consumer(agent, one) for one in capabilities))
+        # First, because a worker announces itself until it can pull: then everything is there.
+        made = [] if self._scheduler is None else await self._scheduler.serve(session, agent)
+        made += await reconcile_streams(session, streams)
+        consumers = chain.from_iterable(task_consumers(agent, one) for one in capabilities)
+        made += await reconcile_consumers(session, consumers)
         if made:
             _log.info("%s serves durable tasks (%s): made what it needs", agent, ", ".join(capabilities))
 

@@ -37,10 +37,11 @@ from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.control.broker import BrokerFiles, broker_configuration, broker_id, broker_users
 from agentweave_bus.control.events import EventPlaces
 from agentweave_bus.control.role import ControlRole
+from agentweave_bus.control.scheduler import Scheduler
 from agentweave_bus.embedded.nats_server import NatsServer
 from agentweave_bus.embedded.revoked import Revoked
 from agentweave_bus.embedded.workload_api import WorkloadApiServer
-from agentweave_bus.envelope import EnvelopeVerifier, control_role
+from agentweave_bus.envelope import EnvelopeVerifier, Sealer, control_role
 from agentweave_bus.exceptions import AgentWeaveError, BusError, ConfigurationError
 from agentweave_bus.identity import (
     Authority,
@@ -263,12 +264,19 @@ async def _connected_role(
     chains = ChainVerifier(source, revocations=access.revoked.list)
     address = BusAddress([stack.bus_url], stack.broker_id)
     keeper = Keeper(source, chains, address, name="control")
+    sealer = Sealer(lambda: source.svid)
     role = ControlRole(
         source.spiffe_id,
         keeper=keeper,
         verifier=EnvelopeVerifier(chains),
         known=lambda one: one in stack.settings.users and one not in access.revoked.shut_out,
         events=EventPlaces(lambda: access.grants.current, lambda: stack.settings.users),
+        scheduler=Scheduler(
+            source.spiffe_id,
+            keeper=keeper,
+            verifier=EnvelopeVerifier(chains),
+            sealer_of=lambda agent: sealer if agent.trust_domain == source.spiffe_id.trust_domain else None,
+        ),
     )
     async with keeper.open(deadline_s=_CONNECT_S):
         await _make_claims(stack, role)

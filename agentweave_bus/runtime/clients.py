@@ -13,13 +13,14 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from agentweave_bus.authz import AuthorizationProvider
-from agentweave_bus.client import DEFAULT_TASK_SECONDS, TaskOptions
+from agentweave_bus.client import TaskOptions
 from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.exceptions import AgentWeaveError
 from agentweave_bus.identity import IdentityProvider
@@ -144,7 +145,10 @@ class AgentWeaveClient:
         payload: Any = None,
         *,
         idempotency_key: str | None = None,
-        deadline: float = DEFAULT_TASK_SECONDS,
+        deadline: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        every: str | None = None,
         priority: int | None = None,
         retry: Retry | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - as of call()
@@ -154,9 +158,12 @@ class AgentWeaveClient:
         """Have a durable task stored for the agent ``target``; see ``client.Client.submit``.
 
         It is accepted when this returns: what becomes of it is asked of the handle, here or, by the handle's
-        ``reference``, in another process. ``deadline`` (seconds from now) is until when it may be begun,
-        ``timeout`` is for the storing alone; without it ``bus.call_timeout`` holds. ``retry`` may ask for
-        fewer attempts and longer waits than the capability has.
+        ``reference``, in another process. It is due now, in ``delay`` seconds or ``at`` a time (with its
+        zone), 31 days ahead at most; ``deadline`` (seconds from then, a day without it) is until when it may
+        be begun. With ``every`` ("1h", or five fields of cron in UTC) it comes again until its deadline, 31
+        days at most; see :meth:`occurrence`. ``priority`` is 0 to 9, of which 7 to 9 go before others and 0
+        to 3 behind. ``timeout`` is for the storing alone; without it ``bus.call_timeout`` holds. ``retry``
+        may ask for fewer attempts and longer waits than the capability has.
 
         Raises:
             AgentCallError: it was not stored (with ``CallTimeoutError``: perhaps not); subclasses say why.
@@ -167,6 +174,9 @@ class AgentWeaveClient:
         options = TaskOptions(
             idempotency_key=idempotency_key,
             deadline=deadline,
+            delay=delay,
+            at=at,
+            every=every,
             priority=priority,
             retry=None if retry is None else retry.to_map(),
             timeout=self.config.bus.call_timeout if timeout is None else timeout,

@@ -33,7 +33,7 @@ from agentweave_bus.bus.event_admission import EventAdmission
 from agentweave_bus.bus.occupancy import Occupancy
 from agentweave_bus.bus.responder import Responder
 from agentweave_bus.bus.task_groups import owned_tasks
-from agentweave_bus.client import DEFAULT_TASK_SECONDS, Parent, TaskOptions
+from agentweave_bus.client import Parent, TaskOptions
 from agentweave_bus.config import LoggingConfig
 from agentweave_bus.envelope import Head, Kind, Requester, VerifiedLink, requester
 from agentweave_bus.exceptions import SvidUnavailableError
@@ -110,6 +110,9 @@ class _ConnectedAgent:
         context: RequestContext | None,
         idempotency_key: str | None,
         deadline: float | None,
+        delay: float | None,
+        at: datetime | None,
+        every: str | None,
         priority: int | None,
         retry: Retry | None,
         principal: Mapping[str, Any] | None,
@@ -117,7 +120,10 @@ class _ConnectedAgent:
     ) -> TaskHandle:
         options = TaskOptions(
             idempotency_key=idempotency_key,
-            deadline=DEFAULT_TASK_SECONDS if deadline is None else deadline,
+            deadline=deadline,
+            delay=delay,
+            at=at,
+            every=every,
             priority=priority,
             retry=None if retry is None else retry.to_map(),
             timeout=self._parts.config.bus.call_timeout,

@@ -23,8 +23,8 @@ from nats.aio.msg import Msg
 
 from agentweave_bus.bus.connection import Keeper
 from agentweave_bus.bus.slots import SlotOutcome, acknowledged
-from agentweave_bus.bus.streams import tasks_stream_name
-from agentweave_bus.bus.subjects import task_subject
+from agentweave_bus.bus.streams import parked_stream_name, tasks_stream_name
+from agentweave_bus.bus.subjects import Priority, park_subject, task_subject
 from agentweave_bus.envelope import Draft, Kind, Link, LogWitness, Sealed, Sealer, claim_key
 from agentweave_bus.exceptions import (
     AuthorizationError,
@@ -42,6 +42,8 @@ __all__ = ["Submission", "Submissions", "id_of_key"]
 _ANSWER_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.1
 _LAST_PAUSE_S: Final = 2.0
+_REISSUE_BYTES: Final = 32 * 1024
+"""By how much a parked task may grow when it is due: another head, signature and chain come with it."""
 
 
 def id_of_key(sender: SpiffeID, agent: SpiffeID, capability: str, key: str) -> str:
@@ -53,7 +55,10 @@ def id_of_key(sender: SpiffeID, agent: SpiffeID, capability: str, key: str) -> s
 
 
 class Submission(NamedTuple):
-    """A task that is allowed and now to be stored. ``expires_ms`` is in milliseconds since the epoch."""
+    """A task that is allowed and now to be stored. Times are in milliseconds since the epoch.
+
+    One with ``due_ms`` is parked until then, and comes again as ``every`` says, where it says something.
+    """
 
     agent: SpiffeID
     capability: str
@@ -67,6 +72,16 @@ class Submission(NamedTuple):
     priority: int | None = None
     retry: Mapping[str, int] | None = None
     trace: str | None = None
+    due_ms: int | None = None
+    every: str | None = None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The subject on which it is published, and the stream that stores it."""
+        if self.due_ms is not None:
+            return park_subject(self.agent, self.capability), parked_stream_name(self.agent)
+        subject = task_subject(self.agent, self.capability, Priority.of(self.priority))
+        return subject, tasks_stream_name(self.agent)
 
 
 class _Forbidden(Enum):
@@ -157,7 +172,7 @@ class Submissions:
                 f"the connection was lost; the task {task.id} may have been stored"
             ) from None
         now_ms = self._clock_ms()
-        subject = task_subject(task.agent, task.capability)
+        subject, stream = task.place
         draft = Draft(
             kind=Kind.TASK,
             id=task.id,
@@ -171,13 +186,16 @@ class Submissions:
             idk=task.idempotency_key,
             prio=task.priority,
             retry=task.retry,
+            nbf=task.due_ms,
+            every=task.every,
             log=self._witness(),
             trace=task.trace,
         )
         sealed = await self._sealer.seal(draft, task.payload, task.via)
-        if len(sealed.frame) > session.max_message_bytes:
+        most = session.max_message_bytes - (0 if task.due_ms is None else _REISSUE_BYTES)
+        if len(sealed.frame) > most:
             raise CallRefusedError(
-                f"the task takes {len(sealed.frame)} bytes; the broker lets {session.max_message_bytes} pass",
+                f"the task takes {len(sealed.frame)} bytes; the broker lets {most} pass",
                 step="local",
                 reason="too large for the broker",
             )
@@ -187,7 +205,7 @@ class Submissions:
             answer = await session.post(subject, sealed.frame)
             self._waiting[subject].add(answer)
             async with asyncio.timeout(min(_ANSWER_S, max(0.001, left_s))):
-                return acknowledged(await answer, tasks_stream_name(task.agent)), sealed
+                return acknowledged(await answer, stream), sealed
         except asyncio.CancelledError:
             if answer is None or answer not in self._forbidden:
                 raise

@@ -49,6 +49,7 @@ class LoopTime:
         self._loop: Any = loop  # without its private queues nobody can tell what is due
         self._real = loop.time
         self._executed = loop.run_in_executor
+        self._resolution = 0.0
         self._jobs: set[_Job] = set()
         loop.time = self.time  # type: ignore[method-assign]
         loop.run_in_executor = self._run_in_executor  # type: ignore[method-assign, assignment]
@@ -85,22 +86,24 @@ class LoopTime:
     def stand(self) -> float:
         """Let time stand still, and return at what."""
         self.standing = self.time()
+        # A loop runs what is due before its time plus this. Who then finds that it is not quite time yet
+        # waits again, and would do so endlessly while time stands.
+        self._resolution = self._loop._clock_resolution  # noqa: SLF001
+        self._loop._clock_resolution = 0.0  # noqa: SLF001
         for job in self._jobs:
             job.may_be_left = True
         return self.standing
 
     def move_to(self, when: float) -> None:
         """Let time stand still at ``when``."""
-        # The loop runs what is due before its time and its clock's resolution. Far from zero numbers are too
-        # coarse to add that.
-        coarse = when + self._loop._clock_resolution == when  # noqa: SLF001
-        self.standing = math.nextafter(when, math.inf) if coarse else when
+        self.standing = math.nextafter(when, math.inf)  # the loop runs what is due before its time
 
     def go_on(self) -> None:
         """Run on from where it stands."""
         if self.standing is not None:
             self._ahead = self.standing - self._real()
             self.standing = None
+            self._loop._clock_resolution = self._resolution  # noqa: SLF001
 
     def next_due(self) -> float:
         """When the next timer is due, by this clock; endless where there is none."""
@@ -238,5 +241,5 @@ def _name(call: Any, args: tuple[Any, ...]) -> str:
 
 
 def _described(handles: Iterable[asyncio.Handle]) -> set[str]:
-    owners = (getattr(handle._callback, "__self__", None) or handle for handle in handles)  # type: ignore[attr-defined]  # noqa: SLF001
+    owners = (getattr(handle._callback, "__self__", None) or handle for handle in handles)  # noqa: SLF001
     return {repr(owner) for owner in owners}

@@ -14,7 +14,8 @@ from agentweave_bus.config import AgentConfig
 from agentweave_bus.control.broker import broker_id, broker_users
 from agentweave_bus.control.events import EventPlaces
 from agentweave_bus.control.role import ControlRole
-from agentweave_bus.envelope import EnvelopeVerifier, control_role
+from agentweave_bus.control.scheduler import Scheduler
+from agentweave_bus.envelope import EnvelopeVerifier, Sealer, control_role
 from agentweave_bus.identity import (
     ChainVerifier,
     IdentityProvider,
@@ -129,6 +130,14 @@ class MemoryBus(Bus):
             is_me=lambda one: one == control_role(one.trust_domain),
             clock_ms=lambda: self._clock.time_ns() // 1_000_000,
             events=EventPlaces(lambda: self.grants, lambda: self._identities),
+            scheduler=Scheduler(
+                me,
+                keeper=keeper,
+                verifier=EnvelopeVerifier(ChainVerifier(_EveryDomain(self))),
+                sealer_of=lambda agent: self._sealer_of(agent.trust_domain),
+                clock_ms=lambda: self._clock.time_ns() // 1_000_000,
+                monotonic=lambda: self._clock.monotonic_ns() / 1e9,
+            ),
         )
         self._role = role
         try:
@@ -140,6 +149,11 @@ class MemoryBus(Bus):
                 group.cancel_scope.cancel()
         finally:
             await source.aclose()
+
+    def _sealer_of(self, trust_domain: str) -> Sealer:
+        """Sign as the control role of a domain."""
+        domain, me = self.domain(trust_domain), control_role(trust_domain)
+        return Sealer(lambda: domain.issue(me))
 
     async def _enter(self, identity: SpiffeID) -> None:
         if identity in self._identities:
@@ -154,7 +168,12 @@ class MemoryBus(Bus):
 
     async def _follow_grants(self) -> None:
         self.broker.set_users(
-            broker_users(self.grants, self._identities, control=[control_role(self.trust_domain)])
+            broker_users(
+                self.grants,
+                self._identities,
+                control=[control_role(self.trust_domain)],
+                controlled=self._domains,
+            )
         )
         if self._role is not None:
             self._role.grants_changed()

@@ -89,12 +89,23 @@ def stream_config(declared: dict[str, Any]) -> dict[str, Any]:
     config.setdefault("duplicate_window", min(age or _DUPLICATE_WINDOW, _DUPLICATE_WINDOW))
     if 0 < age < config["duplicate_window"]:
         raise ApiError(500, 10052, "duplicates window can not be larger then max age")
+    _with_schedules(config)
     if config.get("discard_new_per_subject"):
         if config["discard"] != "new":
             raise ApiError(500, 10052, "discard new per subject requires discard new policy to be set")
         if config["max_msgs_per_subject"] <= 0:
             raise ApiError(500, 10052, "discard new per subject requires max msgs per subject > 0")
     return config
+
+
+def _with_schedules(config: dict[str, Any]) -> None:
+    """Add what message schedules bring with them."""
+    if not config.get("allow_msg_schedules"):
+        return
+    if config["discard"] == "new":
+        raise ApiError(500, 10052, "message scheduling cannot use discard new")
+    if not config["allow_rollup_hdrs"]:
+        config["allow_rollup_hdrs"], config["deny_purge"] = True, False
 
 
 def check_stream_update(old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -108,6 +119,8 @@ def check_stream_update(old: dict[str, Any], new: dict[str, Any]) -> None:
         raise ApiError(500, 10052, f"{refused} cancel deny message deletes")
     if old["deny_purge"] and not new["deny_purge"]:
         raise ApiError(500, 10052, f"{refused} cancel deny purge")
+    if old.get("allow_msg_schedules") and not new.get("allow_msg_schedules"):
+        raise ApiError(500, 10052, "message schedules can not be disabled")
 
 
 def consumer_config(name: str, declared: dict[str, Any]) -> dict[str, Any]:

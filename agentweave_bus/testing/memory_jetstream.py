@@ -30,6 +30,7 @@ __all__ = ["JetStream"]
 _API: Final = "$JS.API."
 _ACK: Final = "$JS.ACK."
 _ACK_TOKENS: Final = 9
+_MOST_NAMES: Final = 1024
 _DIRECT: Final = "DIRECT.GET."
 _NEXT: Final = "CONSUMER.MSG.NEXT."
 _DENIED: Final = {
@@ -154,12 +155,30 @@ class JetStream:
                 return {"success": True}
             case "PURGE":
                 raise self._denied(name, "PURGE")
+            case "NAMES":
+                return self._names(body)
             case "MSG":
                 verb, _, name = name.partition(".")
-                if verb == "GET":
-                    return _message(self._stream(name), body)
-                raise self._denied(name, verb)
+                return self._done_with_message(verb, self._stream(name), body)
         raise _not_here(f"STREAM.{act}")
+
+    def _done_with_message(self, verb: str, stream: Stream, body: dict[str, Any]) -> dict[str, Any]:
+        if verb == "GET":
+            return _message(stream, body)
+        if verb == "DELETE":
+            stream.delete(int(body.get("seq", 0)))
+            return {"success": True}
+        raise self._denied(stream.name, verb)
+
+    def _names(self, body: dict[str, Any]) -> dict[str, Any]:
+        wanted, start = body.get("subject"), int(body.get("offset", 0))
+        names = sorted(
+            name
+            for name, stream in self.streams.items()
+            if wanted is None or any(overlap(wanted, mine) for mine in stream.config["subjects"])
+        )
+        shown = names[start : start + _MOST_NAMES]
+        return {"total": len(names), "offset": start, "limit": _MOST_NAMES, "streams": shown or None}
 
     def _create_stream(self, name: str, config: dict[str, Any]) -> Stream:
         if config.get("name") != name:

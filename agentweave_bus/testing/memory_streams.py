@@ -14,6 +14,7 @@ from typing import Any, Final
 from agentweave_bus.testing.memory_configs import check_stream_update, stream_config
 from agentweave_bus.testing.memory_consumers import Consumer
 from agentweave_bus.testing.memory_messages import ApiError, Stored, header_block, rfc3339
+from agentweave_bus.testing.memory_schedules import Schedules, due_of, fired_headers, is_scheduled
 from agentweave_bus.testing.memory_subjects import has_wildcard, matches, matches_any
 
 __all__ = ["Stream"]
@@ -43,6 +44,7 @@ class Stream:
         self._of_subject: dict[str, dict[int, None]] = {}
         self._bytes = 0
         self._last_time_ns = 0
+        self._schedules = Schedules(time_ns, self._fire)
 
     @property
     def name(self) -> str:
@@ -91,20 +93,35 @@ class Stream:
         self._check_size(len(data) + block)
         self._check_headers(asked)
         self._check_expected(subject, asked)
+        due_ns = None
+        if is_scheduled(asked):
+            due_ns = due_of(subject, asked, self.config["subjects"])
+            asked = headers = {**asked, "Nats-Rollup": "sub"}
+            block = len(header_block(asked))
         identifier = asked.get(_MSG_ID)
         if identifier is not None and (known := self._known(identifier)) is not None:
             return {"stream": self.name, "seq": known, "duplicate": True}
         size = len(subject) + len(data) + block + self._overhead(block)
         self._check_limits(subject, size)
-        self.last_sequence += 1
-        kept = Stored(self.last_sequence, subject, data, headers, self._time_ns(), size)
-        self._keep(kept)
+        kept = self._add(subject, data, headers, size)
         if identifier is not None:
             self._ids[identifier] = (kept.sequence, kept.time_ns)
+        if due_ns is not None:
+            self._drop_before(kept)
+            self._schedules.add(subject, due_ns)
         for consumer in self.consumers.values():
             consumer.stored(kept)
         self._make_room()
         return {"stream": self.name, "seq": kept.sequence}
+
+    def delete(self, sequence: int) -> None:
+        """Delete a message. Raises ApiError."""
+        self.expire()
+        if self.config["deny_delete"]:
+            raise ApiError(500, 10057, "message delete not permitted")
+        if sequence not in self.messages:
+            raise ApiError(500, 10057, "no message found")
+        self._drop(sequence)
 
     def last_of(self, subject: str) -> Stored | None:
         """Return the newest message on ``subject``, which may be a pattern."""
@@ -141,11 +158,37 @@ class Stream:
             self._drop(sequence)
 
     def close(self) -> None:
-        """End every consumer."""
+        """End every consumer and schedule."""
+        self._schedules.close()
         for consumer in self.consumers.values():
             consumer.close()
 
     # --- what is kept ------------------------------------------------------------------------------------
+
+    def _add(self, subject: str, data: bytes, headers: dict[str, str] | None, size: int) -> Stored:
+        self.last_sequence += 1
+        kept = Stored(self.last_sequence, subject, data, headers, self._time_ns(), size)
+        self._keep(kept)
+        return kept
+
+    def _drop_before(self, kept: Stored) -> None:
+        for sequence in [one for one in self._of_subject[kept.subject] if one != kept.sequence]:
+            self._drop(sequence)
+
+    def _fire(self, subject: str) -> None:
+        """Store what is due on its target, in the place of its schedule."""
+        self.expire()
+        scheduled = self.last_of(subject)
+        if scheduled is None or scheduled.headers is None or not is_scheduled(scheduled.headers):
+            return
+        target, headers = fired_headers(subject, scheduled.headers)
+        self._drop(scheduled.sequence)
+        block = len(header_block(headers))
+        size = len(target) + len(scheduled.data) + block + self._overhead(block)
+        fired = self._add(target, scheduled.data, headers, size)
+        for consumer in self.consumers.values():
+            consumer.stored(fired)
+        self._make_room()
 
     def _keep(self, kept: Stored) -> None:
         self.messages[kept.sequence] = kept
@@ -179,7 +222,9 @@ class Stream:
             raise ApiError(500, 10111, "rollup not permitted")
         if "Nats-TTL" in headers and not self.config["allow_msg_ttl"]:
             raise ApiError(400, 10166, "per-message TTL is disabled")
-        if any(name.startswith("Nats-Schedule") for name in headers):
+        if any(name.startswith("Nats-Schedule") for name in headers) and not self.config.get(
+            "allow_msg_schedules"
+        ):
             raise ApiError(400, 10188, "message schedules is disabled")
         wanted = headers.get("Nats-Expected-Stream")
         if wanted is not None and wanted != self.name:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from agentweave_bus.bus.streams import (
     FILTER_KEY,
+    PARKED_MAX_AGE_S,
     STATE_MAX_AGE_S,
     TASK_MAX_AGE_S,
     QueueLimits,
@@ -15,21 +16,27 @@ from agentweave_bus.bus.streams import (
     claim_stream_name,
     dead_stream,
     dead_stream_name,
+    parked_stream,
     progress_stream,
     progress_stream_name,
     state_stream,
     state_stream_name,
     task_consumer,
+    task_consumers,
     task_streams,
     tasks_stream,
     tasks_stream_name,
+    wakeups_consumer,
+    wakeups_stream,
 )
 from agentweave_bus.bus.subjects import (
+    Priority,
     dead_subject,
     progress_subject,
     record_subject,
     step_subject,
     task_subject,
+    wakeup_subject,
 )
 from agentweave_bus.envelope import DEFAULT_LIMITS
 from agentweave_bus.spiffe_id import SpiffeID
@@ -60,6 +67,35 @@ def test_a_slot_is_written_once_and_read_directly(declare):
     assert config["max_msgs_per_subject"] == 1
     assert config["discard_new_per_subject"] is True
     assert config["allow_direct"] is True
+
+
+def test_what_is_parked_is_bounded_and_only_deleting_is_possible_which_no_agent_may():
+    config = parked_stream(A).config
+    queue = tasks_stream(A).config
+    differs = {key for key in config.keys() | queue.keys() if config.get(key) != queue.get(key)}
+    described = {"name", "description", "subjects"}
+    assert differs - described == {"retention", "max_msgs", "max_bytes", "max_consumers", "deny_delete"}
+    assert config["max_msgs"] > 0
+    assert config["max_bytes"] > 0
+    assert config["max_age"] == PARKED_MAX_AGE_S * 10**9 >= DEFAULT_LIMITS.max_lifetime_ms * 10**6
+
+
+def test_schedules_are_allowed_where_no_agent_publishes_and_nothing_is_dropped_there_to_make_room():
+    config = wakeups_stream("x.test").config
+    assert config["allow_msg_schedules"] is True
+    assert config["subjects"] == ["aw.wakeup.x=test.>"]
+    assert not {"max_msgs", "max_bytes"} & config.keys()
+    consumer = wakeups_consumer("x.test").config
+    assert matches(consumer["filter_subject"], wakeup_subject("x.test", "due", "a", 1))
+    assert not matches(consumer["filter_subject"], wakeup_subject("x.test", "plan", "a", 1))
+
+
+def test_each_priority_has_a_consumer_of_its_own():
+    consumers = task_consumers(A, "pay")
+    assert [one.config["filter_subject"] for one in consumers] == [
+        task_subject(A, "pay", priority) for priority in (Priority.HIGH, Priority.NORMAL, Priority.LOW)
+    ]
+    assert len({one.name for one in consumers}) == len(consumers)
 
 
 def test_a_queue_is_bounded_and_nobody_reads_it_past_its_consumers():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from agentweave_bus.bus.subjects import (
     MAX_SUBJECT_BYTES,
     Family,
+    Priority,
     agent_prefix,
     announce_subject,
     api_inbox,
@@ -17,6 +18,7 @@ from agentweave_bus.bus.subjects import (
     claim_subject,
     control_subject,
     dead_subject,
+    park_subject,
     parse_subject,
     progress_of_sender,
     progress_subject,
@@ -27,6 +29,8 @@ from agentweave_bus.bus.subjects import (
     reply_subject,
     step_subject,
     task_subject,
+    wakeup_subject,
+    wakeups_prefix,
 )
 from agentweave_bus.exceptions import ConfigurationError, MalformedEnvelopeError
 from agentweave_bus.spiffe_id import SpiffeID
@@ -71,6 +75,39 @@ def test_the_examples_of_durable_tasks():
 def test_what_is_built_parses_to_what_it_was_built_from(agent, capability):
     parsed = parse_subject(call_subject(agent, capability))
     assert (parsed.family, parsed.agent, parsed.rest) == (Family.CALL, agent, (capability,))
+
+
+@given(agents, agents, capabilities, capabilities)
+def test_each_priority_has_a_subject_of_its_own_that_a_grant_of_all_covers(one, other, cap, more):
+    subjects = {task_subject(one, cap, priority) for priority in Priority}
+    assert len(subjects) == len(Priority)
+    assert task_subject(one, cap) in subjects
+    for subject in subjects:
+        parsed = parse_subject(subject)
+        assert (parsed.family, parsed.agent) == (Family.TASK, one)
+        assert parsed.rest[0].partition("=")[0] == cap
+        assert matches(f"{agent_prefix(Family.TASK, one)}.*", subject)
+    shared = subjects & {task_subject(other, more, priority) for priority in Priority}
+    assert bool(shared) == ((one, cap) == (other, more))
+
+
+@given(st.integers(0, 9), st.integers(0, 9))
+def test_a_higher_level_never_waits_in_a_slower_queue(low, high):
+    order = list(Priority)
+    assert (order.index(Priority.of(high)) <= order.index(Priority.of(low))) or high < low
+    assert Priority.of(None) is Priority.of(5) is Priority.NORMAL
+    assert (Priority.of(0), Priority.of(9)) == (Priority.LOW, Priority.HIGH)
+
+
+@given(agents, capabilities, counts)
+def test_a_parked_task_stands_on_no_queue_and_its_wakeups_on_no_agents_subject(agent, cap, number):
+    parsed = parse_subject(park_subject(agent, cap))
+    assert (parsed.family, parsed.agent, parsed.rest) == (Family.PARK, agent, (cap,))
+    plan, due = (wakeup_subject(agent.trust_domain, stage, "abc", number) for stage in ("plan", "due"))
+    assert plan != due
+    for subject in (plan, due):
+        assert subject.startswith(f"{wakeups_prefix(agent.trust_domain)}.")
+        assert subject.endswith(f".abc.{number}")
 
 
 slots = st.tuples(agents, agents, keys, counts)
@@ -126,6 +163,10 @@ def test_a_sender_hears_of_its_own_tasks_only(slot, other):
         lambda: dead_subject(ORDER, "pay", KEY, 1, "other"),
         lambda: dead_subject(ORDER, "a.b", KEY, 1, "frame"),
         lambda: dead_subject(ORDER, "pay", KEY, -1, "frame"),
+        lambda: task_subject(ORDER, "pay=high"),
+        lambda: park_subject(ORDER, "*"),
+        lambda: wakeup_subject("x.test", "now", "a", 1),
+        lambda: wakeup_subject("x.test", "due", "a.b", 1),
     ],
     ids=[
         "capability",
@@ -138,6 +179,10 @@ def test_a_sender_hears_of_its_own_tasks_only(slot, other):
         "part",
         "dot",
         "epoch",
+        "priority",
+        "parked",
+        "stage",
+        "place",
     ],
 )
 def test_what_would_be_another_subject_is_not_built(build):

@@ -17,6 +17,7 @@ from agentweave_bus.bus.streams import (
     state_stream_name,
     tasks_stream_name,
 )
+from agentweave_bus.bus.subjects import wakeup_subject
 from agentweave_bus.control.broker import (
     BrokerFiles,
     broker_configuration,
@@ -26,6 +27,7 @@ from agentweave_bus.control.broker import (
 )
 from agentweave_bus.envelope import control_role
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.testing.memory_subjects import matches_any
 
 A, B, C = (SpiffeID(f"spiffe://x.test/agent/{name}") for name in "abc")
 
@@ -103,8 +105,13 @@ def test_a_task_that_is_granted_may_be_submitted_cancelled_and_watched(tmp_path)
     """Of what its callee records, a sender reads its own tasks."""
     given = grants(tmp_path, entry(A, B, ["pay", "ship"], kinds=["task"]), entry(C, B, ["pay"]))
     assert published(A, given, [A, B, C]) - own(A, ME) == {
-        f"aw.task.{OTHER}.pay",
-        f"aw.task.{OTHER}.ship",
+        *(
+            f"aw.task.{OTHER}.{name}{urgency}"
+            for name in ("pay", "ship")
+            for urgency in ("", "=high", "=low")
+        ),
+        f"aw.park.{OTHER}.pay",
+        f"aw.park.{OTHER}.ship",
         f"aw.control.{OTHER}.cancel",
         f"{GET}.{state_stream_name(B)}.aw.state.{OTHER}.{ME}.>",
         f"{GET}.{progress_stream_name(B)}.aw.progress.{OTHER}.{ME}.>",
@@ -133,12 +140,26 @@ def test_one_user_each_and_nobody_may_create_consumers_but_the_control_role(tmp_
         assert "_INBOX" not in text
     permissions = users[2]["permissions"]
     assert "$JS.API.CONSUMER.>" in permissions["publish"]["allow"]
-    assert not [one for one in permissions["publish"]["allow"] if one.startswith("aw.")]
+    assert {one for one in permissions["publish"]["allow"] if one.startswith("aw.")} == {
+        "aw.task.x=test.>",  # of its own domain only
+        "aw.state.x=test.>",
+        "aw.dead.x=test.>",
+        "aw.wakeup.x=test.>",
+    }
     assert set(permissions["subscribe"]["allow"]) == {
         "aw.control.*.*.announce",
         "aw.inbox.x=test.agentweave/control.*.api.*",
+        "aw.inbox.x=test.agentweave/control.*.api.pull.*",
         "aw.inbox.x=test.agentweave/control.*.rpc.*",
     }
+
+
+def test_only_the_control_role_publishes_what_wakes_it(tmp_path):
+    control = control_role("x.test")
+    users = broker_users(grants(tmp_path, entry(A, B, ["*"], kinds=["task"])), [A, B], control=[control])
+    wakeup = wakeup_subject("x.test", "plan", "a", 1)
+    allowed = {user["user"]: matches_any(user["permissions"]["publish"]["allow"], wakeup) for user in users}
+    assert allowed == {str(A): False, str(B): False, str(control): True}
 
 
 def test_the_configuration_insists_on_verified_clients(tmp_path):

@@ -1,0 +1,500 @@
+"""Calling agents: what happens on the caller's side, in this order.
+
+1. The target and the payload are checked; nothing has been said to anyone yet.
+2. The outbound policy is asked. A denial ends it here, audited, without touching the network.
+3. The circuit breaker of the callee lets it pass, or not.
+4. A transport carries the sealed request and brings the verified answer. The record of the decision
+   names the digest of each sealed attempt before it leaves.
+
+A task that is submitted takes the same steps, but the third: whether the agent is well does not matter to a
+queue. It is accepted when the broker has stored it, and what becomes of it is asked of its handle.
+
+A call made while another one is served passes that one as ``parent``. Its ``via`` then proves on whose
+behalf the call is made, and it gets no more time than its parent has left.
+
+Identity, policy and transport come from outside; ``runtime/wiring.py`` puts them together.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, NamedTuple, Protocol
+
+from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision, Grants
+from agentweave_bus.authz.circuit_breaker import BreakerSettings, CircuitBreaker, Permit
+from agentweave_bus.bus.records import decision_facts, sealed_facts
+from agentweave_bus.bus.requests import Answer, Request
+from agentweave_bus.bus.subjects import call_subject
+from agentweave_bus.envelope import DEFAULT_LIMITS, Link, Sealed, convert_payload, new_id
+from agentweave_bus.exceptions import (
+    AgentCallError,
+    AgentWeaveError,
+    AuditError,
+    AuthorizationError,
+    CallRefusedError,
+    CallTimeoutError,
+    CircuitOpenError,
+    ConnectionLostError,
+    EnvelopeError,
+    FederationError,
+    NoResponderError,
+    PayloadError,
+    UnreachableError,
+)
+from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
+from agentweave_bus.observability.tracing import Span, Tracing
+from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.record import TaskRef
+from agentweave_bus.tasks.submission import Submission, Submissions, id_of_key
+from agentweave_bus.tasks.task_times import task_times
+from agentweave_bus.types import JsonValue, TaskResult
+
+__all__ = ["CalleeBreakers", "Client", "Parent", "Submitted", "TaskOptions", "Transport", "reach_of"]
+
+_log = logging.getLogger(__name__)
+
+_MAX_SCOPE: Final = 64
+_MOST_LINKS_PARKED: Final = DEFAULT_LIMITS.max_via_links - 2
+"""A parked task is itself a link when it is brought back, and so is what brings it back."""
+
+_MAX_BREAKERS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The request that is being served while another call is made.
+
+    ``links`` prove it, ``via`` is how a policy sees it (origin first, the request itself last),
+    ``deadline_ms`` is when it expires, in milliseconds since the epoch.
+    """
+
+    links: tuple[Link, ...]
+    via: tuple[Mapping[str, Any], ...]
+    deadline_ms: int
+    principal: Mapping[str, str] | None = None
+    scope: tuple[str, ...] | None = None
+    trace: str | None = None
+
+
+class CallOptions(NamedTuple):
+    """What may be said about a call beside what is called; see :meth:`Client.call`."""
+
+    timeout: float = 30.0
+    parent: Parent | None = None
+    principal: Mapping[str, str] | None = None
+    scope: Sequence[str] | None = None
+    safe: bool = False
+
+
+class Transport(Protocol):
+    """Carries an allowed request to its callee and brings the verified answer."""
+
+    async def call(self, request: Request) -> Answer:
+        """Make the call. Raises :class:`AgentCallError`."""
+
+
+class Submitted(NamedTuple):
+    """A task that was stored: which one, the digests of its head and payload, and until when it may begin."""
+
+    ref: TaskRef
+    digest: bytes
+    pd: bytes
+    expires_ms: int
+
+
+class CalleeBreakers:
+    """A circuit breaker for each agent called lately, at most 1,024 of them."""
+
+    def __init__(self, settings: BreakerSettings) -> None:
+        self._settings = settings
+        self._breakers: OrderedDict[SpiffeID, CircuitBreaker] = OrderedDict()
+
+    def of(self, callee: SpiffeID) -> CircuitBreaker:
+        """Return the breaker of ``callee``; a new one is closed."""
+        breaker = self._breakers.pop(callee, None) or CircuitBreaker(self._settings)
+        self._breakers[callee] = breaker
+        if len(self._breakers) > _MAX_BREAKERS:
+            self._breakers.popitem(last=False)
+        return breaker
+
+
+class TaskOptions(NamedTuple):
+    """What may be said about a task beside what is asked for; see :meth:`Client.submit`."""
+
+    idempotency_key: str | None = None
+    deadline: float | None = None
+    delay: float | None = None
+    at: datetime | None = None
+    every: str | None = None
+    priority: int | None = None
+    retry: Mapping[str, int] | None = None
+    timeout: float = 30.0
+    parent: Parent | None = None
+    principal: Mapping[str, str] | None = None
+    scope: Sequence[str] | None = None
+
+
+@dataclass(slots=True)
+class Client:
+    """Calls agents as one identity. Made by ``runtime/wiring.py``; people use ``AgentWeaveClient``."""
+
+    me: SpiffeID
+    authorizer: Authorizer
+    audit: AuditLog
+    transport: Transport
+    breakers: CalleeBreakers
+    allowed_trust_domains: Callable[[], frozenset[str]]
+    metrics: Metrics
+    clock_ms: Callable[[], int]
+    max_timeout: float = 300.0
+    monotonic_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000
+    """What breakers measure by, in milliseconds: a wall clock that is set must not open or close one."""
+    tracing: Tracing = field(default_factory=Tracing.off)
+    submissions: Submissions | None = None
+
+    async def call(
+        self,
+        target: str,
+        capability: str,
+        payload: Any = None,
+        *,
+        timeout: float = 30.0,  # noqa: ASYNC109 - it travels in the envelope, too
+        parent: Parent | None = None,
+        principal: Mapping[str, str] | None = None,
+        scope: Sequence[str] | None = None,
+        safe: bool = False,
+        trace: str | None = None,
+    ) -> TaskResult:
+        """Ask ``target`` for ``capability`` and return its result.
+
+        ``timeout`` is in seconds, for everything. ``principal`` names for whom this caller says that it
+        acts; only the origin of a delegation may, and its callee's policy must let it. ``scope`` limits
+        what the call and all that follows from it may reach. ``safe`` says that the capability may run
+        twice without harm, so that a call is made again when its answer is missing.
+
+        A remote failure is a result with ``status == "failed"``; anything else raises.
+
+        Raises:
+            AgentCallError: one of its branches says what went wrong.
+
+        """
+        options = CallOptions(timeout, parent, principal, scope, safe)
+        began = time.perf_counter()
+        status = RequestStatus.ERROR
+        in_flight = self.metrics.in_flight(Direction.OUTBOUND)
+        in_flight.inc()
+        try:
+            result = await self._traced(target, capability, payload, options, trace)
+            status = RequestStatus.ERROR if result.status == "failed" else RequestStatus.SUCCESS
+        except AuthorizationError:
+            status = RequestStatus.DENIED
+            raise
+        except CallRefusedError:
+            status = RequestStatus.REFUSED
+            raise
+        finally:
+            in_flight.dec()
+            seconds = time.perf_counter() - began
+            self.metrics.request_ended(Direction.OUTBOUND, capability, status, seconds)
+        return result
+
+    async def _traced(
+        self, target: str, capability: str, payload: Any, options: CallOptions, trace: str | None
+    ) -> TaskResult:
+        """Make the call inside a span, whose position the request carries.
+
+        The name and the attributes are set only once the request is known to be well formed: a caller's
+        mistakes must not become names in somebody's tracing system.
+        """
+        position = trace or (options.parent.trace if options.parent else None)
+        with self.tracing.span("agentweave call", kind="client", parent=position) as span:
+            request, facts = self._prepare(target, capability, payload, options, span.traceparent)
+            _describe(span, request)
+            result = await self._carry(request, facts)
+            if result.status == "failed":
+                span.set_error("failed")
+            return result
+
+    def _prepare(
+        self, target: str, capability: str, payload: Any, options: CallOptions, trace: str | None
+    ) -> tuple[Request, AuthzContext]:
+        """Step 1: everything that can be wrong before anyone is asked."""
+        parent, principal = options.parent, options.principal
+        _check_principal(parent, principal)
+        callee, value, data = self._checked(target, capability, payload)
+        request = Request(
+            callee=callee,
+            capability=capability,
+            payload=data,
+            deadline_ms=self._deadline_ms(options.timeout, parent),
+            via=parent.links if parent else (),
+            scope=self._scope(callee, capability, parent, principal, options.scope),
+            principal=dict(principal) if principal else None,
+            safe=options.safe,
+            trace=trace,
+        )
+        return request, self._facts(request, callee, value, parent)
+
+    async def submit(
+        self, target: str, capability: str, payload: Any, options: TaskOptions, *, trace: str | None = None
+    ) -> Submitted:
+        """Have a task stored for ``target`` and return what names it. It is accepted when this returns.
+
+        ``options.deadline`` is in seconds from when it is due: it is not begun later. ``options.timeout``
+        (seconds) is for the storing alone. With ``delay`` (seconds) or ``at`` (a time with its zone) it is
+        due then and not now; ``every`` lets it come again (:mod:`.tasks.recurrence`), until the deadline.
+        Tasks with one ``idempotency_key`` are one task, whose outcome all of them have; with another payload
+        it is an error, which the handle tells. ``retry`` may ask for fewer attempts and longer waits than the
+        capability declares.
+
+        Raises:
+            AgentCallError: it was not stored (with ``CallTimeoutError``: perhaps not); one of its branches
+                says why.
+
+        """
+        assert self.submissions is not None  # who is wired to the bus has them
+        parent = options.parent
+        position = trace or (parent.trace if parent else None)
+        with self.tracing.span("agentweave submit", kind="producer", parent=position) as span:
+            task, facts = self._prepare_task(target, capability, payload, options, span.traceparent)
+            decision = await self.authorizer.authorize(facts)  # 2
+            self.metrics.decided(Direction.OUTBOUND, allowed=decision.allowed, standing=decision.standing)
+            if not decision.allowed:
+                raise self._denied(facts, decision)
+
+            async def record(sealed: Sealed) -> None:
+                entry = {"event": "submit", **sealed_facts(sealed), **decision_facts(facts, decision)}
+                await self.audit.record({**entry, "pd": sealed.head.pd.hex()})
+
+            with _as_call_errors(task.agent):
+                sealed = await self.submissions.store(task, record, timeout_s=options.timeout)  # 4
+            ref = TaskRef(task.agent, self.me, task.capability, task.id)
+            return Submitted(ref, sealed.digest, sealed.head.pd, sealed.head.exp)
+
+    def _prepare_task(
+        self, target: str, capability: str, payload: Any, options: TaskOptions, trace: str | None
+    ) -> tuple[Submission, AuthzContext]:
+        """Step 1: everything that can be wrong before anyone is asked."""
+        parent, principal = options.parent, options.principal
+        _check_principal(parent, principal)
+        agent, value, data = self._checked(target, capability, payload)
+        now_ms, key = self.clock_ms(), options.idempotency_key
+        times = task_times(options, now_ms)
+        if times.due_ms is not None and parent is not None and len(parent.links) > _MOST_LINKS_PARKED:
+            raise CallRefusedError(
+                "what led to this task is too long a chain to be parked with it", step="local"
+            )
+        task = Submission(
+            agent=agent,
+            capability=capability,
+            payload=data,
+            id=new_id(now_ms) if key is None else id_of_key(self.me, agent, capability, key),
+            expires_ms=times.expires_ms,
+            due_ms=times.due_ms,
+            every=options.every,
+            via=parent.links if parent else (),
+            scope=self._scope(agent, capability, parent, principal, options.scope),
+            principal=dict(principal) if principal else None,
+            idempotency_key=key,
+            priority=options.priority,
+            retry=options.retry,
+            trace=trace,
+        )
+        return task, self._facts(task, agent, value, parent)
+
+    def _checked(self, target: str, capability: str, payload: Any) -> tuple[SpiffeID, JsonValue, bytes]:
+        """Return the callee, the payload as it will be read, and its bytes, if all can be."""
+        try:
+            callee = SpiffeID(target)
+            call_subject(callee, capability)  # refuses what no agent can have as an ID or a name
+            value, data = convert_payload({} if payload is None else payload)
+        except AgentWeaveError as error:
+            raise CallRefusedError(str(error), step="local", reason=str(error)) from error
+        if callee.trust_domain not in self.allowed_trust_domains():
+            self.metrics.federation_errors.inc()
+            raise FederationError(
+                f"the trust domain of {callee} is not in identity.allowed_trust_domains",
+                trust_domain=callee.trust_domain,
+            )
+        return callee, value, data
+
+    def _scope(
+        self,
+        callee: SpiffeID,
+        capability: str,
+        parent: Parent | None,
+        principal: Mapping[str, str] | None,
+        scope: Sequence[str] | None,
+    ) -> tuple[str, ...] | None:
+        """Return what the call may reach. With a principal there always is a scope, at least the grants'."""
+        if scope is not None:
+            return tuple(scope)
+        if principal is None or parent is not None:
+            return None
+        return reach_of(self.authorizer.grants, callee, capability)
+
+    def _deadline_ms(self, timeout: float, parent: Parent | None) -> int:
+        now_ms = self.clock_ms()
+        if not _is_seconds(timeout):
+            raise CallRefusedError(
+                f"a timeout is a positive number of seconds, not {timeout!r}", step="local"
+            )
+        deadline = now_ms + int(min(timeout, self.max_timeout) * 1000)
+        if parent is None:
+            return deadline
+        if parent.deadline_ms <= now_ms:
+            raise CallTimeoutError("no time is left of the call on whose behalf this one would be made")
+        return min(deadline, parent.deadline_ms)
+
+    def _facts(
+        self, request: Request | Submission, callee: SpiffeID, payload: JsonValue, parent: Parent | None
+    ) -> AuthzContext:
+        return AuthzContext(
+            caller=self.me,
+            callee=callee,
+            action=request.capability,
+            direction="outbound",
+            payload=payload,
+            kind="call" if isinstance(request, Request) else "task",
+            transport="bus",
+            via=parent.via if parent else (),
+            principal=parent.principal if parent else request.principal,
+            scope=request.scope if request.scope is not None else (parent.scope if parent else None),
+        )
+
+    async def _carry(self, request: Request, facts: AuthzContext) -> TaskResult:
+        decision = await self.authorizer.authorize(facts)  # 2
+        self.metrics.decided(Direction.OUTBOUND, allowed=decision.allowed, standing=decision.standing)
+        if not decision.allowed:
+            raise self._denied(facts, decision)
+        breaker = self.breakers.of(request.callee)
+        permit = breaker.acquire(self.monotonic_ms())  # 3
+        if permit is None:
+            wait = max(0.0, breaker.retry_after(self.monotonic_ms()))
+            raise CircuitOpenError(
+                f"calls to {request.callee} failed lately; tried again in {wait:.0f} s", retry_after=wait
+            )
+        try:
+            result = await self._transported(request, facts, decision)  # 4
+        except AgentCallError as error:
+            _count(breaker, permit, error, self.monotonic_ms())
+            raise
+        except BaseException:
+            breaker.abandoned(permit)
+            raise
+        breaker.succeeded(permit, self.monotonic_ms())
+        return result
+
+    async def _transported(
+        self, request: Request, facts: AuthzContext, decision: AuthzDecision
+    ) -> TaskResult:
+        async def record(sealed: Sealed) -> None:
+            await self.audit.record(
+                {"event": "call", **sealed_facts(sealed), **decision_facts(facts, decision)}
+            )
+
+        with _as_call_errors(request.callee):
+            answer = await self.transport.call(request.recorded_by(record))
+            return TaskResult.from_json(answer.value)
+
+    def _denied(self, facts: AuthzContext, decision: AuthzDecision) -> AuthorizationError:
+        record = {"event": "refusal", "step": 0, "step_name": "outbound", **decision_facts(facts, decision)}
+        try:
+            audit_id = self.audit.append(record).audit_id
+        except AuditError as error:  # the denial stands all the same
+            self.metrics.audit_write_failures.inc()
+            _log.error("a denial could not be recorded: %s", error)
+            audit_id = ""
+        return AuthorizationError(
+            f"calling {facts.action!r} of {facts.callee} is not allowed:"
+            f" {decision.reason} (audit id {audit_id or 'none: the audit log failed'})",
+            reason=decision.reason,
+            audit_id=audit_id,
+            direction="outbound",
+        )
+
+
+@contextmanager
+def _as_call_errors(callee: SpiffeID) -> Iterator[None]:
+    """Make one of the branches of ``AgentCallError`` of whatever ends a call or a submission."""
+    try:
+        yield
+    except AgentCallError:
+        raise
+    except AuditError as error:
+        raise CallRefusedError(f"the call could not be recorded: {error}", step="local") from error
+    except PayloadError as error:
+        raise AgentCallError(f"the answer of {callee} is no result: {error}") from error
+    except EnvelopeError as error:
+        raise CallRefusedError(f"the call can't be sealed: {error}", step="local") from error
+    except AgentWeaveError as error:
+        raise UnreachableError(f"{callee} could not be asked: {error}") from error
+
+
+def _check_principal(parent: Parent | None, principal: Mapping[str, str] | None) -> None:
+    if parent is not None and principal is not None:
+        raise CallRefusedError(
+            "only the origin of a delegation names a principal; this call is made on behalf of another",
+            step="local",
+        )
+
+
+def _describe(span: Span, request: Request) -> None:
+    """Say what is called, by OpenTelemetry's conventions for remote procedure calls. Never the payload."""
+    for name, value in (
+        ("rpc.system", "agentweave"),
+        ("rpc.service", str(request.callee)),
+        ("rpc.method", request.capability),
+    ):
+        span.set_attribute(name, value)
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0  # and no NaN
+
+
+def _count(breaker: CircuitBreaker, permit: Permit, error: AgentCallError, now_ms: int) -> None:
+    """Tell the callee's breaker what a failed call says about the callee, if anything."""
+    if isinstance(error, ConnectionLostError):
+        breaker.abandoned(permit)  # the broker's trouble, or ours
+    elif isinstance(error, (CallTimeoutError, NoResponderError)):
+        breaker.failed(permit, now_ms)
+    elif isinstance(error, UnreachableError) or _is_local(error):
+        breaker.abandoned(permit)  # it was not asked
+    else:
+        breaker.succeeded(permit, now_ms)  # it is well: it said no
+
+
+def _is_local(error: AgentCallError) -> bool:
+    if isinstance(error, AuthorizationError):
+        return error.direction != "inbound"
+    return isinstance(error, CallRefusedError) and error.step == "local"
+
+
+def reach_of(grants: Grants | None, callee: SpiffeID, capability: str) -> tuple[str, ...]:
+    """Return the scope of a call by the grants: the capability itself and all that its callee may reach on.
+
+    Raises:
+        CallRefusedError: the grants reach further than a scope can say; name one.
+
+    """
+    scope = {f"{callee}#{capability}": None}
+    open_ends, seen = [callee], {str(callee)}
+    while open_ends and grants is not None:
+        caller = open_ends.pop()
+        for reach in grants.callees_of(caller):
+            scope.update(dict.fromkeys(reach.scope_entries(caller)))
+            if reach.agent not in seen:
+                seen.add(reach.agent)
+                open_ends.append(SpiffeID(reach.agent))
+    if len(scope) > _MAX_SCOPE:
+        raise CallRefusedError(
+            f"a scope holds at most {_MAX_SCOPE} entries; name one for this call", step="local"
+        )
+    return tuple(scope)

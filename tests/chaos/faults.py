@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 _AWAY_S = 10.0
 _RESTART_S = 0.2
+_TRIES = 3
 _UNREACHABLE = 4
 """The exit code of a worker that found no broker or no identity."""
 
@@ -162,15 +163,17 @@ class Chaos:
     # --- the faults --------------------------------------------------------------------------------------
 
     async def _kill_worker(self) -> None:
-        victim = await self._busy()
-        await self._slay(victim)
+        for _ in range(_TRIES):  # a handler may end between the look and the kill
+            if await self._slay(await self._busy()):
+                return
 
-    async def _slay(self, victim: Child) -> None:
+    async def _slay(self, victim: Child) -> bool:
         await victim.kill()
         hit = self.handlers.of(victim)
         self.counts["worker kills"] += 1
         self.counts["worker kills that hit running handlers"] += bool(hit)
         self.counts["handlers hit"] += len(hit)
+        return bool(hit)
 
     async def _end_worker(self) -> None:
         """Tell a worker to end, as a deployment does: it has some seconds for what it is doing."""

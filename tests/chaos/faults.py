@@ -139,9 +139,13 @@ class Chaos:
             "rotations": self._rotate,
         }
 
-    async def run(self) -> None:
-        """Do all of it, one fault after the other, with pauses between."""
-        for name in self._names:
+    async def run(self, seconds: float) -> None:
+        """Do all of it, one fault after the other, with pauses between; begin none after so many seconds."""
+        until = time.monotonic() + seconds
+        for number, name in enumerate(self._names):
+            if time.monotonic() > until:
+                self.counts["faults left out, for want of time"] = len(self._names) - number
+                return
             await asyncio.sleep(self._random.uniform(0.2, 1.0))
             _log.info("now: %s", name.replace("_", " "))
             await self._does[name]()

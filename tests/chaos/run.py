@@ -22,6 +22,9 @@ _MOST_PER_SECOND = 100.0
 _WITHOUT_FAULTS = 0.85
 """So much of the schedule's time is spent on submitting: the last faults hit what is left."""
 
+_FAULTS = 0.6
+"""So much of all the time that there is may be used for faults; then what was begun has to come to an end."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
@@ -85,7 +88,7 @@ async def _live(place: Site, chaos: Chaos, duration_s: float) -> None:
     ending = [
         asyncio.ensure_future(chaos.supervise(place.submitter, until_done=True)),
         asyncio.ensure_future(chaos.supervise(place.watcher, until_done=True)),
-        asyncio.ensure_future(chaos.run()),
+        asyncio.ensure_future(chaos.run(_FAULTS * duration_s)),
     ]
     try:
         over = await _within(duration_s, asyncio.gather(*ending))

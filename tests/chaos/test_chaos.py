@@ -53,7 +53,7 @@ _AFTER = "records after its terminal one"
 )
 def test_a_build_that_does_not_compare_and_set_is_caught(broken, told):
     code, said = chaos(
-        *("--tasks", "100", "--duration", "15", "--ack-wait", "2", "--seed", "3"),
+        *("--tasks", "100", "--duration", "18", "--ack-wait", "2", "--seed", "3"),
         *("--faults", "overlap", "--kinds", "slow", "--broken", broken),
     )
     assert code == 1, said

@@ -22,7 +22,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -90,6 +90,7 @@ class CallOptions(NamedTuple):
     principal: Mapping[str, str] | None = None
     scope: Sequence[str] | None = None
     safe: bool = False
+    action: str | None = None
 
 
 class Transport(Protocol):
@@ -169,6 +170,7 @@ class Client:
         principal: Mapping[str, str] | None = None,
         scope: Sequence[str] | None = None,
         safe: bool = False,
+        action: str | None = None,
         trace: str | None = None,
     ) -> TaskResult:
         """Ask ``target`` for ``capability`` and return its result.
@@ -176,7 +178,8 @@ class Client:
         ``timeout`` is in seconds, for everything. ``principal`` names for whom this caller says that it
         acts; only the origin of a delegation may, and its callee's policy must let it. ``scope`` limits
         what the call and all that follows from it may reach. ``safe`` says that the capability may run
-        twice without harm, so that a call is made again when its answer is missing.
+        twice without harm, so that a call is made again when its answer is missing. ``action`` is what
+        policies decide on where that is not the capability: an operator's act.
 
         A remote failure is a result with ``status == "failed"``; anything else raises.
 
@@ -184,7 +187,7 @@ class Client:
             AgentCallError: one of its branches says what went wrong.
 
         """
-        options = CallOptions(timeout, parent, principal, scope, safe)
+        options = CallOptions(timeout, parent, principal, scope, safe, action)
         began = time.perf_counter()
         status = RequestStatus.ERROR
         in_flight = self.metrics.in_flight(Direction.OUTBOUND)
@@ -239,7 +242,8 @@ class Client:
             safe=options.safe,
             trace=trace,
         )
-        return request, self._facts(request, callee, value, parent)
+        facts = self._facts(request, callee, value, parent)
+        return request, facts if options.action is None else replace(facts, action=options.action)
 
     async def submit(
         self, target: str, capability: str, payload: Any, options: TaskOptions, *, trace: str | None = None

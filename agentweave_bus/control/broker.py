@@ -46,6 +46,7 @@ from agentweave_bus.bus.subjects import (
     agent_prefix,
     announce_subject,
     api_inbox,
+    call_subject,
     control_subject,
     event_pattern_subject,
     progress_of_sender,
@@ -57,6 +58,7 @@ from agentweave_bus.bus.subjects import (
 )
 from agentweave_bus.names import CAPABILITY_NAME
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.dead_letters import OPERATOR_CAPABILITIES, REDRIVE_ACT
 
 __all__ = [
     "BrokerFiles",
@@ -143,9 +145,16 @@ def broker_users(
     ``unrestricted`` may do anything at the broker; for tests that play a compromised one.
     """
     everyone = sorted(set(identities))
-    users = [_user(one, permissions_of(one, grants, everyone)) for one in everyone]
+    users = []
+    operators = {one for one in everyone if grants.operator_may(one, REDRIVE_ACT)}
+    roles = sorted(set(control))
+    for one in everyone:
+        allowed = permissions_of(one, grants, everyone)
+        if one in operators:
+            allowed["publish"]["allow"] += _of_operators(roles)
+        users.append(_user(one, allowed))
     domains = set(controlled)
-    users += [_user(one, _control_permissions(one, domains)) for one in sorted(set(control))]
+    users += [_user(one, _control_permissions(one, domains, operators)) for one in roles]
     return users + [_user(one, _EVERYTHING) for one in sorted(set(unrestricted))]
 
 
@@ -169,6 +178,7 @@ def permissions_of(identity: SpiffeID, grants: Grants, everyone: Iterable[Spiffe
         if "event" in reach.kinds:
             publish.update(event_pattern_subject(identity, one) for one in reach.capabilities)
             publish.add(f"$JS.API.STREAM.INFO.{events_stream_name(identity)}")
+    publish.update(_about_approvals(identity, grants, everyone))
     publish.update(reply_inbox(caller, "*") + ".*" for caller in _callers(identity, grants, everyone))
     publish.update(_about_own_tasks(identity))
     events: set[str] = set()
@@ -227,6 +237,18 @@ def _about_submitted_to(callee: SpiffeID, sender: SpiffeID) -> Iterator[str]:
         yield f"$JS.API.DIRECT.GET.{name}.{agent_prefix(family, callee)}.{mine}.>"
 
 
+def _about_approvals(approver: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID]) -> Iterator[str]:
+    """Yield where an approver decides, and reads what is recorded of the tasks that it may decide on."""
+    verbs = [verb for verb in ("approve", "reject") if grants.operator_may(approver, f"control:{verb}")]
+    for grant in grants.approvals_by(approver) if verbs else ():
+        senders = [one for one in everyone if any(pattern_matches(item, one) for item in grant.caller)]
+        for callee in map(SpiffeID, grant.callee):
+            yield from (control_subject(callee, verb) for verb in verbs)
+            state = f"$JS.API.DIRECT.GET.{state_stream_name(callee)}.{agent_prefix(Family.STATE, callee)}"
+            for sender in senders:
+                yield f"{state}.{agent_prefix(Family.STATE, sender).removeprefix('aw.state.')}.>"
+
+
 def event_publishers(
     subscriber: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID]
 ) -> Iterator[tuple[SpiffeID, tuple[str, ...]]]:
@@ -256,7 +278,14 @@ def _callers(callee: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID]) -> 
     return named | {one for one in everyone if any(pattern_matches(pattern, one) for pattern in patterns)}
 
 
-def _control_permissions(identity: SpiffeID, domains: Iterable[str]) -> dict[str, Any]:
+def _of_operators(control: Iterable[SpiffeID]) -> list[str]:
+    """Return where the control roles are asked to work on dead letters."""
+    return [call_subject(role, verb) for role in control for verb in OPERATOR_CAPABILITIES]
+
+
+def _control_permissions(
+    identity: SpiffeID, domains: Iterable[str], operators: Iterable[SpiffeID]
+) -> dict[str, Any]:
     """Return what the control role may; ``domains`` are those whose tasks it brings back."""
     wakeups = wakeups_stream(identity.trust_domain).name
     publish = [*_CONTROL_API, "$JS.API.DIRECT.GET.*.aw.state.>", "$JS.API.DIRECT.GET.*.aw.dead.>"]
@@ -265,7 +294,9 @@ def _control_permissions(identity: SpiffeID, domains: Iterable[str]) -> dict[str
     for domain in sorted({identity.trust_domain, *domains}):
         token = domain.replace(".", "=")
         publish += [f"aw.{family}.{token}.>" for family in _CONTROL_FAMILIES]
-    subscribe = [ANNOUNCEMENTS, *_inboxes(identity), pull_inbox(identity, "*") + ".*"]
+    publish += [reply_inbox(one, "*") + ".*" for one in sorted(operators)]
+    subscribe = [ANNOUNCEMENTS, *_of_operators([identity])]
+    subscribe += [*_inboxes(identity), pull_inbox(identity, "*") + ".*"]
     return {"publish": {"allow": publish}, "subscribe": {"allow": subscribe}}
 
 

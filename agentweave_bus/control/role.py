@@ -41,6 +41,7 @@ from agentweave_bus.bus.subjects import ANNOUNCEMENTS, announce_subject, parse_s
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.bus.token_bucket import TokenBucket
 from agentweave_bus.control.events import EventPlaces
+from agentweave_bus.control.operators import OperatorService
 from agentweave_bus.control.reconcile import reconcile_consumers, reconcile_streams
 from agentweave_bus.control.scheduler import Scheduler
 from agentweave_bus.envelope import (
@@ -82,7 +83,7 @@ class ControlRole:
     opened. ``known`` says who has a user at this broker now. ``replicas`` is how many servers keep each
     stream. ``is_me`` says which audience of an announcement is meant, by default ``me`` alone.
     ``events`` makes what events need; without it those who announce them are not heard. ``scheduler`` brings
-    delayed and recurring tasks back; without it there are none.
+    delayed and recurring tasks back; without it there are none. ``operators`` answers operators.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class ControlRole:
         is_me: Callable[[SpiffeID], bool] | None = None,
         events: EventPlaces | None = None,
         scheduler: Scheduler | None = None,
+        operators: OperatorService | None = None,
     ) -> None:
         self._is_me = is_me if is_me is not None else me.__eq__
         self._me = me
@@ -110,6 +112,7 @@ class ControlRole:
         self._pending: OrderedDict[SpiffeID, set[str]] = OrderedDict()
         self._events = events
         self._scheduler = scheduler
+        self._operators = operators
         self._of_events: OrderedDict[tuple[SpiffeID, bool], EventAnnouncement] = OrderedDict()
         self._narrow = False
         self._arrived = asyncio.Event()
@@ -134,6 +137,8 @@ class ControlRole:
         async with owned_tasks() as group:
             if self._scheduler is not None:
                 group.start_soon(self._look_after_parked, self._scheduler)
+            if self._operators is not None:
+                group.start_soon(self._operators.run)
             await self._make_what_is_announced()
 
     async def _look_after_parked(self, scheduler: Scheduler) -> None:
@@ -164,6 +169,11 @@ class ControlRole:
         """Take out of the consumers of events what their subscribers may not receive any more."""
         self._narrow = True
         self._arrived.set()
+
+    async def operators_changed(self) -> None:
+        """Go by the grants as they are now in what operators may; it does so within a second by itself."""
+        if self._operators is not None:
+            await self._operators.reload()
 
     async def _look_after_events(self) -> None:
         """Make what was announced about events, and keep to the grants."""

@@ -36,6 +36,7 @@ from agentweave_bus.bus.streams import claim_stream
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.control.broker import BrokerFiles, broker_configuration, broker_id, broker_users
 from agentweave_bus.control.events import EventPlaces
+from agentweave_bus.control.operators import operator_service
 from agentweave_bus.control.role import ControlRole
 from agentweave_bus.control.scheduler import Scheduler
 from agentweave_bus.embedded.nats_server import NatsServer
@@ -264,23 +265,33 @@ async def _connected_role(
     chains = ChainVerifier(source, revocations=access.revoked.list)
     address = BusAddress([stack.bus_url], stack.broker_id)
     keeper = Keeper(source, chains, address, name="control")
-    sealer = Sealer(lambda: source.svid)
-    role = ControlRole(
+    sealer, verifier = Sealer(lambda: source.svid), EnvelopeVerifier(chains)
+
+    def sealer_of(agent: SpiffeID) -> Sealer | None:
+        return sealer if agent.trust_domain == source.spiffe_id.trust_domain else None
+
+    async with operator_service(
         source.spiffe_id,
         keeper=keeper,
-        verifier=EnvelopeVerifier(chains),
-        known=lambda one: one in stack.settings.users and one not in access.revoked.shut_out,
-        events=EventPlaces(lambda: access.grants.current, lambda: stack.settings.users),
-        scheduler=Scheduler(
+        sealer=sealer,
+        verifier=verifier,
+        sealer_of=sealer_of,
+        everyone=lambda: stack.settings.users,
+        policy=stack.settings.grants,
+        audit=stack.settings.state_dir / "audit" / "control.jsonl",
+    ) as operators:
+        role = ControlRole(
             source.spiffe_id,
             keeper=keeper,
-            verifier=EnvelopeVerifier(chains),
-            sealer_of=lambda agent: sealer if agent.trust_domain == source.spiffe_id.trust_domain else None,
-        ),
-    )
-    async with keeper.open(deadline_s=_CONNECT_S):
-        await _make_claims(stack, role)
-        yield role
+            verifier=verifier,
+            known=lambda one: one in stack.settings.users and one not in access.revoked.shut_out,
+            events=EventPlaces(lambda: access.grants.current, lambda: stack.settings.users),
+            scheduler=Scheduler(source.spiffe_id, keeper=keeper, verifier=verifier, sealer_of=sealer_of),
+            operators=operators,
+        )
+        async with keeper.open(deadline_s=_CONNECT_S):
+            await _make_claims(stack, role)
+            yield role
 
 
 async def _make_claims(stack: EmbeddedStack, role: ControlRole) -> None:
@@ -331,6 +342,7 @@ class _Keeper:
         if await anyio.to_thread.run_sync(access.grants.changed):
             self.in_line = False
             self.role.grants_changed()
+            await self.role.operators_changed()
         if await anyio.to_thread.run_sync(access.revoked.changed):
             access.revoked.note_owners(stack.api)
             self.in_line = False

@@ -7,7 +7,8 @@ queue forgets it; written twice, the first one stands.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+import re
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,17 +16,73 @@ from agentweave_bus.bus.streams import dead_stream_name
 from agentweave_bus.bus.subjects import dead_subject
 from agentweave_bus.envelope import Draft, Kind, encode_payload, new_id
 from agentweave_bus.envelope.envelope import sha256
+from agentweave_bus.exceptions import ConfigurationError, InvalidSpiffeIdError
+from agentweave_bus.names import CAPABILITY_NAME
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.tasks.queue import Delivery
 
-__all__ = ["DEAD_TYPE", "DeadLetterBody", "DeadLetters"]
+__all__ = [
+    "DEAD_TYPE",
+    "OPERATOR_CAPABILITIES",
+    "REDRIVE_ACT",
+    "DeadLetterBody",
+    "DeadLetters",
+    "LetterReference",
+]
 
 DEAD_TYPE: Final = "task.dead"
 """The ``cap`` of a dead letter's record."""
 
+REDRIVE_ACT: Final = "control:redrive"
+"""The action of which policies are asked who may work on dead letters."""
+
+OPERATOR_CAPABILITIES: Final = ("dlq_list", "dlq_show", "dlq_redrive", "dlq_drop")
+"""What the control role does with dead letters for those who may."""
+
 _LIFETIME_MS: Final = 31 * 86_400_000
 _MAX_REASON: Final = 2_000
+_PLACE: Final = re.compile(r"([0-9a-f]{64})\.(0|[1-9][0-9]{0,8})")
+
+
+class LetterReference(NamedTuple):
+    """What names a dead letter: whose it is, for which capability, its key, and the attempt it ended with."""
+
+    agent: SpiffeID
+    capability: str
+    key: str
+    epoch: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``<agent>#<capability>/<key>.<attempt>``.
+
+        Raises:
+            ConfigurationError: it names no dead letter.
+
+        """
+        agent, _, rest = text.partition("#")
+        capability, _, place = rest.partition("/")
+        match = _PLACE.fullmatch(place)
+        if match is not None and CAPABILITY_NAME.fullmatch(capability):
+            try:
+                owner = SpiffeID(agent)
+            except InvalidSpiffeIdError:
+                pass
+            else:
+                if owner.path:
+                    return cls(owner, capability, match[1], int(match[2]))
+        raise ConfigurationError(
+            f"{text[:200]!r} names no dead letter.",
+            hint="`agentweave dlq list` prints them: <SPIFFE ID of the agent>#<capability>/<key>.<attempt>.",
+        )
+
+    def __str__(self) -> str:
+        return f"{self.agent}#{self.capability}/{self.key}.{self.epoch}"
+
+    def subject(self, part: str) -> str:
+        """Return the slot of its ``frame``, its ``record``, or of that it was ``dropped``."""
+        return dead_subject(self.agent, self.capability, self.key, self.epoch, part)
 
 
 class DeadLetterBody(BaseModel):

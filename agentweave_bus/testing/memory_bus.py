@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final
 
 from nats.aio.client import Client
 
+from agentweave_bus.authz.grants import Operator
 from agentweave_bus.bus.connection import BusAddress, Keeper
 from agentweave_bus.bus.streams import claim_stream
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.control.broker import broker_id, broker_users
 from agentweave_bus.control.events import EventPlaces
+from agentweave_bus.control.operators import OperatorService, operator_service
 from agentweave_bus.control.role import ControlRole
 from agentweave_bus.control.scheduler import Scheduler
 from agentweave_bus.envelope import EnvelopeVerifier, Sealer, control_role
@@ -57,6 +60,7 @@ class MemoryBus(Bus):
         self.broker = MemoryBroker(self._clock.time_ns)
         self._control = Participant()
         self._role: ControlRole | None = None
+        self._operators: tuple[Operator, ...] | None = None
         self.domain(trust_domain)
 
     @property
@@ -121,10 +125,24 @@ class MemoryBus(Bus):
             name="control",
             new_client=lambda: self._client(me, source),
         )
-        role = ControlRole(
+        try:
+            async with self._operator_service(me, source, keeper) as operators:
+                role = self._role = self._made_role(me, keeper, operators)
+                async with keeper.open(deadline_s=_CONNECT_S), owned_tasks() as group:
+                    group.start_soon(source.run)
+                    group.start_soon(role.run)
+                    self._control.ready.set()
+                    await self._control.leave.wait()
+                    group.cancel_scope.cancel()
+        finally:
+            await source.aclose()
+
+    def _made_role(self, me: SpiffeID, keeper: Keeper, operators: OperatorService) -> ControlRole:
+        verifier = EnvelopeVerifier(ChainVerifier(_EveryDomain(self)))
+        return ControlRole(
             me,
             keeper=keeper,
-            verifier=EnvelopeVerifier(ChainVerifier(_EveryDomain(self))),
+            verifier=verifier,
             known=lambda one: one in self._identities,
             # To each domain this is its own broker, so it has the control role of each, too.
             is_me=lambda one: one == control_role(one.trust_domain),
@@ -133,22 +151,29 @@ class MemoryBus(Bus):
             scheduler=Scheduler(
                 me,
                 keeper=keeper,
-                verifier=EnvelopeVerifier(ChainVerifier(_EveryDomain(self))),
+                verifier=verifier,
                 sealer_of=lambda agent: self._sealer_of(agent.trust_domain),
                 clock_ms=lambda: self._clock.time_ns() // 1_000_000,
                 monotonic=lambda: self._clock.monotonic_ns() / 1e9,
             ),
+            operators=operators,
         )
-        self._role = role
-        try:
-            async with keeper.open(deadline_s=_CONNECT_S), owned_tasks() as group:
-                group.start_soon(source.run)
-                group.start_soon(role.run)
-                self._control.ready.set()
-                await self._control.leave.wait()
-                group.cancel_scope.cancel()
-        finally:
-            await source.aclose()
+
+    def _operator_service(
+        self, me: SpiffeID, source: IdentitySource, keeper: Keeper
+    ) -> AbstractAsyncContextManager[OperatorService]:
+        return operator_service(
+            me,
+            keeper=keeper,
+            sealer=Sealer(lambda: source.svid),
+            verifier=EnvelopeVerifier(ChainVerifier(_EveryDomain(self))),
+            sealer_of=lambda agent: self._sealer_of(agent.trust_domain),
+            everyone=lambda: self._identities,
+            policy=self._policy,
+            audit=self._audit_path(me),
+            time_ns=self._clock.time_ns,
+            monotonic=lambda: self._clock.monotonic_ns() / 1e9,
+        )
 
     def _sealer_of(self, trust_domain: str) -> Sealer:
         """Sign as the control role of a domain."""
@@ -175,8 +200,12 @@ class MemoryBus(Bus):
                 controlled=self._domains,
             )
         )
-        if self._role is not None:
-            self._role.grants_changed()
+        if self._role is None:
+            return
+        self._role.grants_changed()
+        if (operators := self.grants.operators) != self._operators:
+            self._operators = operators
+            await self._role.operators_changed()
 
     def _provider(self, config: AgentConfig) -> IdentityProvider:
         identity = config.agent.spiffe_id

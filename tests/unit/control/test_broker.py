@@ -148,10 +148,36 @@ def test_one_user_each_and_nobody_may_create_consumers_but_the_control_role(tmp_
     }
     assert set(permissions["subscribe"]["allow"]) == {
         "aw.control.*.*.announce",
+        *(f"aw.call.x=test.agentweave/control.dlq_{verb}" for verb in ("list", "show", "redrive", "drop")),
         "aw.inbox.x=test.agentweave/control.*.api.*",
         "aw.inbox.x=test.agentweave/control.*.api.pull.*",
         "aw.inbox.x=test.agentweave/control.*.rpc.*",
     }
+
+
+def test_operators_may_ask_the_control_role_about_dead_letters_and_nothing_beside(tmp_path):
+    """And it may answer them. Who may do another act gets nothing by it."""
+    control = control_role("x.test")
+    asks = {f"aw.call.x=test.agentweave/control.dlq_{verb}" for verb in ("list", "show", "redrive", "drop")}
+
+    def allowed(*operators):
+        given = Grants.model_validate({"operators": operators})
+        users = broker_users(given, [A, B, C], control=[control])
+        return {one["user"]: set(one["permissions"]["publish"]["allow"]) for one in users}
+
+    before = allowed()
+    after = allowed(
+        {"who": str(A), "may": ["control:redrive"]},
+        {"who": str(B), "may": ["control:cancel", "control:watch"]},
+    )
+    assert after[A] - before[A] == asks
+    assert after[B] == before[B]
+    assert after[C] == before[C]
+    assert after[control] - before[control] == {"aw.inbox.x=test.agent/a.*.rpc.*"}
+    for role in (A, B, C, control):
+        assert not before[role] - after[role]
+    everybody = allowed({"who": "spiffe://x.test/agent/*", "may": ["control:*"]})
+    assert all(asks <= everybody[one] for one in (A, B, C))
 
 
 def test_only_the_control_role_publishes_what_wakes_it(tmp_path):

@@ -10,6 +10,8 @@ from agentweave_bus import BaseAgent, capability, on_event, requires_peer
 from agentweave_bus.agent.events import DEFAULT_EVENT_RETRY, EventHandler
 from agentweave_bus.exceptions import ConfigurationError, PayloadError
 from agentweave_bus.tasks.retry import Retry
+from agentweave_bus.testing import MockSecureAgent
+from agentweave_bus.testing.mock_agent import MockEvent
 
 CLI = "spiffe://a.test/client/cli"
 
@@ -136,3 +138,18 @@ def test_an_override_keeps_what_its_base_said_and_can_be_taken_away() -> None:
     assert set(handlers) == {"order.*", "invoice.paid"}
     assert handlers["order.*"].bound.source.startswith("test_an_override")
     assert handlers["invoice.paid"].bound.admits_peer("spiffe://a.test/client/other") is not None
+
+
+@pytest.mark.anyio
+async def test_a_mock_agent_keeps_what_it_publishes() -> None:
+    agent = MockSecureAgent()
+
+    @agent.capability("create")
+    async def create(order_id: str) -> None:
+        await agent.agent.publish("order.created", {"order_id": order_id}, key=order_id)
+
+    async with agent:
+        await agent.create(order_id="o-1")
+        assert agent.published == [MockEvent("order.created", {"order_id": "o-1"}, "o-1")]
+        with pytest.raises(ConfigurationError, match="no event's name"):
+            await agent.agent.publish("Order")

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentweave_bus import RetryableError, SecureAgent, TaskFailedError, capability, on_event, requires_peer
+from agentweave_bus.authz import Grants
+from agentweave_bus.bus.slots import SlotOutcome, acknowledged
 from agentweave_bus.bus.streams import dead_stream_name, event_consumer_name, events_stream_name
+from agentweave_bus.control.broker import broker_users
 from agentweave_bus.exceptions import AuthorizationError, CallRefusedError, NoResponderError
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks import publishing
 from agentweave_bus.tasks.queue import Acknowledgements
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.testing import MemoryBus
@@ -332,6 +337,29 @@ async def test_what_is_published_in_a_handler_carries_what_it_follows_from(bus: 
         await billing.publish("invoice.sent", {"order_id": "o-2"})
 
 
+async def test_events_cross_trust_domains_where_both_are_trusted(bus: MemoryBus, tmp_path: Path) -> None:
+    file = tmp_path / "shipping.yaml"
+    file.write_text(
+        "agent: {name: shipping, trust_domain: test.local}\n"
+        "identity: {allowed_trust_domains: [test.local, partner.io]}\n"
+    )
+    theirs = "spiffe://partner.io/client/shop"
+    for name in ("shipping", "counting"):
+        await let(bus, theirs, f"agent/{name}", "order.*")
+    shop = await bus.client(theirs)
+    shipping, counting = await bus.start(Shipping, config=file), await bus.start(Counting)
+    published = await shop.publish("order.created", {"order_id": "o-1"})
+    await until(lambda: len(shipping.heard) == 1)
+    (admission,) = bus.audit(shipping, digest=published.digest, event="admission")
+    assert (admission["aud"], admission["caller"]) == ("spiffe://partner.io", theirs)
+    # Who does not trust the other domain believes nothing of it: a dead letter in the end.
+    for _ in range(12):
+        await bus.clock.advance(11)
+    await until(lambda: len(dead(bus, counting)) == 2)
+    assert counting.heard == []
+    assert {one["step_name"] for one in bus.audit(counting, event="refusal")} == {"chain"}
+
+
 async def test_a_scope_limits_what_is_published_for_it(bus: MemoryBus) -> None:
     await let(bus, "agent/billing", "agent/counting", "invoice.*")
     await bus.grant("client/cli", "agent/billing", "bill", principals=["https://login.example"])
@@ -428,15 +456,60 @@ async def test_a_grant_that_comes_later_is_followed_and_one_that_goes_is_heeded(
     await filters_are("order.paid")
 
 
+async def test_without_a_clear_word_it_is_published_again_and_handled_once(
+    bus: MemoryBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await let(bus, "client/cli", "agent/shipping", "order.*")
+    shipping, cli = await bus.start(Shipping), await bus.client()
+    answers = iter([SlotOutcome.UNCLEAR])
+    monkeypatch.setattr(
+        publishing,
+        "acknowledged",
+        lambda message, stream: next(answers, None) or acknowledged(message, stream),
+    )
+    published = await cli.publish("order.created", {"order_id": "o-1"})
+    await until(lambda: pending(bus, cli.spiffe_id, shipping) == 0 and bool(shipping.heard))
+    stream = bus.broker.jetstream.streams[events_stream_name(cli.spiffe_id)]
+    assert len(stream.messages) == 2
+    sent = bus.audit("client/cli", event="publish")
+    assert [one["id"] for one in sent] == [published.id] * 2
+    assert sent[0]["digest"] != sent[1]["digest"] == published.digest
+    assert len(shipping.heard) == 1
+
+
+async def test_what_the_broker_forbids_is_told_as_a_denial(bus: MemoryBus) -> None:
+    await let(bus, "client/cli", "agent/shipping", "order.*")
+    await bus.start(Shipping)
+    cli = await bus.client()
+    await cli.publish("order.created", {"order_id": "o-1"})
+    bus.broker.set_users(broker_users(Grants(), bus._identities, control=()))
+    with pytest.raises(AuthorizationError) as denied:
+        await cli.publish("order.created", {"order_id": "o-2"})
+    assert denied.value.direction == "broker"
+
+
+async def test_publishers_that_no_grant_names_are_not_heard_and_that_is_said(
+    bus: MemoryBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    await let(bus, "client/*", "agent/shipping", "order.*")
+    await let(bus, "client/named", "agent/shipping", "order.*")
+    shipping = await bus.start(Shipping)
+    await (await bus.client("client/any")).publish("order.created", {"order_id": "unheard"})
+    await (await bus.client("client/named")).publish("order.created", {"order_id": "heard"})
+    await until(lambda: bool(shipping.heard))
+    assert [one.data["order_id"] for one in shipping.heard] == ["heard"]
+    assert "events of spiffe://test.local/client/* are not heard" in caplog.text
+
+
 async def test_nobody_there_to_make_a_stream_is_told(bus: MemoryBus) -> None:
     await let(bus, "client/cli", "agent/shipping", "order.*")
     cli = await bus.client()
     assert bus._role is not None
     bus._role._events = None
-    publishing = asyncio.ensure_future(cli.publish("order.created", {"order_id": "o-1"}))
+    waiting = asyncio.ensure_future(cli.publish("order.created", {"order_id": "o-1"}))
     await bus.clock.advance(20)
     with pytest.raises(NoResponderError, match="is a control role running"):
-        await publishing
+        await waiting
 
 
 @pytest.mark.parametrize(

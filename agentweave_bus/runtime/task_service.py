@@ -23,9 +23,10 @@ from agentweave_bus.tasks.controls import Controls
 from agentweave_bus.tasks.dead_letters import DeadLetters
 from agentweave_bus.tasks.performer import Performer, RunTask, TaskRun
 from agentweave_bus.tasks.progress import ProgressWriter
-from agentweave_bus.tasks.queue import Acknowledgements, Puller, PullSource
+from agentweave_bus.tasks.queue import Acknowledgements
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.tasks.step_log import StepLog
+from agentweave_bus.tasks.task_puller import TaskPuller
 from agentweave_bus.types import Artifact
 
 __all__ = ["Steps", "TaskService", "Telling"]
@@ -69,7 +70,7 @@ class TaskService:
             audit=parts.audit,
             on_cancel=self.performer.cancel,
         )
-        self._pullers: list[Puller] = []
+        self._pullers: list[TaskPuller] = []
         if not self._table:
             return
         announcer = Announcer(
@@ -81,9 +82,9 @@ class TaskService:
             monotonic=parts.surroundings.monotonic_s,
         )
         self._pullers = [
-            Puller(
+            TaskPuller(
                 parts.me,
-                PullSource.of_tasks(parts.me, name),
+                name,
                 keeper=parts.keeper,
                 concurrency=bound.concurrency or _CONCURRENCY,
                 perform=self.performer.perform,

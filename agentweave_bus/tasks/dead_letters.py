@@ -132,7 +132,7 @@ class DeadLetters:
 
         """
         desk = self._desk
-        capability = delivery.subject.rpartition(".")[2]
+        capability = delivery.subject.rpartition(".")[2].partition("=")[0]  # of whatever priority
         frame_hash = sha256(delivery.data).hex()
         # Another task under a key that is taken must not stand in that task's place.
         own = log is not None and (log.last is None or log.last.task == digest)

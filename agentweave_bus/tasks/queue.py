@@ -18,18 +18,17 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 from nats.aio.msg import Msg
 
 from agentweave_bus.bus.connection import Keeper, Session
-from agentweave_bus.bus.streams import task_consumer
-from agentweave_bus.bus.subjects import pull_inbox, task_subject
+from agentweave_bus.bus.subjects import pull_inbox
 from agentweave_bus.bus.turns import Turns
 from agentweave_bus.exceptions import BusError, UnreachableError
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["Acknowledgements", "Delivery", "PullSource", "Puller"]
+__all__ = ["Acknowledgements", "Delivery", "PullSource", "Puller", "first_of", "read_delivery"]
 
 _log = logging.getLogger(__name__)
 
@@ -71,12 +70,6 @@ class PullSource(NamedTuple):
     subject: str
     takes: Callable[[str], bool]
     """Says whether something on a subject can come from there."""
-
-    @classmethod
-    def of_tasks(cls, agent: SpiffeID, capability: str) -> Self:
-        """Return where the workers of a capability pull."""
-        consumer, subject = task_consumer(agent, capability), task_subject(agent, capability)
-        return cls(consumer.stream, consumer.name, subject, subject.__eq__)
 
 
 class Acknowledgements:
@@ -191,12 +184,12 @@ class Puller:
             while session.usable and not self._stopped:
                 if self._no_queue:
                     self._no_queue = False
-                    await _first_of(over, self._announce(session))
+                    await first_of(over, self._announce(session))
                     continue
                 await self._ask(session)
                 self._changed.clear()
                 left = self._asked_until - self._monotonic() if self._asked else None
-                await _first_of(over, self._changed.wait(), timeout_s=left)
+                await first_of(over, self._changed.wait(), timeout_s=left)
                 if self._asked and self._monotonic() >= self._asked_until:
                     self._asked = 0  # the broker has not said how its requests ended
         finally:
@@ -219,7 +212,7 @@ class Puller:
             return
         if not self._takes(message.subject):
             return
-        delivery = _delivery(message, self._stream, self._consumer)
+        delivery = read_delivery(message, self._stream, self._consumer)
         if delivery is None:
             return
         self._asked = max(0, self._asked - 1)
@@ -257,7 +250,7 @@ class Puller:
         self._changed.set()
 
 
-def _delivery(message: Msg, stream: str, consumer: str) -> Delivery | None:
+def read_delivery(message: Msg, stream: str, consumer: str) -> Delivery | None:
     """Read where a delivery is acknowledged; ``None`` where that is not at the consumer that was asked."""
     tokens = message.reply.split(".")
     if len(tokens) >= _ACK_TOKENS_OF_ACCOUNT:
@@ -272,7 +265,7 @@ def _delivery(message: Msg, stream: str, consumer: str) -> Delivery | None:
     return Delivery(message.data, message.subject, delivered, stored_ms, message.reply, sequence)
 
 
-async def _first_of(
+async def first_of(
     ended: asyncio.Future[None], other: Coroutine[Any, Any, object], *, timeout_s: float | None = None
 ) -> None:
     """Wait for one of the two, or for ``timeout_s`` seconds."""

@@ -1,0 +1,275 @@
+"""Pulling the tasks of one capability: the urgent ones first, and none of them never.
+
+A capability has a queue for each priority. When places are free the puller asks the queues one after the
+other, the most urgent first, for as many tasks as there are places, and each says at once what it has. So as
+long as there is an urgent task no other one begins. But whenever 16 tasks have gone before those that wait in
+a slower queue, one of these has its turn.
+
+A queue that has nothing is left with a request that waits there, until something comes: for one task, and at
+the queue of normal ones for as many as take a quarter of the places. It may be answered when the last place
+has just been taken. What comes then is given back at once, and is the next that its queue gives out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any, Final
+
+from nats.aio.msg import Msg
+
+from agentweave_bus.bus.connection import Keeper, Session
+from agentweave_bus.bus.streams import task_consumer
+from agentweave_bus.bus.subjects import Priority, pull_inbox, task_subject
+from agentweave_bus.bus.turns import Turns
+from agentweave_bus.exceptions import BusError, UnreachableError
+from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.queue import Acknowledgements, Delivery, first_of, read_delivery
+
+__all__ = ["MOST_PASSED", "TaskPuller"]
+
+_log = logging.getLogger(__name__)
+
+MOST_PASSED: Final = 16
+"""How many more urgent tasks go before those of a slower queue, until one of these has its turn."""
+
+_EXPIRES_S: Final = 30.0
+_LATE_S: Final = 5.0
+"""How long after the end of a request its status may still come. Then the request counts as lost."""
+
+_NANOSECONDS: Final = 1_000_000_000
+_ENDED: Final = frozenset({"404", "408", "409"})
+
+
+class _Queue:
+    """One queue, and what it was asked for on the present connection.
+
+    ``left`` is how many tasks may still come for the request that is open there, ``until`` when that is over.
+    A request that ``waits`` stays open until something comes; while it is open the queue is empty.
+    """
+
+    def __init__(self, agent: SpiffeID, capability: str, priority: Priority) -> None:
+        consumer = task_consumer(agent, capability, priority)
+        self.stream, self.consumer = consumer.stream, consumer.name
+        self.subject = task_subject(agent, capability, priority)
+        self.priority = priority
+        self.inbox = ""
+        self.left = 0
+        self.until = 0.0
+        self.waits = False
+        self.empty = False
+        self.passed = 0
+
+    def begin(self, inbox: str) -> None:
+        """Begin anew on another connection."""
+        self.inbox = inbox
+        self.over()
+        self.empty = False
+
+    def over(self) -> None:
+        """Expect nothing more of the request that is open."""
+        self.left, self.waits = 0, False
+
+
+class TaskPuller:
+    """Takes the tasks of one capability, for at most ``concurrency`` at once.
+
+    ``perform`` gets each delivery, in a task of the group in which :meth:`run` runs; its place is free again
+    when it returns. ``announce`` is awaited when there is no queue yet, so that whoever makes queues hears of
+    it; it waits for as long as it is wise to wait before pulling again.
+    """
+
+    def __init__(
+        self,
+        agent: SpiffeID,
+        capability: str,
+        *,
+        keeper: Keeper,
+        concurrency: int,
+        perform: Callable[[Delivery], Awaitable[None]],
+        announce: Callable[[Session], Coroutine[Any, Any, None]],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._agent = agent
+        self._capability = capability
+        self._queues = [_Queue(agent, capability, priority) for priority in Priority]
+        self._keeper = keeper
+        self._concurrency = concurrency
+        self._perform = perform
+        self._announce = announce
+        self._monotonic = monotonic
+        self._acknowledgements = Acknowledgements(keeper)
+        self._running: set[asyncio.Task[None]] = set()
+        self._group: asyncio.TaskGroup | None = None
+        self._changed = asyncio.Event()
+        self._stopped = False
+        self.ended = asyncio.Event()  # set when it has been stopped and nothing runs any more
+        self._turns = Turns()
+        self._no_queue = False
+
+    @property
+    def running(self) -> int:
+        """How many deliveries are being worked on."""
+        return len(self._running)
+
+    async def run(self) -> None:
+        """Pull until :meth:`stop`, over whatever connections there are; then wait for what runs."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            while not self._stopped:
+                try:
+                    await self._pull_on(await self._keeper.session(_EXPIRES_S))
+                except UnreachableError:
+                    _log.debug("no connection to pull on yet")
+                except BusError as error:
+                    _log.info("pulling %s ends with its connection: %s", self._capability, error)
+                    await asyncio.sleep(0)
+            self._group = None
+        self.ended.set()
+
+    def stop(self) -> None:
+        """Take nothing more. What runs goes on."""
+        self._stopped = True
+        self._changed.set()
+
+    @property
+    def _free(self) -> int:
+        return 0 if self._stopped else self._concurrency - len(self._running)
+
+    # --- asking ------------------------------------------------------------------------------------------
+
+    async def _pull_on(self, session: Session) -> None:
+        """Pull on one connection until it is retired or lost: whenever a good part of the places is free."""
+        self._no_queue = False
+        over = asyncio.ensure_future(session.until_over())
+        try:
+            async with self._inboxes(session):
+                while session.usable and not self._stopped:
+                    if self._no_queue:
+                        self._no_queue = False
+                        await first_of(over, self._announce(session))
+                        continue
+                    self._changed.clear()
+                    await self._ask(session)
+                    await first_of(over, self._changed.wait(), timeout_s=self._patience())
+        finally:
+            over.cancel()
+
+    @asynccontextmanager
+    async def _inboxes(self, session: Session) -> AsyncIterator[None]:
+        """Subscribe to an inbox for each queue that nobody can guess."""
+        async with AsyncExitStack() as stack:
+            for queue in self._queues:
+                queue.begin(f"{pull_inbox(self._agent, session.instance)}.{secrets.token_hex(16)}")
+                end = await session.receive_pulled(queue.inbox, partial(self._on_message, queue))
+                stack.push_async_callback(end)
+            yield
+
+    def _patience(self) -> float | None:
+        """How long to wait for a request to end; ``None`` where none is open."""
+        now = self._monotonic()
+        return min((max(0.0, one.until - now) for one in self._queues if one.left), default=None)
+
+    async def _ask(self, session: Session) -> None:
+        """Ask the next queue whose turn it is, if there are places and no other is being asked."""
+        now = self._monotonic()
+        for queue in self._queues:
+            if queue.left and now >= queue.until:
+                queue.over()  # the broker has not said how it ended
+        if any(queue.left and not queue.waits for queue in self._queues):
+            return
+        free = self._free
+        if free < max(1, self._concurrency // 4):
+            return
+        for queue in self._in_turn():
+            if queue.empty or queue.waits:
+                continue
+            batch = 1 if queue.passed >= MOST_PASSED else free
+            await self._request(session, queue, batch, wait=False)
+            return
+        for queue in self._queues:
+            queue.empty = False
+            if not queue.waits:
+                batch = max(1, free // 4) if queue.priority is Priority.NORMAL else 1
+                await self._request(session, queue, batch, wait=True)
+
+    def _in_turn(self) -> list[_Queue]:
+        """Return the queues, those first that were passed over for long, then the most urgent."""
+        return sorted(self._queues, key=lambda queue: queue.passed < MOST_PASSED)
+
+    async def _request(self, session: Session, queue: _Queue, batch: int, *, wait: bool) -> None:
+        request: dict[str, Any] = {"batch": batch}
+        if wait:
+            request["expires"] = int(_EXPIRES_S * _NANOSECONDS)
+        else:
+            request["no_wait"] = True
+        queue.left, queue.waits = batch, wait
+        queue.until = self._monotonic() + _LATE_S + (_EXPIRES_S if wait else 0.0)
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{queue.stream}.{queue.consumer}"
+        await session.publish(subject, json.dumps(request).encode(), queue.inbox)
+
+    # --- what comes --------------------------------------------------------------------------------------
+
+    async def _on_message(self, queue: _Queue, message: Msg) -> None:
+        if message.subject == queue.inbox:
+            self._on_status(queue, message)
+            return
+        if message.subject != queue.subject:
+            return
+        delivery = read_delivery(message, queue.stream, queue.consumer)
+        if delivery is None:
+            return
+        queue.left = max(0, queue.left - 1)
+        if not queue.left:
+            self._answered(queue)
+        if self._free > 0 and self._group is not None:
+            self._count(queue)
+            task = self._group.create_task(self._guarded(delivery))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+            await self._turns.taken()
+        else:
+            await self._acknowledgements.back(delivery, 0)
+
+    def _answered(self, queue: _Queue) -> None:
+        """Take note that a queue has given all that it was asked for: it may have more, as may the others."""
+        queue.over()
+        for one in self._queues:
+            one.empty = False
+        self._changed.set()
+
+    def _count(self, begun: _Queue) -> None:
+        """Take note of whom a task that begins goes before."""
+        begun.passed = 0
+        for queue in self._queues[self._queues.index(begun) + 1 :]:
+            queue.passed = 0 if queue.waits else queue.passed + 1
+
+    async def _guarded(self, delivery: Delivery) -> None:
+        try:
+            await self._perform(delivery)
+        except Exception:  # noqa: BLE001 - the last boundary: one task must not stop the others
+            _log.exception("a task ended in an error of the bus itself; it comes again")
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._changed.set()
+
+    def _on_status(self, queue: _Queue, message: Msg) -> None:
+        """Take note that a request has ended. Only the broker writes to this inbox by its own name."""
+        headers = message.headers or {}
+        status = headers.get("Status", "")
+        if status == "503":
+            self._no_queue = True
+        elif status in _ENDED:
+            queue.empty = not queue.waits
+            self._no_queue |= status == "409" and "Consumer" in headers.get("Description", "")
+        else:
+            return
+        queue.over()
+        self._changed.set()

@@ -28,6 +28,10 @@ CREATE TABLE IF NOT EXISTS accounts (
     owner TEXT,
     profile TEXT NOT NULL DEFAULT '{}',
     created_at TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS orders_heard_of (
+    order_id TEXT PRIMARY KEY,
+    user_id TEXT NOT NULL
 )"""
 
 
@@ -85,7 +89,7 @@ class Accounts:
     def profile(self, user_id: str, asker: str | None) -> dict[str, Any]:
         """Return the account with its profile, for its owner."""
         with self._database.look() as rows:
-            return _profile(_owned(rows, user_id, asker))
+            return _profile(rows, _owned(rows, user_id, asker))
 
     def update_profile(self, user_id: str, asker: str | None, changes: Mapping[str, str]) -> dict[str, Any]:
         """Change the named fields of the profile, for its owner; an empty text removes one."""
@@ -93,7 +97,12 @@ class Accounts:
             profile = json.loads(_owned(rows, user_id, asker)["profile"]) | dict(changes)
             kept = {field: text for field, text in profile.items() if text}
             rows.execute("UPDATE accounts SET profile = ? WHERE user_id = ?", [json.dumps(kept), user_id])
-            return _profile(_row(rows, user_id))
+            return _profile(rows, _row(rows, user_id))
+
+    def note_order(self, order_id: str, user_id: str) -> None:
+        """Count a confirmed order of a user, once, however often it is heard of."""
+        with self._database.act() as rows:
+            rows.execute("INSERT OR IGNORE INTO orders_heard_of VALUES (?, ?)", [order_id, user_id])
 
 
 def _row(rows: sqlite3.Connection, user_id: str) -> sqlite3.Row:
@@ -119,5 +128,11 @@ def _account(row: sqlite3.Row) -> dict[str, Any]:
     )
 
 
-def _profile(row: sqlite3.Row) -> dict[str, Any]:
-    return {**_account(row), "profile": json.loads(row["profile"]), "created_at": row["created_at"]}
+def _profile(rows: sqlite3.Connection, row: sqlite3.Row) -> dict[str, Any]:
+    heard_of = rows.execute("SELECT count(*) FROM orders_heard_of WHERE user_id = ?", [row["user_id"]])
+    return {
+        **_account(row),
+        "profile": json.loads(row["profile"]),
+        "orders": heard_of.fetchone()[0],
+        "created_at": row["created_at"],
+    }

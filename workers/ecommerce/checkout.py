@@ -1,9 +1,8 @@
-"""The steps of an order, and what undoes them.
+"""What carries an order out, one ask after another, and what undoes it.
 
-Carrying out: the user exists, the goods are there at that price, the payment, the reservation. Undoing
-asks for a refund and a release whatever was reached: both are harmless where there is nothing to
-undo, and both bar a step that is still on its way. So it doesn't matter where an order broke off, or
-whether an answer was lost.
+Undoing asks for a refund and a release, whatever was reached: both are harmless where there is nothing to
+undo, and both bar what is still on its way. So it doesn't matter where an order broke off, or whether an
+answer was lost. Asking twice for the same order does what asking once does.
 """
 
 from __future__ import annotations
@@ -11,60 +10,57 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from agentweave_bus import AgentCallError, TaskResult
-from agentweave_bus.exceptions import TaskFailedError
+from agentweave_bus import AgentCallError, RetryableError, TaskResult
+from agentweave_bus.exceptions import CallRefusedError, CallTimeoutError, TaskFailedError, UnreachableError
 from workers.ecommerce.directory import INVENTORY, PAYMENT, USER
 
 __all__ = ["Ask", "Checkout"]
 
-STEP_SECONDS: Final = 5.0
+ASK_SECONDS: Final = 5.0
 
 Ask = Callable[[str, str, Any, float], Awaitable[TaskResult]]
 """``SecureAgent.call_agent``: target, capability, payload, timeout in seconds."""
 
 
 class Checkout:
-    """Carries orders out and undoes them, by asking the other agents."""
+    """Carries orders out and undoes them, by asking the other agents.
+
+    Every method raises ``TaskFailedError`` where the answer is no, and ``RetryableError`` where there was
+    none or it was to come later; the message says what was asked for and why.
+    """
 
     def __init__(self, ask: Ask) -> None:
-        self._ask = ask
+        self._ask_agent = ask
 
-    async def carry_out(self, order: Mapping[str, Any]) -> dict[str, Any]:
-        """Take all steps; return the priced ``items``, their ``total`` and the ``payment``.
+    async def quote(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the priced ``items`` and their ``total``, if there is such a user and all are there."""
+        await self._ask(USER, "get_user", {"user_id": order["user_id"]})
+        return dict(await self._ask(INVENTORY, "check_availability", {"items": order["items"]}))
 
-        Raises:
-            TaskFailedError: a step failed; the message says which and why.
+    async def reserve(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        """Reserve the goods."""
+        wanted = {"order_id": order["order_id"], "items": order["items"]}
+        return dict(await self._ask(INVENTORY, "reserve_items", wanted))
 
-        """
-        order_id, user_id, items = order["order_id"], order["user_id"], order["items"]
-        await self._step(USER, "get_user", {"user_id": user_id})
-        priced = await self._step(INVENTORY, "check_availability", {"items": items})
-        payment = await self._step(
-            PAYMENT,
-            "process_payment",
-            {
-                "user_id": user_id,
-                "amount": priced["total"],
-                "payment_method": order["payment_method"],
-                "order_id": order_id,
-            },
-        )
-        await self._step(INVENTORY, "reserve_items", {"order_id": order_id, "items": items})
-        return {"items": priced["items"], "total": priced["total"], "payment": payment}
+    async def charge(self, order: Mapping[str, Any], total: str) -> dict[str, Any]:
+        """Charge ``total``; return the payment."""
+        asked = {key: order[key] for key in ("user_id", "payment_method", "order_id")}
+        return dict(await self._ask(PAYMENT, "process_payment", {**asked, "amount": total}))
 
     async def undo(self, order_id: str) -> None:
-        """Give the money back and release the goods.
+        """Give the money back and release the goods."""
+        await self._ask(PAYMENT, "refund", {"order_id": order_id})
+        await self._ask(INVENTORY, "release_items", {"order_id": order_id})
 
-        Raises:
-            TaskFailedError: one of the two was not to be had; undo it again later.
-
-        """
-        await self._step(PAYMENT, "refund", {"order_id": order_id})
-        await self._step(INVENTORY, "release_items", {"order_id": order_id})
-
-    async def _step(self, agent: str, capability: str, payload: dict[str, Any]) -> Any:
+    async def _ask(self, agent: str, capability: str, payload: dict[str, Any]) -> Any:
         try:
-            result = await self._ask(agent, capability, payload, STEP_SECONDS)
+            result = await self._ask_agent(agent, capability, payload, ASK_SECONDS)
+        except (CallTimeoutError, UnreachableError) as error:
+            raise RetryableError(f"{capability}: {error}") from error
+        except CallRefusedError as error:
+            if error.retry_after is None:
+                raise TaskFailedError(f"{capability}: {error}") from error
+            raise RetryableError(f"{capability}: {error}", retry_after=error.retry_after) from error
         except AgentCallError as error:
             raise TaskFailedError(f"{capability}: {error}") from error
         if result.status != "completed":

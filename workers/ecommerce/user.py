@@ -1,4 +1,4 @@
-"""The user agent: accounts, sign-in, profiles, tiers. Asks nobody."""
+"""The user agent: accounts, sign-in, profiles, tiers. Asks nobody, and hears of confirmed orders."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from agentweave_bus import SecureAgent, capability
+from agentweave_bus import SecureAgent, capability, on_event
 from workers.ecommerce.accounts import Accounts, Tier
 from workers.ecommerce.asking import principal_name, request_key
+from workers.ecommerce.goods import Money
 
 __all__ = ["UserAgent"]
 
@@ -69,3 +70,9 @@ class UserAgent(SecureAgent):
         account = self._accounts.set_tier(user_id, new_tier)
         self.logger.info("tier changed", extra={"user_id": user_id, "new_tier": new_tier})
         return account
+
+    @on_event("order.confirmed")
+    def note_order(self, order_id: str, user_id: str, total: Money) -> None:
+        """Count a customer's orders, for the profile."""
+        self._accounts.note_order(order_id, user_id)
+        self.logger.info("order heard of", extra={"order_id": order_id, "total": str(total)})

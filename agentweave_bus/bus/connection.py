@@ -114,6 +114,7 @@ class Session:
         self._idle.set()
         self._retired = False
         self._over = asyncio.Event()
+        self.opened_at = asyncio.get_running_loop().time()  # in seconds
 
     async def open(self) -> None:
         """Subscribe to the inbox of the broker's own answers."""
@@ -359,6 +360,14 @@ class Keeper:
     def connected(self) -> bool:
         """Whether there is a usable session at this moment."""
         return self._current is not None and self._current.usable
+
+    @property
+    def connected_s(self) -> float:
+        """For how many seconds the current session has stood; 0 without one."""
+        current = self._current
+        if current is None or not current.usable:
+            return 0.0
+        return asyncio.get_running_loop().time() - current.opened_at
 
     @property
     def max_message_bytes(self) -> int:

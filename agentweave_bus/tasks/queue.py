@@ -36,6 +36,8 @@ _EXPIRES_S: Final = 30.0
 _LATE_S: Final = 5.0
 """How long after the end of a request its status may still come. Then the request counts as lost."""
 
+_AT_ONCE_S: Final = 1.0
+_RECONNECT_S: Final = 30.0
 _NANOSECONDS: Final = 1_000_000_000
 
 _ACK_TOKENS: Final = 9  # $JS ACK stream consumer delivered sequence sequence time pending
@@ -90,12 +92,20 @@ class Acknowledgements:
         await self._tell(delivery, b'-NAK {"delay": %d}' % int(delay_s * _NANOSECONDS))
 
     async def keep(self, delivery: Delivery) -> None:
-        """Say that it is being worked on; the time for acknowledging it starts anew."""
-        await self._tell(delivery, b"+WPI")
+        """Say that it is being worked on; the time for acknowledging it starts anew.
 
-    async def _tell(self, delivery: Delivery, word: bytes) -> None:
+        Without a connection that waits for one: said late, too, it may keep the task from others.
+        """
+        await self._tell(delivery, b"+WPI", within_s=_RECONNECT_S)
+
+    @property
+    def connected_s(self) -> float:
+        """For how many seconds the connection has stood on which they are told; 0 without one."""
+        return self._keeper.connected_s
+
+    async def _tell(self, delivery: Delivery, word: bytes, within_s: float = _AT_ONCE_S) -> None:
         try:
-            session = await self._keeper.session(1.0)
+            session = await self._keeper.session(within_s)
             await session.publish(delivery.acknowledgement, word)
         except (BusError, UnreachableError) as error:
             _log.info("the broker could not be told %r; the task comes again: %s", word[:4], error)

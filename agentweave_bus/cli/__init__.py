@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "call": ("agentweave_bus.cli.call", "ask an agent for a capability and print its result"),
     "submit": ("agentweave_bus.cli.submit", "store a durable task for an agent and print its reference"),
     "task": ("agentweave_bus.cli.task", "look at, watch, cancel or list durable tasks"),
+    "dlq": ("agentweave_bus.cli.dlq", "list, show, redrive or drop dead letters, as an operator"),
     "publish": ("agentweave_bus.cli.publish", "publish an event for whoever may receive it"),
     "ping": ("agentweave_bus.cli.ping", "ask an agent for its health and say how long it took"),
     "why": ("agentweave_bus.cli.why", "tell what became of a call, and what would allow it"),

@@ -99,6 +99,8 @@ def decision_facts(context: AuthzContext, decision: AuthzDecision) -> dict[str, 
     }
     if decision.standing:
         facts["reused"] = True
+    if decision.approval is not None:
+        facts["approvers"] = list(decision.approval.approvers)
     return facts
 
 

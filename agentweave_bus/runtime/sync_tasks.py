@@ -31,6 +31,11 @@ class SyncTaskHandle:
         self._run = run
 
     @property
+    def handle(self) -> TaskHandle:
+        """The handle that this one is for."""
+        return self._handle
+
+    @property
     def id(self) -> str:
         """The task's id."""
         return self._handle.id
@@ -51,6 +56,11 @@ class SyncTaskHandle:
         return self._handle.reference
 
     @property
+    def full_reference(self) -> str:
+        """The text that names it for everybody else, too: it says whose task it is."""
+        return self._handle.full_reference
+
+    @property
     def digest(self) -> str | None:
         """The digest of the submitted head, in hexadecimal, where it is known."""
         return self._handle.digest
@@ -69,6 +79,14 @@ class SyncTaskHandle:
     def cancel(self, reason: str = "", **options: Any) -> TaskStatus:
         """Do what :meth:`TaskHandle.cancel` does."""
         return self._run(lambda: self._handle.cancel(reason, **options))
+
+    def approve(self, reason: str = "", **options: Any) -> TaskStatus:
+        """Do what :meth:`TaskHandle.approve` does."""
+        return self._run(lambda: self._handle.approve(reason, **options))
+
+    def reject(self, reason: str = "", **options: Any) -> TaskStatus:
+        """Do what :meth:`TaskHandle.reject` does."""
+        return self._run(lambda: self._handle.reject(reason, **options))
 
     def events(self, *, after: str | None = None) -> Iterator[TaskEvent]:
         """Do what :meth:`TaskHandle.events` does, as an iterator that blocks for the next one."""

@@ -19,6 +19,7 @@ from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.envelope import control_role
 from agentweave_bus.runtime.wiring import Connected, server_id
 from agentweave_bus.tasks.announcing import Announcer
+from agentweave_bus.tasks.approving import Approvals
 from agentweave_bus.tasks.controls import Controls
 from agentweave_bus.tasks.dead_letters import DeadLetters
 from agentweave_bus.tasks.performer import Performer, RunTask, TaskRun
@@ -70,6 +71,15 @@ class TaskService:
             audit=parts.audit,
             on_cancel=self.performer.cancel,
         )
+        self._approvals = Approvals(
+            desk=parts.desk,
+            keeper=parts.keeper,
+            me=parts.me,
+            capabilities=self._table,
+            authorizer=parts.authorizer,
+            audit=parts.audit,
+            wake=self.performer.wake,
+        )
         self._pullers: list[TaskPuller] = []
         if not self._table:
             return
@@ -97,7 +107,7 @@ class TaskService:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Pull for the length of the block; at its end what still runs is given back."""
-        async with self._controls.running(), owned_tasks() as group:
+        async with self._controls.running(), self._approvals.running(), owned_tasks() as group:
             for puller in self._pullers:
                 group.start_soon(puller.run)
             try:

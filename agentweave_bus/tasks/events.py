@@ -21,7 +21,7 @@ from agentweave_bus.tasks.progress import Progress, ProgressChain
 from agentweave_bus.tasks.record import ProgressMark, StateRecord
 from agentweave_bus.types import Artifact, TaskResult, TaskState
 
-__all__ = ["EventFeed", "Position", "TaskEvent", "result_of"]
+__all__ = ["EventFeed", "Position", "TaskEvent", "approval_of", "result_of"]
 
 _CURSOR: Final = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,16})\.([0-9a-f]{64}|-)")
 
@@ -69,6 +69,8 @@ class TaskEvent:
     the task has ended by itself, ``retry_at`` in milliseconds since the epoch where it is tried again),
     ``progress`` (``fraction`` from 0 to 1, ``message``), ``artifact`` (``artifact``) or ``gap`` (``missing``:
     how many messages of progress there were that can't be read; 0 if they differ from what the agent says).
+    ``approval`` says who may approve of a task that waits for that (``approvers``), until when (``until``,
+    milliseconds since the epoch), and of what (``payload``, where it is small).
     ``attempt`` counts from 1, and is 0 before the first; ``at_ms`` is when the agent signed it, in
     milliseconds since the epoch. ``cursor`` is for ``events(after=…)``.
     """
@@ -84,6 +86,7 @@ class TaskEvent:
     result: TaskResult | None = None
     retry_at: int | None = None
     missing: int | None = None
+    approval: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object, without what is not set."""
@@ -98,6 +101,7 @@ class TaskEvent:
             "result": None if self.result is None else self.result.to_json(full=True),
             "retry_at": self.retry_at,
             "missing": self.missing,
+            "approval": self.approval,
             "cursor": self.cursor,
         }
         return {key: value for key, value in values.items() if value is not None}
@@ -198,6 +202,7 @@ class EventFeed:
             message=record.body.message,
             result=result_of(record),
             retry_at=record.body.retry_at,
+            approval=approval_of(record),
         )
 
     def _of_progress(self, entry: Progress) -> TaskEvent:
@@ -211,6 +216,12 @@ class EventFeed:
             fraction=body.fraction,
             artifact=None if artifact is None else artifact.to_artifact(),
         )
+
+
+def approval_of(record: StateRecord) -> dict[str, Any] | None:
+    """Return what a record says of the approval that its task waits for, or ``None``."""
+    asked = record.body.asked
+    return None if asked is None else asked.told(record.body.pd)
 
 
 def result_of(record: StateRecord) -> TaskResult | None:

@@ -37,8 +37,9 @@ from agentweave_bus.exceptions import (
 )
 from agentweave_bus.names import CAPABILITY_NAME
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.approving import APPROVE, REJECT, Approver
 from agentweave_bus.tasks.controls import CancelSender
-from agentweave_bus.tasks.events import EventFeed, Position, TaskEvent, result_of
+from agentweave_bus.tasks.events import EventFeed, Position, TaskEvent, approval_of, result_of
 from agentweave_bus.tasks.hints import Hints, Waiting
 from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.tasks.record import StateRecord, TaskRef
@@ -54,43 +55,47 @@ _AUDIT_ID: Final = re.compile(r"\(audit id ([0-9a-f-]{1,64})\)$")
 _LOOK_S: Final = 5.0
 _REPEAT_S: Final = 1.0
 _CANCEL_S: Final = 60.0
+_DECIDE_S: Final = 10.0
 
 _LATE_MS: Final = 10_000
 """How long after its end a task's worker may still record that it came too late."""
 
 
 class TaskReference(NamedTuple):
-    """What names a task wholly, for who submitted it."""
+    """What names a task wholly: for others than its submitter, ``@`` and who that is stand behind it."""
 
     target: SpiffeID
     capability: str
     id: str
+    sender: SpiffeID | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``<target>#<capability>/<id>``.
+        """Read ``<target>#<capability>/<id>``, with ``@<sender>`` behind it or without.
 
         Raises:
             ConfigurationError: it names no task.
 
         """
-        target, _, rest = text.partition("#")
+        named, at, sender = text.partition("@")
+        target, _, rest = named.partition("#")
         capability, _, task_id = rest.partition("/")
         if CAPABILITY_NAME.fullmatch(capability) and _ID.fullmatch(task_id):
             try:
-                agent = SpiffeID(target)
+                agent, by = SpiffeID(target), SpiffeID(sender) if at else None
             except InvalidSpiffeIdError:
                 pass
             else:
-                if agent.path:
-                    return cls(agent, capability, task_id)
+                if agent.path and (by is None or by.path):
+                    return cls(agent, capability, task_id, by)
         raise ConfigurationError(
             f"{text[:200]!r} names no task.",
             hint="A reference is <SPIFFE ID of the agent>#<capability>/<id>; `submit` prints it.",
         )
 
     def __str__(self) -> str:
-        return f"{self.target}#{self.capability}/{self.id}"
+        by = "" if self.sender is None else f"@{self.sender}"
+        return f"{self.target}#{self.capability}/{self.id}{by}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +105,8 @@ class TaskStatus:
     A task of which nothing is recorded yet is ``submitted``. ``attempt`` counts from 1, and is 0 before the
     first. Times are milliseconds since the epoch: ``since_ms`` is when the agent recorded the state,
     ``retry_at`` when a task that failed is tried again. ``message`` says why, where there is something to
-    say. ``result`` is that of a task which has ended by itself, completed or failed.
+    say. ``result`` is that of a task which has ended by itself, completed or failed. ``approval`` says who
+    may approve of one that waits for it, until when (``until``), and of what.
     """
 
     state: TaskState
@@ -109,6 +115,7 @@ class TaskStatus:
     since_ms: int | None = None
     retry_at: int | None = None
     result: TaskResult | None = None
+    approval: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object, without what is not set."""
@@ -119,6 +126,7 @@ class TaskStatus:
             "since": self.since_ms,
             "retry_at": self.retry_at,
             "result": None if self.result is None else self.result.to_json(full=True),
+            "approval": self.approval,
         }
         return {key: value for key, value in values.items() if value is not None}
 
@@ -137,6 +145,7 @@ class TaskHandle:
         desk: Desk,
         hints: Hints,
         cancels: CancelSender,
+        approver: Approver,
         digest: bytes | None = None,
         pd: bytes | None = None,
         expires_ms: int | None = None,
@@ -147,6 +156,7 @@ class TaskHandle:
         self._desk = desk
         self._hints = hints
         self._cancels = cancels
+        self._approver = approver
         self._digest = digest
         self._pd = None if pd is None else pd.hex()
         self._expires_ms = expires_ms
@@ -173,8 +183,14 @@ class TaskHandle:
 
     @property
     def reference(self) -> str:
-        """The text that names this task, here and in any other process of its submitter."""
-        return str(TaskReference(self._ref.agent, self._ref.capability, self._ref.id))
+        """The text that names this task, here and in any other process of this identity."""
+        sender = None if self._ref.sender == self._approver.me else self._ref.sender
+        return str(TaskReference(self._ref.agent, self._ref.capability, self._ref.id, sender))
+
+    @property
+    def full_reference(self) -> str:
+        """The text that names it for everybody else, too: it says whose task it is."""
+        return str(TaskReference(self._ref.agent, self._ref.capability, self._ref.id, self._ref.sender))
 
     @property
     def digest(self) -> str | None:
@@ -274,6 +290,24 @@ class TaskHandle:
                 f"task {self.id} has not ended within {timeout:g} s of its cancellation{why}"
             ) from None
 
+    async def approve(self, reason: str = "", *, timeout: float = _DECIDE_S) -> TaskStatus:  # noqa: ASYNC109
+        """Approve of a task that waits for it, and return where it stands once its agent has heeded that.
+
+        Raises:
+            AuthorizationError: this identity is none of those who may, or the broker does not let it.
+            CallRefusedError: the task waits for nobody's approval, or it could not be recorded or said.
+            CallTimeoutError: the agent has not heeded it within ``timeout`` seconds; an agent does not answer
+                those whom its policy refuses.
+
+        """
+        await self._approver.decide(self._ref, APPROVE, reason, timeout_s=timeout)
+        return await self.status()
+
+    async def reject(self, reason: str = "", *, timeout: float = _DECIDE_S) -> TaskStatus:  # noqa: ASYNC109
+        """End a task that waits for approval without one. Returns and raises as :meth:`approve`."""
+        await self._approver.decide(self._ref, REJECT, reason, timeout_s=timeout)
+        return await self.status()
+
     # --- reading -----------------------------------------------------------------------------------------
 
     async def _look(self) -> bool:
@@ -342,6 +376,7 @@ class TaskHandle:
             since_ms=last.at_ms,
             retry_at=last.body.retry_at,
             result=result_of(last),
+            approval=approval_of(last),
         )
 
     def _outcome(self, record: StateRecord) -> TaskResult:
@@ -410,6 +445,7 @@ class Handles:
         self._own_log = log
         self._hints = Hints(me=me, keeper=keeper)
         self._cancels = CancelSender(desk=desk, keeper=keeper, me=me, audit=audit)
+        self._approver = Approver(desk=desk, keeper=keeper, me=me, audit=audit)
 
     def of(
         self,
@@ -424,6 +460,7 @@ class Handles:
             desk=self._desk,
             hints=self._hints,
             cancels=self._cancels,
+            approver=self._approver,
             digest=digest,
             pd=pd,
             expires_ms=expires_ms,
@@ -433,7 +470,7 @@ class Handles:
     def named(self, reference: str) -> TaskHandle:
         """Return the handle of the task that a reference names. Raises ConfigurationError."""
         one = TaskReference.parse(reference)
-        return self.of(TaskRef(one.target, self._me, one.capability, one.id))
+        return self.of(TaskRef(one.target, one.sender or self._me, one.capability, one.id))
 
 
 def _audit_id(message: str) -> str:

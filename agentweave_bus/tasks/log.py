@@ -32,6 +32,7 @@ from agentweave_bus.exceptions import (
     TimeRefusedError,
 )
 from agentweave_bus.identity.chain import claimed_spiffe_id
+from agentweave_bus.tasks.approval import Approval
 from agentweave_bus.tasks.record import RecordBody, StateRecord, TaskRef, draft_record, read_record
 from agentweave_bus.tasks.state import next_epoch
 from agentweave_bus.types import TaskState
@@ -95,6 +96,19 @@ class TaskLog:
     def redriven(self) -> int:
         """The attempt with which the newest redrive began; 0 for a task that was never redriven."""
         return next((one.epoch for one in reversed(self.records) if one.body.redrive is not None), 0)
+
+    @property
+    def approval(self) -> Approval | None:
+        """The approval that the task has, if it does not wait for another one."""
+        begun = False
+        for number in range(len(self.records) - 1, 0, -1):
+            record, asked = self.records[number], self.records[number - 1].body.asked
+            if record.state is TaskState.AUTH_REQUIRED:
+                return None
+            if record.state is TaskState.SUBMITTED and record.body.decided is not None and asked is not None:
+                return Approval(record.body.decided, asked, begun)
+            begun |= record.state is TaskState.WORKING
+        return None
 
     @property
     def epoch(self) -> int:

@@ -34,6 +34,7 @@ from agentweave_bus.authz import AuditLog
 from agentweave_bus.bus.admission import Admission, AdmissionRefusedError, Step
 from agentweave_bus.bus.admitted import Admitted, OpenedTask, StoredArrival
 from agentweave_bus.bus.records import WitnessNotes, envelope_facts, outcome_facts
+from agentweave_bus.envelope import Head
 from agentweave_bus.exceptions import (
     AttemptLostError,
     AuditError,
@@ -46,6 +47,7 @@ from agentweave_bus.observability.metrics import Direction, Metrics, RequestStat
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.dead_letters import DeadLetters
 from agentweave_bus.tasks.log import Desk, TaskLog
+from agentweave_bus.tasks.parking import Parked, Parking
 from agentweave_bus.tasks.queue import Acknowledgements, Delivery
 from agentweave_bus.tasks.record import ProgressMark, RecordBody, StateRecord, TaskRef
 from agentweave_bus.tasks.redrive import origin_of, redrive_evidence, redriven_attempt
@@ -63,6 +65,9 @@ _LATE_S: Final = 30.0
 """How long after the end of its time an attempt may still take to end. Then the broker is told no more."""
 
 _LAST_WORDS_S: Final = 1.0
+_CLOCKS_DIFFER_MS: Final = 30_000
+"""A task that was queued when it was due, by the control role's clock, may come so much too early by this one."""
+
 _MOST_LOOKS: Final = 5
 _UNREADABLE_DELIVERIES: Final = 10
 _LONGEST_PAUSE_S: Final = 60.0
@@ -141,6 +146,11 @@ class _Case(NamedTuple):
         """Say the how many-th attempt one is, of those that this run of the task has."""
         return epoch - max(0, self.redrive - 1)
 
+    @property
+    def parked(self) -> Parked:
+        """The same, for whoever lets it wait."""
+        return Parked(self.delivery, self.log, self.opened.request.head.pd.hex(), self.digest)
+
     def body(self, state: TaskState, **more: Any) -> RecordBody:
         """Return what the record of a state says."""
         return RecordBody(state=state, pd=self.opened.request.head.pd.hex(), **more)
@@ -196,6 +206,8 @@ class Performer:
         self._seconds_of = seconds_of
         self._ack_wait_s = ack_wait_s
         self._running: dict[str, _Running] = {}
+        self._parking = Parking(acknowledgements, desk.clock_ms)
+        self.wake = self._parking.wake
 
     async def perform(self, delivery: Delivery) -> None:
         """Take one delivery as far as it goes. Raises nothing but what nobody foresaw."""
@@ -241,7 +253,9 @@ class Performer:
             if await self._settled(case):  # 2
                 return
             try:
-                admitted = await self._admission.admit_task(opened)  # 3
+                approval = log.approval
+                said = None if approval is None else approval.decided.facts()
+                admitted = await self._admission.admit_task(opened, approval=said)  # 3
             except AdmissionRefusedError as refusal:
                 if await self._refused(case, refusal):
                     return
@@ -269,10 +283,16 @@ class Performer:
         if last.state.terminal and not (last.state is TaskState.CANCELED and case.log.epoch > 0):
             await self._acknowledgements.done(case.delivery)
             return True
+        if case.log.ended:
+            return False  # it was cancelled between two attempts, and its steps are to be undone
+        return await self._waits(case, last)
+
+    async def _waits(self, case: _Case, last: StateRecord) -> bool:
+        """Say whether a task is to wait, for its time or for somebody, and give it back until then."""
         if (wait_s := self._not_before(last)) > 0:
             await self._acknowledgements.back(case.delivery, wait_s)
             return True
-        return False  # also of a task that was cancelled between two attempts: its steps are to be undone
+        return await self._parking.stays(case.parked)
 
     async def _of_another_run(self, case: _Case, last: StateRecord | None) -> bool:
         """Say whether a delivery is no part of the task's present run, and let it go if it isn't one.
@@ -301,7 +321,9 @@ class Performer:
         if last.state is TaskState.SUBMITTED and last.body.retry_at is not None:
             return min(last.body.retry_at - now_ms, _LONGEST_RETRY_MS) / 1000
         if last.state is TaskState.WORKING:
-            return (last.at_ms - now_ms) / 1000 + self._ack_wait_s
+            # So long, after the broker came back, the other one may take to say that it works on it.
+            quiet_s = min((now_ms - last.at_ms) / 1000, self._acknowledgements.connected_s)
+            return self._ack_wait_s - quiet_s
         return 0.0
 
     async def _another(self, case: _Case, last: StateRecord) -> None:
@@ -433,6 +455,9 @@ class Performer:
         if trusted_later and delivery.delivered < _UNREADABLE_DELIVERIES:
             await self._back(delivery)  # its authority may become known here
             return
+        if request is not None and refusal.step is Step.TIME and (early_s := self._early(request.head)):
+            await self._acknowledgements.back(delivery, early_s)
+            return
         if request is None or refusal.step is Step.DELEGATION or refusal.told is None:
             await self._dead_letters.write(delivery, str(refusal))
             await self._acknowledgements.done(delivery)
@@ -450,11 +475,21 @@ class Performer:
         if log.ended or not mine:
             await self._acknowledgements.done(delivery)
 
+    def _early(self, head: Head) -> float:
+        """Return how many seconds a task comes too early, as far as the clocks of two machines may differ."""
+        early_ms = 0 if head.nbf is None else head.nbf - self._desk.clock_ms()
+        return early_ms / 1000 if 0 < early_ms <= _CLOCKS_DIFFER_MS else 0.0
+
     async def _refused(self, case: _Case, refusal: AdmissionRefusedError) -> bool:
         """Deal with what did not get through steps 10 to 12; false if the log must be looked at again."""
         if _is_passing(refusal):
             await self._back(case.delivery)
             return True
+        terms = None if refusal.decision is None else refusal.decision.approval
+        if terms is not None and not case.log.ended:
+            stays = await self._parking.ask(case.parked, terms, case.opened, refusal.reason)
+            if stays is not None:
+                return stays
         body = case.body(TaskState.REJECTED, message=_refusal_told(refusal), step=refusal.step.label)
         record = None if case.log.ended else await case.log.append(body, case.digest)
         if record is None and not case.log.ended:
@@ -527,7 +562,8 @@ class Kept:
 
     def _tell(self) -> None:
         # A timer and not a task, because most attempts are over long before it goes off.
-        self._telling = asyncio.ensure_future(self._acknowledgements.keep(self._delivery))
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.ensure_future(self._acknowledgements.keep(self._delivery))
         self._left -= 1
         if self._left > 0:
             self._again()

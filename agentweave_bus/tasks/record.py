@@ -38,6 +38,7 @@ from agentweave_bus.envelope import (
 )
 from agentweave_bus.exceptions import MalformedEnvelopeError, PayloadError, SignatureRefusedError
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.approval import Asked, Decided, check_decision
 from agentweave_bus.tasks.redrive import check_redrive
 from agentweave_bus.tasks.state import may_follow
 from agentweave_bus.types import TaskState
@@ -114,7 +115,7 @@ class RecordBody(BaseModel):
     itself; ``message`` says why it is in this state, where there is something to say; ``retry_at`` (since
     the epoch) is when a ``submitted`` one is tried again, in milliseconds. ``step`` is the admission step at
     which a ``rejected`` one was refused. ``redrive`` is the reissue by which a ``failed`` task works again,
-    in base64 (:mod:`.redrive`).
+    in base64 (:mod:`.redrive`). ``asked`` and ``decided`` are about an approval (:mod:`.approval`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -128,6 +129,8 @@ class RecordBody(BaseModel):
     step: Annotated[str, Field(strict=True, max_length=32)] | None = None
     progress: ProgressMark | None = None
     redrive: Annotated[str, Field(strict=True, max_length=131_072)] | None = None
+    asked: Asked | None = None
+    decided: Decided | None = None
 
     def encoded(self) -> bytes:
         """Return it as an envelope's payload. Raises PayloadError."""
@@ -137,6 +140,9 @@ class RecordBody(BaseModel):
                 said[name] = value
         if self.progress is not None:
             said["progress"] = {"count": self.progress.count, "digest": self.progress.digest}
+        for name, part in (("asked", self.asked), ("decided", self.decided)):
+            if part is not None:
+                said[name] = part.model_dump(exclude_none=True)
         return encode_payload(said)
 
 
@@ -223,6 +229,8 @@ def read_record(
     _check_writer(record, ref, before)
     redriven = before is not None and before.state is TaskState.FAILED
     _check_follows(record, before, redriven=redriven)
+    before_asked = None if before is None else before.body.asked
+    check_decision(body.state, body.asked, body.decided, before=before_asked)
     if redriven:
         check_redrive(
             verifier,

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from agentweave_bus.authz import Grants
+from agentweave_bus.authz.grants import Operator
 from agentweave_bus.bus.streams import (
     claim_stream_name,
     dead_stream_name,
@@ -247,3 +248,40 @@ class TestEvents:
     def test_others_have_nothing_to_do_with_events(self, tmp_path: Path) -> None:
         permissions = self.permissions(tmp_path, C)
         assert not any("event" in one for kind in permissions.values() for one in kind["allow"])
+
+
+class TestApprovals:
+    """An approver reads what is recorded of the tasks that it may decide on, and decides on those agents' tasks."""
+
+    def decides(self, tmp_path: Path, identity: SpiffeID, *may: str) -> list[str]:
+        by_c = {"by": [str(C)], "above": {"amount": 5}}
+        text = grants(
+            tmp_path,
+            entry(A, B, ["pay"], approval=by_c),
+            entry("spiffe://x.test/client/*", B, ["pay"], approval=by_c),
+            entry(A, C, ["work"]),
+        )
+        held = text.model_copy(update={"operators": (Operator(who=[str(C)], may=may),)}) if may else text
+        everyone = [A, B, C, SpiffeID("spiffe://x.test/client/cli")]
+        allowed = permissions_of(identity, held, everyone)["publish"]["allow"]
+        other = permissions_of(identity, text, everyone)["publish"]["allow"]
+        return sorted(set(allowed) - set(other))
+
+    def test_who_is_named_and_may_reads_those_tasks_and_decides(self, tmp_path: Path) -> None:
+        state = f"$JS.API.DIRECT.GET.{state_stream_name(B)}.aw.state.x=test.agent/b"
+        assert self.decides(tmp_path, C, "control:approve", "control:reject") == sorted(
+            [
+                f"{state}.x=test.agent/a.>",
+                f"{state}.x=test.client/cli.>",
+                "aw.control.x=test.agent/b.approve",
+                "aw.control.x=test.agent/b.reject",
+            ]
+        )
+
+    def test_each_act_is_granted_by_itself(self, tmp_path: Path) -> None:
+        given = self.decides(tmp_path, C, "control:reject")
+        assert [one for one in given if one.startswith("aw.")] == ["aw.control.x=test.agent/b.reject"]
+
+    def test_who_is_named_only_or_may_only_gets_nothing(self, tmp_path: Path) -> None:
+        assert self.decides(tmp_path, C, "control:cancel") == []
+        assert self.decides(tmp_path, A, "control:approve") == []

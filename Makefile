@@ -8,10 +8,10 @@ BENCH_VENV := .venv-bench
 export AGENTWEAVE_TOOLS ?= $(HOME)/.cache/agentweave/tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos attacks mutants bench bench-memory lint tools tools-spire clean
+.PHONY: help demo test test-slow chaos attacks mutants bench bench-tasks bench-large bench-memory bench-memory-tasks lint tools tools-spire clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## start the example stack, carry an order through it, show what is refused
 	@$(BIN)/python -m workers.ecommerce.demo
@@ -34,11 +34,22 @@ attacks: $(VENV)/.installed ## write the table of attacks in docs/security.md fr
 mutants: $(VENV)/.installed ## take out each check in turn and see which attack notices (8 minutes; WRITE=--write updates the docs)
 	@$(BIN)/python -m tests.security.mutants $(WRITE)
 
-bench: $(BENCH_VENV)/.installed ## compare with raw nats-py, FastStream and a2a-sdk (8 minutes; WRITE=--write updates the docs)
+bench: $(BENCH_VENV)/.installed ## compare with raw nats-py, FastStream, a2a-sdk and Taskiq (8 minutes; WRITE=--write updates the docs)
 	@$(BENCH_VENV)/bin/python -m benchmarks run $(WRITE)
+
+bench-tasks: $(BENCH_VENV)/.installed ## the part of it about durable tasks alone (3 minutes)
+	@$(BENCH_VENV)/bin/python -m benchmarks tasks $(WRITE)
+
+QUEUED ?= 1000000
+bench-large: $(BENCH_VENV)/.installed ## whether a long queue is as quick as a short one (QUEUED=1000000: 10 minutes)
+	@$(BENCH_VENV)/bin/python -m benchmarks large --queued $(QUEUED) $(WRITE)
 
 bench-memory: $(BENCH_VENV)/.installed ## a worker's memory over a million calls (10 minutes)
 	@$(BENCH_VENV)/bin/python -m benchmarks memory $(WRITE)
+
+bench-memory-tasks: TASKS = 100000
+bench-memory-tasks: $(BENCH_VENV)/.installed ## a worker's memory over durable tasks (TASKS=100000: 3 minutes)
+	@$(BENCH_VENV)/bin/python -m benchmarks memory-tasks --tasks $(TASKS) $(WRITE)
 
 lint: $(VENV)/.installed ## check style, types and the layers
 	@$(BIN)/ruff check .

@@ -5,13 +5,26 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from agentweave_bus.worker import run_on_fastest_loop
 from benchmarks import documents
+from benchmarks.durable.large import LongRun, large_report, measure_long_queue
+from benchmarks.durable.memory import sample_task_memory
+from benchmarks.durable.plot import draw_tasks
+from benchmarks.durable.report import (
+    cancels_line,
+    task_figures_table,
+    task_ratios_tables,
+    task_targets_table,
+)
+from benchmarks.durable.results import rounds_of as task_rounds_of
+from benchmarks.durable.rows import ONE, TASK_ROWS, TaskRow
+from benchmarks.durable.rows import chosen as chosen_tasks
+from benchmarks.durable.run import compare_tasks
 from benchmarks.machine import describe
 from benchmarks.memory import MemorySample, memory_report, sample_memory
 from benchmarks.plot import draw
@@ -29,6 +42,7 @@ from benchmarks.run import compare
 from benchmarks.stages import measure_stages
 
 _DEFAULT: Final = "run"
+(_OURS,) = chosen_tasks("tasks")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--rounds", type=int, default=5)
     run.add_argument("--seconds", type=float, default=1.8, help="of each measurement")
     run.add_argument("--no-stages", action="store_true", help="leave the stages out")
+    run.add_argument("--no-tasks", action="store_true", help="leave the durable tasks out")
     run.set_defaults(act=_run)
 
     stages = commands.add_parser("stages", help="what each stage of a call costs")
@@ -52,6 +67,29 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--minutes", type=float, default=30.0, help="end after that in any case")
     memory.set_defaults(act=_memory)
 
+    tasks = commands.add_parser("tasks", help="the comparison of durable tasks, alone")
+    tasks.add_argument("--rows", default=",".join(row.name for row in TASK_ROWS), help="which, by commas")
+    tasks.set_defaults(act=_tasks)
+
+    large = commands.add_parser("large", help="whether a long queue is as quick as a short one")
+    large.add_argument("--queued", type=int, default=1_000_000)
+    large.add_argument("--minutes", type=float, default=20.0, help="end filling after that in any case")
+    large.set_defaults(act=_large)
+    for command in (run, tasks, large):
+        command.add_argument("--task-rounds", type=int, default=5)
+        command.add_argument("--task-seconds", type=float, default=1.0, help="of each measurement, about")
+
+    kept = commands.add_parser("memory-tasks", help="a worker's memory over many durable tasks")
+    kept.add_argument("--tasks", type=int, default=100_000)
+    kept.add_argument("--every", type=float, default=3.0, help="seconds between two looks, about")
+    kept.add_argument("--minutes", type=float, default=20.0, help="end after that in any case")
+    kept.set_defaults(act=_memory_tasks)
+
+    profile_tasks = commands.add_parser("profile-tasks", help="the same for a row of durable tasks")
+    profile_tasks.add_argument("row")
+    profile_tasks.add_argument("--seconds", type=float, default=3.0)
+    profile_tasks.set_defaults(act=_profile_tasks)
+
     profile = commands.add_parser("profile", help="where worker and client of a row spend their time")
     profile.add_argument("row")
     profile.add_argument("--tasks", type=int, default=64)
@@ -61,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="print (and write) the results that are in build/ again")
     show.set_defaults(act=_show)
 
-    for command in (run, stages, memory, show):
+    for command in (run, stages, memory, tasks, large, kept, show):
         command.add_argument("--write", action="store_true", help="update docs/benchmarks.md")
     return parser
 
@@ -74,9 +112,40 @@ async def _run(options: argparse.Namespace) -> None:
     documents.save("comparison", {"machine": {**machine, "measured": settings}, "rows": rows})
     if not options.no_stages:
         documents.save("stages", [asdict(one) for one in await measure_stages()])
+    if not options.no_tasks:
+        await _compare_tasks(TASK_ROWS, options)
     _print_comparison(options.write)
     if not options.no_stages:
         _print_stages(options.write)
+    if not options.no_tasks:
+        _print_tasks(options.write)
+
+
+async def _tasks(options: argparse.Namespace) -> None:
+    await _compare_tasks(chosen_tasks(options.rows), options)
+    _print_tasks(options.write)
+
+
+async def _compare_tasks(rows: Sequence[TaskRow], options: argparse.Namespace) -> None:
+    machine = describe()
+    rounds, seconds = options.task_rounds, options.task_seconds
+    found = await compare_tasks(rows, rounds=rounds, seconds=seconds)
+    settings = f"{rounds} rounds, about {seconds:g} s for each measurement"
+    kept = {name: [asdict(one) for one in each] for name, each in found.items()}
+    documents.save("tasks", {"machine": {**machine, "measured": settings}, "rows": kept})
+
+
+async def _large(options: argparse.Namespace) -> None:
+    machine = describe()
+    found = await measure_long_queue(
+        _OURS,
+        options.queued,
+        rounds=options.task_rounds,
+        seconds=options.task_seconds,
+        limit_s=options.minutes * 60,
+    )
+    documents.save("large", {"machine": machine, "found": asdict(found)})
+    _print_large(options.write)
 
 
 async def _stages(options: argparse.Namespace) -> None:
@@ -94,12 +163,23 @@ async def _memory(options: argparse.Namespace) -> None:
     _print_memory(options.write)
 
 
+async def _memory_tasks(options: argparse.Namespace) -> None:
+    machine = describe()
+    samples = await sample_task_memory(_OURS, options.tasks, options.every, options.minutes * 60)
+    kept = {"machine": machine, "wanted": options.tasks, "samples": [asdict(one) for one in samples]}
+    documents.save("memory-tasks", kept)
+    _print_memory_tasks(options.write)
+
+
 async def _show(options: argparse.Namespace) -> None:
     kept = documents.load()
     for part, show in (
         ("comparison", _print_comparison),
         ("stages", _print_stages),
         ("memory", _print_memory),
+        ("tasks", _print_tasks),
+        ("large", _print_large),
+        ("memory-tasks", _print_memory_tasks),
     ):
         if part in kept:
             show(options.write)
@@ -116,6 +196,15 @@ async def _profile(options: argparse.Namespace) -> None:
         )
         for part in ("worker", "client"):
             print(f"\n=== {part}, {options.tasks} in flight\n")
+            print((Path(folder) / f"{options.row}-{part}.txt").read_text())
+
+
+async def _profile_tasks(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        rows = chosen_tasks(options.row)
+        await compare_tasks(rows, rounds=1, seconds=options.seconds, profiles=Path(folder))
+        for part in (f"worker-{ONE}-0", "client-0"):
+            print(f"\n=== {part}\n")
             print((Path(folder) / f"{options.row}-{part}.txt").read_text())
 
 
@@ -143,6 +232,33 @@ def _print_memory(write: bool) -> None:
     kept = documents.load()["memory"]
     text = memory_report([MemorySample(**one) for one in kept["samples"]], kept["wanted"])
     _put("memory", f"{machine_line(kept['machine'])}\n\n{text}", write)
+
+
+def _print_tasks(write: bool) -> None:
+    kept = documents.load()["tasks"]
+    found = task_rounds_of(kept["rows"])
+    parts = [
+        machine_line(kept["machine"]),
+        task_figures_table(found),
+        cancels_line(found),
+        *task_ratios_tables(found),
+        task_targets_table(found),
+    ]
+    _put("tasks", "\n\n".join(part for part in parts if part), write)
+    if write:
+        draw_tasks(found, documents.TASKS_PICTURE)
+
+
+def _print_large(write: bool) -> None:
+    kept = documents.load()["large"]
+    text = large_report(LongRun.from_json(kept["found"]))
+    _put("large", f"{machine_line(kept['machine'])}\n\n{text}", write)
+
+
+def _print_memory_tasks(write: bool) -> None:
+    kept = documents.load()["memory-tasks"]
+    text = memory_report([MemorySample(**one) for one in kept["samples"]], kept["wanted"], "tasks")
+    _put("memory-tasks", f"{machine_line(kept['machine'])}\n\n{text}", write)
 
 
 def _put(part: str, text: str, write: bool) -> None:

@@ -23,7 +23,7 @@ from benchmarks.peers import peer_of
 from benchmarks.places import Place
 from benchmarks.sampler import install_sampler
 
-__all__ = ["PROFILE", "READY_FD", "main"]
+__all__ = ["PROFILE", "READY_FD", "commands", "main", "say_ready"]
 
 READY_FD: Final = "AGENTWEAVE_READY_FD"
 """As the workers of this project know it."""
@@ -32,11 +32,13 @@ PROFILE: Final = "BENCHMARK_PROFILE"
 """The file to which a child writes where its time went; sampled from SIGUSR2 on."""
 
 
-def _ready() -> None:
+def say_ready() -> None:
+    """Tell whoever started this process that it is ready."""
     os.write(int(os.environ[READY_FD]), b"ready\n")
 
 
-async def _commands() -> asyncio.StreamReader:
+async def commands() -> asyncio.StreamReader:
+    """Return standard input, to be read by lines."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer
@@ -47,9 +49,9 @@ async def _commands() -> asyncio.StreamReader:
 async def _client(place: Place) -> None:
     async with peer_of(place).client(place) as call:
         await call()
-        _ready()
-        commands = await _commands()
-        while line := await commands.readline():
+        say_ready()
+        told = await commands()
+        while line := await told.readline():
             asked = json.loads(line)
             sample = await closed_loop(call, Load(**asked["load"]), asked["processes"])
             sys.stdout.write(json.dumps(asdict(sample)) + "\n")
@@ -62,7 +64,7 @@ def main() -> None:
     if PROFILE in os.environ:
         install_sampler(Path(os.environ[PROFILE]))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_client(place) if part == "client" else peer_of(place).serve(place, _ready))
+        runner.run(_client(place) if part == "client" else peer_of(place).serve(place, say_ready))
 
 
 if __name__ == "__main__":

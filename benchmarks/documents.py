@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["DOCUMENT", "PICTURE", "RESULTS", "replace_part", "save", "write_part"]
+__all__ = ["DOCUMENT", "PICTURE", "RESULTS", "TASKS_PICTURE", "replace_part", "save", "write_part"]
 
 _ROOT: Final = Path(__file__).parent.parent
 RESULTS: Final = _ROOT / "build" / "benchmarks.json"
 DOCUMENT: Final = _ROOT / "docs" / "benchmarks.md"
 PICTURE: Final = _ROOT / "docs" / "benchmarks.svg"
+TASKS_PICTURE: Final = _ROOT / "docs" / "benchmarks-tasks.svg"
 
 
 def save(part: str, content: Any) -> None:

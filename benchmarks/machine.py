@@ -25,6 +25,8 @@ _PACKAGES: Final = (
     "pydantic",
     "faststream",
     "a2a-sdk",
+    "taskiq",
+    "taskiq-nats",
     "uvicorn",
     "httpx",
 )

@@ -84,8 +84,8 @@ def growth_of(samples: Sequence[MemorySample]) -> Growth:
     )
 
 
-def memory_report(samples: Sequence[MemorySample], wanted: int = 0) -> str:
-    """Return about ten of the samples and what they show; ``wanted`` is how many calls were asked for."""
+def memory_report(samples: Sequence[MemorySample], wanted: int = 0, what: str = "calls") -> str:
+    """Return about ten of the samples and what they show; ``wanted`` is how many of ``what`` were wanted."""
     step = max(1, len(samples) // 10)
     chosen = [*samples[:-1:step], samples[-1]]
     lines = [[f"{one.calls:,}", f"{one.worker_mb:.1f}", f"{one.client_mb:.1f}"] for one in chosen]
@@ -93,10 +93,10 @@ def memory_report(samples: Sequence[MemorySample], wanted: int = 0) -> str:
     verdict = "flat" if growth.flat else "NOT flat"
     bound = "under" if growth.last_mb < MEMORY_MB else "NOT under"
     made = samples[-1].calls
-    short = f" The run's time was up after {made:,} of {wanted:,} calls." if made < wanted else ""
+    short = f" The run's time was up after {made:,} of {wanted:,} {what}." if made < wanted else ""
     return (
-        table(["calls", "worker MB", "client MB"], lines)
+        table([what, "worker MB", "client MB"], lines)
         + f"\n\nThe worker's memory is {verdict}: {growth.first_mb:.1f} MB in the first tenth of the time,"
-        f" {growth.last_mb:.1f} MB in the last, {growth.mb_in_100k:+.2f} MB in 100,000 calls over the second"
+        f" {growth.last_mb:.1f} MB in the last, {growth.mb_in_100k:+.2f} MB in 100,000 {what} over the second"
         f" half (flat: less than {_FLAT_MB:g} MB). It is {bound} {MEMORY_MB:g} MB.{short}"
     )

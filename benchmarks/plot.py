@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.results import Figure, Rounds, RowFigures, figures_of
 from benchmarks.rows import ROWS
 
-__all__ = ["bars", "draw"]
+__all__ = ["OTHERS", "OURS", "bars", "captioned", "draw", "picture"]
 
-_OURS: Final = "#2563a8"
-_OTHERS: Final = "#9aa3ad"
+OURS: Final = "#2563a8"
+OTHERS: Final = "#9aa3ad"
 _DARK: Final = "#1f2933"
 
 
@@ -21,33 +22,45 @@ def draw(found: Mapping[str, Rounds], path: Path) -> None:
 
     Needs matplotlib.
     """
+    rows = [row for row in ROWS if row.name in found]
+    figures = [figures_of(found[row.name]) for row in rows]
+    colours = [OURS if row.peer == "bus" else OTHERS for row in rows]
+    with picture(
+        path,
+        [row.title for row in rows],
+        "1 KiB there and back; median of the rounds, whiskers from the least to the greatest round.\n"
+        "Blue: this project. Grey: raw nats-py, and peers without TLS, signatures or policy.",
+    ) as (first, second, third, fourth):
+        _single(first, [one.p50 for one in figures], colours)
+        captioned(first, "Sequential latency, p50", "µs, less is better")
+        _pairs(second, figures, colours)
+        captioned(second, "Throughput: 64 in flight, 256 in flight (pale)", "calls a second, more is better")
+        _single(third, [one.worker_cpu for one in figures], colours)
+        captioned(third, "The worker's processor time, 64 in flight", "µs a call, less is better")
+        _single(fourth, [one.memory for one in figures], colours)
+        captioned(fourth, "The worker's resident memory", "MB, less is better")
+
+
+@contextmanager
+def picture(path: Path, rows: Sequence[str], caption: str) -> Iterator[Sequence[Any]]:
+    """Yield four panels, whose bars stand for ``rows``, to be filled; write them to ``path`` at the end.
+
+    Needs matplotlib.
+    """
     import matplotlib as mpl  # noqa: PLC0415 - only who draws needs it
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    rows = [row for row in ROWS if row.name in found]
-    figures = [figures_of(found[row.name]) for row in rows]
-    colours = [_OURS if row.peer == "bus" else _OTHERS for row in rows]
     with plt.rc_context({"font.size": 9, "svg.hashsalt": "agentweave", "svg.fonttype": "none"}):
-        picture, axes = plt.subplots(2, 2, figsize=(11, 7.6), sharey=True, layout="constrained")
-        first, second, third, fourth = axes.flat
-        _single(first, [one.p50 for one in figures], colours)
-        _title(first, "Sequential latency, p50", "µs, less is better")
-        _pairs(second, figures, colours)
-        _title(second, "Throughput: 64 in flight, 256 in flight (pale)", "calls a second, more is better")
-        _single(third, [one.worker_cpu for one in figures], colours)
-        _title(third, "The worker's processor time, 64 in flight", "µs a call, less is better")
-        _single(fourth, [one.memory for one in figures], colours)
-        _title(fourth, "The worker's resident memory", "MB, less is better")
-        first.set_yticks(range(len(rows)), [row.title for row in rows])
-        first.invert_yaxis()
-        picture.suptitle(
-            "1 KiB there and back; median of the rounds, whiskers from the least to the greatest round.\n"
-            "Blue: this project. Grey: raw nats-py, and peers without TLS, signatures or policy."
-        )
-        picture.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-        plt.close(picture)
+        whole, axes = plt.subplots(2, 2, figsize=(11, 7.6), sharey=True, layout="constrained")
+        panels = list(axes.flat)
+        yield panels
+        panels[0].set_yticks(range(len(rows)), rows)
+        panels[0].invert_yaxis()
+        whole.suptitle(caption)
+        whole.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        plt.close(whole)
 
 
 def _single(axes: Any, figures: Sequence[Figure], colours: Sequence[str]) -> None:
@@ -82,8 +95,9 @@ def bars(
         )
 
 
-def _title(axes: Any, title: str, unit: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10)
+def captioned(axes: Any, title: str, unit: str) -> None:
+    """Say what a panel shows and in what unit; it begins at zero."""
+    axes.setcaptioned(title, loc="left", fontsize=10)
     axes.set_xlabel(unit)
     axes.margins(x=0.17)
     axes.set_xlim(left=0)

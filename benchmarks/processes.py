@@ -11,18 +11,19 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from agentweave_bus.embedded.lifeline import dies_with_this_process
 from benchmarks.child import READY_FD
 from benchmarks.load import Load, Sample
 from benchmarks.places import Place
 
-__all__ = ["ClientProcess", "child_process", "client_process", "worker_process"]
+__all__ = ["ClientProcess", "child_command", "child_process", "client_process", "worker_process"]
 
 READY_S: Final = 60.0
 STOP_S: Final = 15.0
 _SLACK_S: Final = 60.0
+_CHILD: Final = "benchmarks.child"
 
 
 @asynccontextmanager
@@ -87,14 +88,15 @@ async def _end(process: asyncio.subprocess.Process, *, is_client: bool) -> None:
         await process.wait()
 
 
-def _command(part: str, place: Place) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.child", part, place.to_json()]
+def child_command(part: str, place: Place, module: str = _CHILD) -> list[str]:
+    """Return what runs a part of a row; ``module`` is what plays it."""
+    return [sys.executable, "-m", module, part, place.to_json()]
 
 
 @asynccontextmanager
 async def worker_process(place: Place, log: Path, environment: Mapping[str, str]) -> AsyncIterator[int]:
     """Run the worker of ``place``; yield its process id."""
-    async with child_process(_command("worker", place), log, environment) as process:
+    async with child_process(child_command("worker", place), log, environment) as process:
         yield process.pid
 
 
@@ -112,23 +114,28 @@ class ClientProcess:
 
     async def run(self, load: Load, processes: Mapping[str, int]) -> Sample:
         """Have it run ``load`` and return what it found."""
+        asked = {"load": asdict(load), "processes": {**processes, "client": self.pid}}
+        return Sample(**await self.ask(asked, load.warm_s + load.seconds + _SLACK_S))
+
+    async def ask(self, asked: Mapping[str, Any], limit_s: float) -> Any:
+        """Tell it one thing to do and return what it answers within ``limit_s`` seconds."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        asked = {"load": asdict(load), "processes": {**processes, "client": self.pid}}
         stdin.write(json.dumps(asked).encode() + b"\n")
-        async with asyncio.timeout(load.warm_s + load.seconds + _SLACK_S):
+        async with asyncio.timeout(limit_s):
             line = await stdout.readline()
         if not line:
             tail = await asyncio.to_thread(_tail, self._log)
             raise RuntimeError(f"a client ended while it was measured ({self._log}):\n{tail}")
-        return Sample(**json.loads(line))
+        return json.loads(line)
 
 
 @asynccontextmanager
 async def client_process(
-    place: Place, log: Path, environment: Mapping[str, str]
+    place: Place, log: Path, environment: Mapping[str, str], module: str = _CHILD
 ) -> AsyncIterator[ClientProcess]:
     """Run the client of ``place`` until the end of the block."""
-    async with child_process(_command("client", place), log, environment, is_client=True) as process:
+    command = child_command("client", place, module)
+    async with child_process(command, log, environment, is_client=True) as process:
         yield ClientProcess(process, log)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from benchmarks.load import Sample
 from benchmarks.results import Figure, Rounds, RowFigures, StageFigure, figures_of, ratio
 from benchmarks.rows import ROWS
-from benchmarks.targets import judge
+from benchmarks.targets import Verdict, judge
 
 __all__ = [
     "failures_list",
     "figures_table",
     "machine_line",
     "ratios_tables",
+    "spread",
     "stages_table",
     "table",
     "targets_table",
+    "verdicts_table",
 ]
 
 _TITLES = {row.name: row.title for row in ROWS}
@@ -59,9 +61,9 @@ def figures_table(found: Mapping[str, Rounds]) -> str:
 
 def _cells(one: RowFigures) -> Iterator[str]:
     for figure in (one.p50, one.p99, one.at_64, one.at_256, one.worker_cpu, one.client_cpu):
-        yield _spread(figure)
-    yield "" if one.broker_cpu is None else _spread(one.broker_cpu)
-    yield _spread(one.memory)
+        yield spread(figure)
+    yield "" if one.broker_cpu is None else spread(one.broker_cpu)
+    yield spread(one.memory)
 
 
 def failures_list(found: Mapping[str, Rounds]) -> str:
@@ -79,7 +81,8 @@ def failures_list(found: Mapping[str, Rounds]) -> str:
     return "\n".join(["Calls that failed, and are in no other figure:", "", *lines]) if lines else ""
 
 
-def _spread(figure: Figure, form: str = ",.0f") -> str:
+def spread(figure: Figure, form: str = ",.0f") -> str:
+    """Return a median with the least and the greatest round."""
     return f"{figure.median:{form}} ({figure.low:{form}} to {figure.high:{form}})"
 
 
@@ -99,7 +102,7 @@ def ratios_tables(found: Mapping[str, Rounds]) -> Iterator[str]:
     for base in _BASES:
         if base in found and len(found) > 1:
             lines = [
-                [_TITLES[name], *(_spread(ratio(rounds, found[base], m), ".2f") for m in _MEASURES.values())]
+                [_TITLES[name], *(spread(ratio(rounds, found[base], m), ".2f") for m in _MEASURES.values())]
                 for name, rounds in found.items()
                 if name != base
             ]
@@ -108,9 +111,14 @@ def ratios_tables(found: Mapping[str, Rounds]) -> Iterator[str]:
 
 def targets_table(found: Mapping[str, Rounds]) -> str:
     """Return the targets and whether they are met; empty without the rows for any."""
+    return verdicts_table(judge(found))
+
+
+def verdicts_table(verdicts: Iterable[Verdict]) -> str:
+    """Return what was wanted and what was found; empty where nothing was."""
     lines = [
-        [verdict.wanted, _spread(verdict.found, ".2f"), "met" if verdict.met else "NOT met"]
-        for verdict in judge(found)
+        [verdict.wanted, spread(verdict.found, ".2f"), "met" if verdict.met else "NOT met"]
+        for verdict in verdicts
     ]
     return table(["target", "found", ""], lines) if lines else ""
 
@@ -118,7 +126,7 @@ def targets_table(found: Mapping[str, Rounds]) -> str:
 def stages_table(stages: Sequence[StageFigure]) -> str:
     """Return what each stage of a call costs, in microseconds; empty cells where batching changes nothing."""
     lines = [
-        [one.name, _spread(one.alone, ".1f"), "" if one.of_16 is None else _spread(one.of_16, ".1f")]
+        [one.name, spread(one.alone, ".1f"), "" if one.of_16 is None else spread(one.of_16, ".1f")]
         for one in stages
     ]
     return table(["stage, µs a call", "alone", "16 at a time"], lines)

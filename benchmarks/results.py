@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from benchmarks.load import Sample
 
 __all__ = ["IN_FLIGHT", "Figure", "Rounds", "RowFigures", "StageFigure", "figures_of", "ratio", "rounds_of"]
+
+T = TypeVar("T")
 
 IN_FLIGHT: Final = (1, 64, 256)
 
@@ -86,13 +88,21 @@ def figures_of(rounds: Rounds) -> RowFigures:
     )
 
 
-def ratio(mine: Rounds, other: Rounds, value: Callable[[Mapping[int, Sample]], float]) -> Figure:
+def ratio(
+    mine: Sequence[T],
+    other: Sequence[T],
+    value: Callable[[T], float],
+    of_other: Callable[[T], float] | None = None,
+) -> Figure:
     """Return by how much ``value`` of one row is that of another: round by round, then the median.
+
+    ``of_other`` is what is taken of the other row, where that is something else.
 
     Both rows of a round ran within seconds of each other, so a machine that is slow for a while weighs on
     both.
     """
-    return Figure.of([value(one) / value(two) for one, two in zip(mine, other, strict=True)])
+    of_other = of_other or value
+    return Figure.of([value(one) / of_other(two) for one, two in zip(mine, other, strict=True)])
 
 
 def rounds_of(rows: Mapping[str, Any]) -> dict[str, Rounds]:

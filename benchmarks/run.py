@@ -15,7 +15,7 @@ from benchmarks.results import IN_FLIGHT, Rounds
 from benchmarks.rows import Row
 from benchmarks.world import Contender, World
 
-__all__ = ["compare"]
+__all__ = ["compare", "say"]
 
 _FIRST_WARM_S: Final = 1.0
 
@@ -42,11 +42,11 @@ async def compare(
                         os.kill(pid, signal.SIGUSR2)
             for number in range(rounds):
                 for contender in contenders if number % 2 == 0 else contenders[::-1]:
-                    _say(f"round {number + 1} of {rounds}: {contender.row.name}")
+                    say(f"round {number + 1} of {rounds}: {contender.row.name}")
                     found[contender.row.name].append(
                         {tasks: await _turn(contender, tasks, seconds / 4, seconds) for tasks in in_flight}
                     )
-            _say("")
+            say("")
     return dict(found)
 
 
@@ -54,8 +54,8 @@ async def _turn(contender: Contender, tasks: int, warm_s: float, seconds: float)
     return await contender.client.run(Load(tasks, warm_s, seconds), contender.processes)
 
 
-def _say(what: str) -> None:
+def say(what: str) -> None:
     """Show how far it is, where somebody watches."""
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r{what:<40}\r")
+        sys.stderr.write(f"\r{what:<56}\r")
         sys.stderr.flush()

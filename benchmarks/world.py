@@ -25,13 +25,13 @@ from benchmarks.places import PAYLOAD_BYTES, Place
 from benchmarks.processes import ClientProcess, client_process, worker_process
 from benchmarks.rows import Row
 
-__all__ = ["Contender", "World", "write_grants"]
+__all__ = ["CLIENT", "DOMAIN", "RAW", "Contender", "World", "svid_files", "write_grants"]
 
 DOMAIN: Final = "bench.test"
 CLIENT: Final = SpiffeID.of(DOMAIN, "client", "bench")
 _SVID_S: Final = 10.0
 _OPA_TIMEOUT_MS: Final = 5000
-_RAW: Final = {part: SpiffeID.of(DOMAIN, "raw", part) for part in ("worker", "client")}
+RAW: Final = {part: SpiffeID.of(DOMAIN, "raw", part) for part in ("worker", "client")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,26 @@ def write_grants(path: Path, callees: Iterable[SpiffeID]) -> None:
     path.write_text(yaml.safe_dump({"grants": entries}))
 
 
+async def svid_files(stack: EmbeddedStack, folder: Path) -> dict[str, str]:
+    """Write the SVIDs of the raw row's processes, which know no Workload API, and say where they are."""
+    files = {}
+    for part, me in RAW.items():
+        source = IdentitySource(SPIFFEIdentityProvider(stack.api.endpoint(me), me), expected_id=me)
+        await source.start(_SVID_S)
+        snapshot = source.current
+        await source.aclose()
+        for name, content in (
+            (f"{part}_certificate", snapshot.svid.chain_pem()),
+            (f"{part}_key", snapshot.svid.key_pem()),
+            ("authorities", b"".join(one.to_pem() for one in snapshot.bundles.values())),
+        ):
+            path = folder / f"{name}.pem"
+            path.touch(mode=0o600)
+            path.write_bytes(content)
+            files[name] = str(path)
+    return files
+
+
 class World:
     """Starts what rows need, as they need it, inside a folder that is removed by whoever made it.
 
@@ -82,7 +102,7 @@ class World:
             self._folder / "stack",
             (*ours, CLIENT),
             self._grants,
-            unrestricted=tuple(_RAW.values()),
+            unrestricted=tuple(RAW.values()),
         )
         async with AsyncExitStack() as resources:
             stack = await resources.enter_async_context(embedded_stack(settings))
@@ -112,7 +132,7 @@ class World:
             return Place(row.name, row.peer, server.url, options), _running(broker=server.pid)
         broker = _running(broker=stack.nats.pid)
         if row.peer == "raw":
-            return Place(row.name, row.peer, stack.bus_url, await self._svid_files(stack)), broker
+            return Place(row.name, row.peer, stack.bus_url, await svid_files(stack, self._folder)), broker
         authorization: dict[str, object] = {"bundle": str(self._grants)}
         if row.opa:
             url, pid = await resources.enter_async_context(opa_server(stack.api.directory, self._grants))
@@ -140,25 +160,6 @@ class World:
             path.write_text(yaml.safe_dump(document))
             files[f"{part}_config"] = str(path)
         return {**files, "target": str(me), "capability": row.capability}
-
-    async def _svid_files(self, stack: EmbeddedStack) -> dict[str, str]:
-        """Write the SVIDs of the raw row's processes, which know no Workload API."""
-        files = {}
-        for part, me in _RAW.items():
-            source = IdentitySource(SPIFFEIdentityProvider(stack.api.endpoint(me), me), expected_id=me)
-            await source.start(_SVID_S)
-            snapshot = source.current
-            await source.aclose()
-            for name, content in (
-                (f"{part}_certificate", snapshot.svid.chain_pem()),
-                (f"{part}_key", snapshot.svid.key_pem()),
-                ("authorities", b"".join(one.to_pem() for one in snapshot.bundles.values())),
-            ):
-                path = self._folder / f"{name}.pem"
-                path.touch(mode=0o600)
-                path.write_bytes(content)
-                files[name] = str(path)
-        return files
 
     def _log(self, row: Row, part: str) -> Path:
         return self._folder / f"{row.name}-{part}.log"

@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from benchmarks.peers import Call, WrongAnswerError
 from benchmarks.places import PAYLOAD, Place
 
-__all__ = ["client", "serve"]
+__all__ = ["client", "connected", "serve"]
 
 _SUBJECT: Final = "raw.echo"
 _CALL_S: Final = 30.0
@@ -30,7 +30,7 @@ async def serve(place: Place, ready: Callable[[], None]) -> None:
     async def answer(message: Msg) -> None:
         await message.respond(message.data)
 
-    async with _connected(place, "worker") as connection:
+    async with connected(place, "worker") as connection:
         await connection.subscribe(_SUBJECT, cb=answer)
         await connection.flush()
         ready()
@@ -41,7 +41,7 @@ async def serve(place: Place, ready: Callable[[], None]) -> None:
 async def client(place: Place) -> AsyncIterator[Call]:
     """Connect; each call is one request of the library."""
     payload = PAYLOAD.encode()
-    async with _connected(place, "client") as connection:
+    async with connected(place, "client") as connection:
 
         async def call() -> None:
             reply = await connection.request(_SUBJECT, payload, timeout=_CALL_S)
@@ -52,7 +52,7 @@ async def client(place: Place) -> AsyncIterator[Call]:
 
 
 @asynccontextmanager
-async def _connected(place: Place, part: str) -> AsyncIterator[Client]:
+async def connected(place: Place, part: str) -> AsyncIterator[Client]:
     """Connect with an SVID from files. The broker shows an ID, no host name: its chain is checked."""
     context = ssl.create_default_context(cafile=place.options["authorities"])
     context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -1,0 +1,1 @@
+"""Durable tasks measured beside bare JetStream and a task queue on NATS."""

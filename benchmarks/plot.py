@@ -97,7 +97,7 @@ def bars(
 
 def captioned(axes: Any, title: str, unit: str) -> None:
     """Say what a panel shows and in what unit; it begins at zero."""
-    axes.setcaptioned(title, loc="left", fontsize=10)
+    axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel(unit)
     axes.margins(x=0.17)
     axes.set_xlim(left=0)

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import anyio
 from nats.aio.msg import Msg
@@ -95,7 +96,7 @@ class EventService:
         self._standing = asyncio.Event()
         self._unnamed: set[str] = set()
         self._live: set[asyncio.Task[None]] = set()
-        self._heard: tuple[Session | None, set[tuple[str, str]]] = (None, set())
+        self._heard: WeakKeyDictionary[Session, set[tuple[str, str]]] = WeakKeyDictionary()
         parts.keeper.on_session(self._listen)
 
     @asynccontextmanager
@@ -279,16 +280,15 @@ class EventService:
 
     async def _hear(self, session: Session) -> None:
         """Subscribe on this session to what is heard live and is not subscribed to on it yet."""
-        if self._heard[0] is not session:
-            self._heard = (session, set())
+        heard = self._heard.setdefault(session, set())
         live = [one for one in self._handlers if not one.spec.durable]
         for publisher, granted in self._granted().items() if live else ():
             for handler in live:
                 for pattern in common_patterns(granted, [handler.spec.pattern]):
                     subject = event_pattern_subject(publisher, pattern)
                     queue = "" if handler.spec.every else _queue_of(handler)
-                    if (key := (subject, handler.bound.source)) not in self._heard[1]:
-                        self._heard[1].add(key)
+                    if (key := (subject, handler.bound.source)) not in heard:
+                        heard.add(key)
                         await session.serve(subject, queue, partial(self._on_live, publisher, handler))
 
     async def _on_live(self, publisher: SpiffeID, handler: EventHandler, message: Msg) -> None:

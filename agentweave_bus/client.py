@@ -28,10 +28,27 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision, Grants
 from agentweave_bus.authz.circuit_breaker import BreakerSettings, CircuitBreaker, Permit
+from agentweave_bus.bus.blobs import Blobs
 from agentweave_bus.bus.records import decision_facts, sealed_facts
 from agentweave_bus.bus.requests import Answer, Request
 from agentweave_bus.bus.subjects import call_subject
-from agentweave_bus.envelope import DEFAULT_LIMITS, Link, Sealed, convert_payload, new_id
+from agentweave_bus.envelope import (
+    DEFAULT_LIMITS,
+    JSON_CONTENT_TYPE,
+    Limits,
+    Link,
+    Sealed,
+    convert_payload,
+    new_id,
+)
+from agentweave_bus.envelope.blob import (
+    BLOB_CONTENT_TYPE,
+    DEFAULT_MAX_BLOB_BYTES,
+    WIDE_LIMITS,
+    blob_limits,
+    blob_summary,
+)
+from agentweave_bus.envelope.envelope import sha256
 from agentweave_bus.exceptions import (
     AgentCallError,
     AgentWeaveError,
@@ -158,6 +175,7 @@ class Client:
     """What breakers measure by, in milliseconds: a wall clock that is set must not open or close one."""
     tracing: Tracing = field(default_factory=Tracing.off)
     submissions: Submissions | None = None
+    blobs: Blobs | None = None
 
     async def call(
         self,
@@ -230,7 +248,10 @@ class Client:
         """Step 1: everything that can be wrong before anyone is asked."""
         parent, principal = options.parent, options.principal
         _check_principal(parent, principal)
-        callee, value, data = self._checked(target, capability, payload)
+        try:
+            callee, value, data = self._checked(target, capability, payload)
+        except CallRefusedError as refused:
+            raise _with_a_way_out(refused, payload) from refused.__cause__
         request = Request(
             callee=callee,
             capability=capability,
@@ -269,6 +290,8 @@ class Client:
             task, facts = self._prepare_task(target, capability, payload, options, span.traceparent)
             decision = await self.authorizer.authorize(facts)  # 2
             self.metrics.decided(Direction.OUTBOUND, allowed=decision.allowed, standing=decision.standing)
+            if task.content_type == BLOB_CONTENT_TYPE:
+                facts = replace(facts, payload=blob_summary(len(task.payload), sha256(task.payload)))
             if not decision.allowed:
                 raise self._denied(facts, decision)
 
@@ -277,9 +300,21 @@ class Client:
                 await self.audit.record({**entry, "pd": sealed.head.pd.hex()})
 
             with _as_call_errors(task.agent):
-                sealed = await self.submissions.store(task, record, timeout_s=options.timeout)  # 4
+                task, left_s = await self._stored_apart(task, options.timeout)
+                sealed = await self.submissions.store(task, record, timeout_s=left_s)  # 4
             ref = TaskRef(task.agent, self.me, task.capability, task.id)
             return Submitted(ref, sealed.digest, sealed.head.pd, sealed.head.exp)
+
+    async def _stored_apart(self, task: Submission, timeout_s: float) -> tuple[Submission, float]:
+        """Store a payload that is too large for a message; return what refers to it, and the time left."""
+        if task.content_type != BLOB_CONTENT_TYPE:
+            return task, timeout_s
+        assert self.blobs is not None  # who is wired to the bus has them
+        began = self.monotonic_ms()
+        ref = TaskRef(task.agent, self.me, task.capability, task.id)
+        blob = await self.blobs.put(task.agent, task.payload, f"task {ref.key}", timeout_s=timeout_s)
+        left_s = timeout_s - (self.monotonic_ms() - began) / 1000
+        return task._replace(payload=blob.encoded()), max(0.1, left_s)
 
     def _prepare_task(
         self, target: str, capability: str, payload: Any, options: TaskOptions, trace: str | None
@@ -287,7 +322,7 @@ class Client:
         """Step 1: everything that can be wrong before anyone is asked."""
         parent, principal = options.parent, options.principal
         _check_principal(parent, principal)
-        agent, value, data = self._checked(target, capability, payload)
+        agent, value, data, content_type = self._checked_large(target, capability, payload)
         now_ms, key = self.clock_ms(), options.idempotency_key
         times = task_times(options, now_ms)
         if times.due_ms is not None and parent is not None and len(parent.links) > _MOST_LINKS_PARKED:
@@ -309,15 +344,30 @@ class Client:
             priority=options.priority,
             retry=options.retry,
             trace=trace,
+            content_type=content_type,
         )
         return task, self._facts(task, agent, value, parent)
 
-    def _checked(self, target: str, capability: str, payload: Any) -> tuple[SpiffeID, JsonValue, bytes]:
+    def _checked_large(
+        self, target: str, capability: str, payload: Any
+    ) -> tuple[SpiffeID, JsonValue, bytes, str]:
+        """Do as :meth:`_checked`, for what may be larger than a message; return its content type, too."""
+        try:
+            return (*self._checked(target, capability, payload, DEFAULT_LIMITS), JSON_CONTENT_TYPE)
+        except CallRefusedError as refused:
+            if not isinstance(refused.__cause__, PayloadError):
+                raise
+        most = DEFAULT_MAX_BLOB_BYTES if self.blobs is None else self.blobs.max_bytes
+        return (*self._checked(target, capability, payload, blob_limits(most)), BLOB_CONTENT_TYPE)
+
+    def _checked(
+        self, target: str, capability: str, payload: Any, limits: Limits = DEFAULT_LIMITS
+    ) -> tuple[SpiffeID, JsonValue, bytes]:
         """Return the callee, the payload as it will be read, and its bytes, if all can be."""
         try:
             callee = SpiffeID(target)
             call_subject(callee, capability)  # refuses what no agent can have as an ID or a name
-            value, data = convert_payload({} if payload is None else payload)
+            value, data = convert_payload({} if payload is None else payload, limits)
         except AgentWeaveError as error:
             raise CallRefusedError(str(error), step="local", reason=str(error)) from error
         if callee.trust_domain not in self.allowed_trust_domains():
@@ -422,6 +472,18 @@ class Client:
             audit_id=audit_id,
             direction="outbound",
         )
+
+
+def _with_a_way_out(refused: CallRefusedError, payload: Any) -> CallRefusedError:
+    """Say of a payload that is too large for a call, and of no other, that a task could carry it."""
+    if not isinstance(refused.__cause__, PayloadError):
+        return refused
+    try:
+        convert_payload(payload, WIDE_LIMITS)
+    except PayloadError:
+        return refused
+    told = f"{refused}; submit it as a task instead, whose payload may have bus.max_blob_bytes"
+    return CallRefusedError(told, step="local", reason=told)
 
 
 @contextmanager

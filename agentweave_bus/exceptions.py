@@ -16,6 +16,7 @@ The branches follow what a caller can do about the failure::
     │   ├── DelegationRefusedError  the ``via`` chain breaks a rule (``rule`` is 1 to 6)
     │   └── TimeRefusedError        expired, future or stale
     ├── PayloadError                a payload that is no bounded JSON value, or not what the handler takes
+    │   └── BlobError               a payload by reference that is missing, or not what was signed
     ├── PolicyError                 the policy could not be loaded or asked
     │   ├── PolicyLoadError         does not compile, or breaks a rule for policies
     │   └── PolicyUnavailableError  no trustworthy answer in time (always a denial)
@@ -53,6 +54,7 @@ __all__ = [
     "AttemptLostError",
     "AuditError",
     "AuthorizationError",
+    "BlobError",
     "BundleUnavailableError",
     "BusError",
     "CallRefusedError",
@@ -159,6 +161,17 @@ class TimeRefusedError(EnvelopeError):
 
 class PayloadError(AgentWeaveError):
     """A payload is not a bounded JSON value, or not what the capability takes."""
+
+
+class BlobError(PayloadError):
+    """A payload that travels by reference can't be had: the reference is none, or the blob is not its.
+
+    ``missing`` says that a part of it is not there (any more, or not yet); else it never will be right.
+    """
+
+    def __init__(self, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class PolicyError(AgentWeaveError):

@@ -33,6 +33,7 @@ from agentweave_bus.agent.records import StepStore
 from agentweave_bus.agent.saga import Verdict
 from agentweave_bus.agent.threads import HandlerThreads
 from agentweave_bus.agent.work import ProgressSink
+from agentweave_bus.envelope.blob import WIDE_LIMITS
 from agentweave_bus.envelope.codec import to_json_value
 from agentweave_bus.envelope.envelope import JSON_CONTENT_TYPE
 from agentweave_bus.exceptions import (
@@ -55,6 +56,10 @@ _UNDO_SECONDS: Final = 10.0
 """What a call that is being cancelled has for its compensations."""
 
 
+_to_json_value = functools.partial(to_json_value, limits=WIDE_LIMITS)
+"""Results of tasks may be large; what is too large for an answer to a call is found when it is encoded."""
+
+
 def to_result(value: Any) -> TaskResult:
     """Return what a handler returned as a result whose data are JSON values.
 
@@ -66,9 +71,9 @@ def to_result(value: Any) -> TaskResult:
 
     """
     if isinstance(value, TaskResult):
-        return value.converted(to_json_value)
+        return value.converted(_to_json_value)
     return TaskResult(
-        status="completed", messages=[Message(role="assistant", parts=[DataPart(to_json_value(value))])]
+        status="completed", messages=[Message(role="assistant", parts=[DataPart(_to_json_value(value))])]
     )
 
 

@@ -23,6 +23,7 @@ from anyio import fail_after, move_on_after, sleep_forever
 from agentweave_bus.agent.failures import Again, correlation_id, failed, may_be_retried
 from agentweave_bus.agent.records import StepRecord, failure_record, shown_failure, told_again
 from agentweave_bus.agent.saga import Halt, Ledger, Saga, Verdict
+from agentweave_bus.envelope.blob import WIDE_LIMITS
 from agentweave_bus.envelope.codec import to_json_value
 from agentweave_bus.exceptions import AgentWeaveError, StepFailedError
 from agentweave_bus.names import CAPABILITY_NAME
@@ -148,7 +149,7 @@ class Steps:
         """Run a step's function. What it raises is raised in the form that a replay would raise."""
         token = _inside.set(name)
         try:
-            value: JsonValue = to_json_value(await self._await(call))
+            value: JsonValue = to_json_value(await self._await(call), WIDE_LIMITS)
         except Exception as error:
             shown = shown_failure(error, name)
             if isinstance(shown, StepFailedError) and shown is not error:
@@ -170,7 +171,7 @@ class Steps:
     def _keep(self, name: str, value: JsonValue, compensate: Callable[[Any], Any] | None) -> JsonValue:
         if compensate is not None:
             # A copy: what the handler does to the value must not change what is undone.
-            self._done[name] = _Done(to_json_value(value), compensate)
+            self._done[name] = _Done(to_json_value(value, WIDE_LIMITS), compensate)
         return value
 
     async def _record(self, name: str, call: partial[Any], ledger: Ledger) -> JsonValue:

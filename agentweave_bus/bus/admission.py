@@ -14,7 +14,9 @@ Whatever brings requests in goes through it. The steps, in this order; the code 
  8. time: issued lately, not expired
  9. replay: this head was not admitted before and, unless the capability is ``safe``, its (issuer, id)
     is claimed across replicas; between the two, room: the caller gets a place in which to be handled
-10. payload: it decodes and is what the capability takes; defaults are filled in
+10. payload: it decodes and is what the capability takes; defaults are filled in. That of a task may be a
+    reference: then the grants, or a standing answer, and the room for large payloads come before it is
+    fetched, and nothing of it is decoded before all of it is what was signed
 11. authorization: peer restriction and policy, asked with that same validated payload
 12. audit: the decision is written before anything runs
 13. dispatch: the caller's, with the :class:`Admitted` that this gate returns
@@ -32,7 +34,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision
 from agentweave_bus.bus.admitted import (
@@ -43,6 +46,8 @@ from agentweave_bus.bus.admitted import (
     StoredArrival,
     ValidatedPayload,
 )
+from agentweave_bus.bus.blob_room import BlobRoom
+from agentweave_bus.bus.blobs import Blobs
 from agentweave_bus.bus.claim_rates import ClaimRates
 from agentweave_bus.bus.claims import NEW_STREAM_S, ClaimOutcome, Claims, PendingClaim
 from agentweave_bus.bus.occupancy import Occupancy
@@ -66,8 +71,11 @@ from agentweave_bus.envelope import (
     requester,
     verify_delegation,
 )
+from agentweave_bus.envelope.blob import BLOB_CONTENT_TYPE, BlobReference
 from agentweave_bus.exceptions import (
     AuditError,
+    BlobError,
+    BusError,
     DelegationRefusedError,
     EnvelopeError,
     FederationError,
@@ -92,8 +100,11 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+Decode: TypeAlias = Callable[[bytes], Any]
+
 _NEW_STREAM_MS: Final = int(NEW_STREAM_S * 1000)
 _BUSY_SECONDS: Final = 0.2
+_FETCH_AGAIN_S: Final = 1.0
 _CALL_KINDS: Final = frozenset({Kind.CALL})
 _TASK_KINDS: Final = frozenset({Kind.TASK, Kind.REISSUE})
 _DENIED: Final = "not allowed"
@@ -119,6 +130,7 @@ class Admission:
         occupancy: Occupancy,
         metrics: Metrics,
         clock_ms: Callable[[], int],
+        blobs: Blobs | None = None,
     ) -> None:
         self._me = me
         self._verifier = verifier
@@ -129,6 +141,8 @@ class Admission:
         self._occupancy = occupancy
         self._metrics = metrics
         self._clock_ms = clock_ms
+        self._blobs = blobs
+        self._blob_room = BlobRoom(0 if blobs is None else 2 * blobs.max_bytes)
         self._replays = ReplayFilter()
         self._rates = ClaimRates()
         self._unknown = RefusalRate()
@@ -180,6 +194,12 @@ class Admission:
         except Exception as fault:
             raise self._recorded(_unforeseen(fault, task.request)) from fault
 
+    def leave_task(self, admitted: Admitted) -> None:
+        """Give back the room of a task's large payload, when it has ended here."""
+        if admitted.blob_bytes:
+            sender = requester(admitted.request, admitted.via).iss
+            self._blob_room.leave(sender, admitted.blob_bytes)
+
     def leave(self, admitted: Admitted) -> None:
         """Give back the place of an admitted request, when it has ended."""
         self._occupancy.leave(admitted.request.head.iss, len(admitted.request.frame))
@@ -218,15 +238,80 @@ class Admission:
 
     async def _open_task(self, frame: bytes, arrival: StoredArrival, now_ms: int) -> OpenedTask:
         request = self._open(frame, now_ms, arrival.stored_at_ms)  # 1 to 5
-        capability = await self._bind(request, self._task_binding_fault(request, arrival))  # 6
+        fault = self._task_binding_fault(request, arrival)
+        capability = await self._bind(request, fault, also=BLOB_CONTENT_TYPE)  # 6
         via = self._delegation(request, now_ms)  # 7
         expired = self._time_stored(request, now_ms, arrival.stored_at_ms)  # 8
         asks = requester(request, via, sender_expired=expired)
         return OpenedTask(request, capability, via, asks, arrival.stored_at_ms)
 
     async def _admit_task(self, task: OpenedTask, approval: Mapping[str, Any] | None) -> Admitted:
+        if task.request.head.ct != BLOB_CONTENT_TYPE:
+            return await self._admit_payload(task, decode_payload, task.request.payload, approval)
+        reference = self._reference(task)
+        await self._check_before_fetch(task)
+        sender = task.asks.iss
+        if not await self._blob_room.enter(sender, reference.size):
+            raise AdmissionRefusedError(
+                Step.ROOM, "too many large payloads are held here already", request=task.request, told=_BUSY
+            )
+        try:
+            decode, data = await self._fetched(task, reference)
+            admitted = await self._admit_payload(task, decode, data, approval, noted=reference.summary())
+        except BaseException:
+            self._blob_room.leave(sender, reference.size)
+            raise
+        return admitted._replace(blob_bytes=reference.size)
+
+    def _reference(self, task: OpenedTask) -> BlobReference:
+        most = 0 if self._blobs is None else self._blobs.max_bytes
+        try:
+            return BlobReference.decode(task.request.payload, max_bytes=most)
+        except BlobError as error:
+            raise AdmissionRefusedError(
+                Step.PAYLOAD, str(error), told=str(error), request=task.request
+            ) from error
+
+    async def _check_before_fetch(self, task: OpenedTask) -> None:
+        """Let only those have something fetched whom the grants, or a standing answer, let do it at all."""
+        facts = self._facts(task.request, task.via)
+        reason = task.capability.admits_peer(task.asks.iss)
+        if reason is None and await self._authorizer.allows_action_in_general(facts):
+            return
+        reason = (
+            reason or "neither a grant nor a standing answer of the policy allows it whatever the payload"
+        )
+        decision = AuthzDecision(allowed=False, reason=reason)
+        self._allowed(task.request, facts, decision)
+
+    async def _fetched(self, task: OpenedTask, reference: BlobReference) -> tuple[Decode, bytes]:
+        """Fetch what a task refers to: of who asks, addressed to this agent. There is no other place."""
+        assert self._blobs is not None  # or no reference is small enough
+        try:
+            data = await self._blobs.fetch(task.asks.iss, reference)
+        except (BlobError, BusError) as error:
+            for_good = isinstance(error, BlobError) and not error.missing
+            raise AdmissionRefusedError(
+                Step.PAYLOAD,
+                str(error),
+                told=str(error),
+                request=task.request,
+                retry_after=None if for_good else _FETCH_AGAIN_S,
+            ) from error
+        return partial(decode_payload, limits=self._blobs.limits), data
+
+    async def _admit_payload(
+        self,
+        task: OpenedTask,
+        decode: Decode,
+        data: bytes,
+        approval: Mapping[str, Any] | None,
+        *,
+        noted: Any = None,
+    ) -> Admitted:
+        """Take steps 10 to 12. ``noted`` is what is written down in place of a large payload."""
         request, capability, via = task.request, task.capability, task.via
-        payload = await self._validate(request, capability, via)  # 10
+        payload = await self._validate(request, capability, via, decode, data)  # 10
         facts = self._facts(request, via, payload.policy_payload)
         expired = task.asks.sender_expired
         facts = replace(facts, stored_at=task.stored_at_ms, sender_expired=expired, approval=approval)
@@ -234,6 +319,8 @@ class Admission:
             decision = AuthzDecision(allowed=False, reason=reason)
         else:
             decision = await self._authorizer.authorize(facts)
+        if noted is not None:
+            facts = replace(facts, payload=noted)
         self._allowed(request, facts, decision)
         audit_id = await self._record_admission(request, facts, decision, keep=True)  # 12
         return Admitted(request, capability, payload, via, extend_via(request), decision, audit_id)
@@ -262,8 +349,13 @@ class Admission:
                 step = Step.PROOF
             raise AdmissionRefusedError(step, str(error)) from error
 
-    async def _bind(self, request: OpenedEnvelope, wrong: str | None) -> Capability:
-        """Step 6: what the head says is what arrived here (``wrong`` says why not), and it is for me."""
+    async def _bind(
+        self, request: OpenedEnvelope, wrong: str | None, *, also: str | None = None
+    ) -> Capability:
+        """Step 6: what the head says is what arrived here (``wrong`` says why not), and it is for me.
+
+        ``also`` is a content type that it may have beside that of the capability.
+        """
         head = request.head
         if wrong is not None:
             # Not answered: the reply subject is part of what is in doubt.
@@ -274,7 +366,7 @@ class Admission:
             raise AdmissionRefusedError(
                 Step.BINDING, f"no capability {head.cap!r}", told=told, request=request
             )
-        if head.ct != capability.content_type:
+        if head.ct not in (capability.content_type, also):
             raise AdmissionRefusedError(
                 Step.BINDING,
                 f"content type {head.ct!r}",
@@ -340,11 +432,16 @@ class Admission:
         raise AdmissionRefusedError(Step.REPLAY, reason, request=request)
 
     async def _validate(
-        self, request: OpenedEnvelope, capability: Capability, via: tuple[VerifiedLink, ...]
+        self,
+        request: OpenedEnvelope,
+        capability: Capability,
+        via: tuple[VerifiedLink, ...],
+        decode: Decode = decode_payload,
+        data: bytes | None = None,
     ) -> ValidatedPayload:
         """Step 10. What is wrong with a payload is told only to who may use the capability at all."""
         try:
-            return capability.validate(decode_payload(request.payload))
+            return capability.validate(decode(request.payload if data is None else data))
         except PayloadError as error:
             may = await self._authorizer.allows_action_in_general(self._facts(request, via))
             told = str(error) if may else _DENIED

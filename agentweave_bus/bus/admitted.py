@@ -67,6 +67,8 @@ class Admitted(NamedTuple):
     decision: AuthzDecision
     audit_id: str
     """Names the record of the admission."""
+    blob_bytes: int = 0
+    """How large a payload is that came by reference; 0 if it came with the request."""
 
 
 class OpenedTask(NamedTuple):

@@ -19,6 +19,9 @@ Tasks that are not due yet wait in a stream of their own (*parked*). When each i
 by its message schedules, in the one stream that allows them: the control role's wake-ups. No agent may
 publish there. Of a parked task the control role deletes the message when it is done with it; nobody else may
 use that part of the broker's API.
+
+What is too large for a message is stored apart, in a stream of whoever wrote it (*blobs*), in chunks that are
+slots, too. It lasts as long as what refers to it.
 """
 
 from __future__ import annotations
@@ -38,9 +41,11 @@ from agentweave_bus.bus.subjects import (
     task_subject,
     wakeups_prefix,
 )
+from agentweave_bus.envelope.blob import CHUNK_BYTES
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = [
+    "BLOB_MAX_AGE_S",
     "CLAIM_MAX_AGE_S",
     "DEAD_MAX_AGE_S",
     "DEFAULT_QUEUE_LIMITS",
@@ -56,6 +61,8 @@ __all__ = [
     "ConsumerSpec",
     "QueueLimits",
     "StreamSpec",
+    "blob_stream",
+    "blob_stream_name",
     "claim_stream",
     "claim_stream_name",
     "dead_stream",
@@ -94,6 +101,9 @@ STATE_MAX_AGE_S: Final = 32 * _DAY_S
 PARKED_MAX_AGE_S: Final = TASK_MAX_AGE_S
 """A task is parked for no longer than it may live."""
 
+BLOB_MAX_AGE_S: Final = STATE_MAX_AGE_S
+"""As long as the records that refer to blobs, and longer than any task."""
+
 PROGRESS_MAX_AGE_S: Final = 2 * _DAY_S
 
 DEAD_MAX_AGE_S: Final = 90 * _DAY_S
@@ -123,6 +133,8 @@ _SHORTEST_WINDOW: Final = 100_000_000
 _MAX_PARKED: Final = 1_000_000
 _MAX_PARKED_BYTES: Final = 1024**3
 _MAX_PARKED_PENDING: Final = 1_000
+
+_MAX_BLOBS_BYTES: Final = 4 * 1024**3
 
 _MAX_EVENTS: Final = 1_000_000
 _MAX_EVENT_BYTES: Final = 1024**3
@@ -188,6 +200,11 @@ def progress_stream_name(agent: SpiffeID) -> str:
 def dead_stream_name(agent: SpiffeID) -> str:
     """Return the name of the stream of ``agent``'s dead letters."""
     return _name("dead", Family.DEAD, agent)
+
+
+def blob_stream_name(writer: SpiffeID) -> str:
+    """Return the name of the stream of what ``writer`` stores apart, because it is large."""
+    return _name("blobs", Family.BLOB, writer)
 
 
 def events_stream_name(publisher: SpiffeID) -> str:
@@ -285,6 +302,19 @@ def dead_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
     return _log_of_slots(
         dead_stream_name(agent), f"dead letters of {agent}", family, DEAD_MAX_AGE_S, replicas
     )
+
+
+def blob_stream(writer: SpiffeID, *, replicas: int = 1) -> StreamSpec:
+    """Declare the stream of what ``writer`` stores apart; a full one refuses."""
+    limits = {
+        **_WRITTEN_ONCE,
+        "max_age": BLOB_MAX_AGE_S * _NANOSECONDS,
+        "max_bytes": _MAX_BLOBS_BYTES,
+        "max_msg_size": CHUNK_BYTES,
+        "allow_direct": True,
+    }
+    family = agent_prefix(Family.BLOB, writer)
+    return _stream(blob_stream_name(writer), f"large payloads of {writer}", f"{family}.>", replicas, limits)
 
 
 def task_consumer(agent: SpiffeID, capability: str, priority: Priority = Priority.NORMAL) -> ConsumerSpec:

@@ -42,6 +42,8 @@ __all__ = [
     "agent_prefix",
     "announce_subject",
     "api_inbox",
+    "blob_subject",
+    "blobs_of",
     "call_subject",
     "check_capability",
     "claim_subject",
@@ -274,6 +276,16 @@ def event_pattern_subject(publisher: SpiffeID, pattern: str) -> str:
     return _bounded(f"{agent_prefix(Family.EVENT, publisher)}.{below}")
 
 
+def blob_subject(writer: SpiffeID, reader: SpiffeID, key: str, number: int) -> str:
+    """Return the slot of chunk ``number``, from 0, of a blob of ``writer`` for ``reader``."""
+    return _bounded(f"{blobs_of(writer, reader)}.{_checked_key(key)}.{_count(number)}")
+
+
+def blobs_of(writer: SpiffeID, reader: SpiffeID) -> str:
+    """Return the first six tokens of all that ``writer`` has stored apart for ``reader``."""
+    return f"{agent_prefix(Family.BLOB, writer)}.{_tokens(reader)}"
+
+
 def control_subject(agent: SpiffeID, verb: str) -> str:
     """Where ``agent`` is told to ``verb``; every replica hears it."""
     return _bounded(f"{agent_prefix(Family.CONTROL, agent)}.{check_capability(verb)}")
@@ -341,7 +353,7 @@ def _numbered(family: Family, agent: SpiffeID, sender: SpiffeID, key: str, numbe
 
 def _checked_key(key: str) -> str:
     if not _KEY.fullmatch(key):
-        raise ConfigurationError(f"a task's key is 64 hexadecimal digits, not {key[:80]!r}")
+        raise ConfigurationError(f"a key is 64 hexadecimal digits, not {key[:80]!r}")
     return key
 
 

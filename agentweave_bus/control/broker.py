@@ -30,6 +30,7 @@ from agentweave_bus.authz import Grants
 from agentweave_bus.authz.grants import pattern_matches
 from agentweave_bus.bus.streams import (
     PARKED_CONSUMER,
+    blob_stream_name,
     claim_stream_name,
     dead_stream_name,
     event_consumer_name,
@@ -46,6 +47,7 @@ from agentweave_bus.bus.subjects import (
     agent_prefix,
     announce_subject,
     api_inbox,
+    blobs_of,
     call_subject,
     control_subject,
     event_pattern_subject,
@@ -181,6 +183,7 @@ def permissions_of(identity: SpiffeID, grants: Grants, everyone: Iterable[Spiffe
     publish.update(_about_approvals(identity, grants, everyone))
     publish.update(reply_inbox(caller, "*") + ".*" for caller in _callers(identity, grants, everyone))
     publish.update(_about_own_tasks(identity))
+    publish.update(_blobs_for(identity, one) for one in _callers(identity, grants, everyone, "task"))
     events: set[str] = set()
     for publisher, patterns in event_publishers(identity, grants, everyone):
         publish.update(_about_events_of(publisher, identity))
@@ -218,17 +221,19 @@ def _about_own_tasks(me: SpiffeID) -> Iterator[str]:
     # Not the longer form with domain and account in front ($JS.ACK.*.*.<stream>…): a pattern for that covers
     # acknowledgements of anybody's tasks in the short form, and so lets them be thrown away.
     yield f"$JS.ACK.{queue}.*.>"
-    for family in (Family.STATE, Family.PROGRESS, Family.DEAD):
+    for family in (Family.STATE, Family.PROGRESS, Family.DEAD, Family.BLOB):
         yield f"{agent_prefix(family, me)}.>"
     yield announce_subject(me)
     yield f"$JS.API.DIRECT.GET.{state_stream_name(me)}.{agent_prefix(Family.STATE, me)}.>"
     yield f"$JS.API.DIRECT.GET.{progress_stream_name(me)}.{agent_prefix(Family.PROGRESS, me)}.>"
+    yield f"$JS.API.DIRECT.GET.{blob_stream_name(me)}.{agent_prefix(Family.BLOB, me)}.>"
     yield f"$JS.API.DIRECT.GET.{dead_stream_name(me)}.{agent_prefix(Family.DEAD, me)}.>"
 
 
 def _about_submitted_to(callee: SpiffeID, sender: SpiffeID) -> Iterator[str]:
     """Yield where a submitter cancels, and reads what ``callee`` recorded of its tasks and no others'."""
     yield control_subject(callee, "cancel")
+    yield _blobs_for(sender, callee)
     for name, family in (
         (state_stream_name(callee), Family.STATE),
         (progress_stream_name(callee), Family.PROGRESS),
@@ -272,8 +277,15 @@ def _about_events_of(publisher: SpiffeID, subscriber: SpiffeID) -> Iterator[str]
         yield f"$JS.ACK.{mine}.>"
 
 
-def _callers(callee: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID]) -> set[SpiffeID]:
-    patterns = [reach.agent for reach in grants.callers_of(callee) if "call" in reach.kinds]
+def _blobs_for(reader: SpiffeID, writer: SpiffeID) -> str:
+    """Return where ``reader`` reads what ``writer`` has stored apart for it, and nothing for others."""
+    return f"$JS.API.DIRECT.GET.{blob_stream_name(writer)}.{blobs_of(writer, reader)}.>"
+
+
+def _callers(
+    callee: SpiffeID, grants: Grants, everyone: Iterable[SpiffeID], kind: str = "call"
+) -> set[SpiffeID]:
+    patterns = [reach.agent for reach in grants.callers_of(callee) if kind in reach.kinds]
     named = {SpiffeID(pattern) for pattern in patterns if not pattern.endswith("/*")}
     return named | {one for one in everyone if any(pattern_matches(pattern, one) for pattern in patterns)}
 

@@ -8,7 +8,8 @@ makes what is missing. It answers nobody. An announcement counts when all of thi
 3. it is an envelope whose sender is proved: chain, revocation, signature, payload
 4. it is bound to here: a ``control`` for this role, ``announce``, on this subject, by the subject's agent
 5. it is of now, within the limits of what acts at once
-6. it lists at most 256 capabilities and nothing else, or whose events are wanted (:mod:`.events`)
+6. it lists at most 256 capabilities and nothing else, or whose events are wanted (:mod:`.events`), or says
+   that its sender stores large payloads
 
 Replayed, it does no harm: what it asks for is there. What is waiting is bounded: one entry an agent, and so
 many agents at once; what is dropped is announced again by a worker that still needs it. How many consumers
@@ -34,6 +35,7 @@ from agentweave_bus.bus.streams import (
     MAX_CONSUMERS,
     QueueLimits,
     StreamSpec,
+    blob_stream,
     task_consumers,
     task_streams,
 )
@@ -56,6 +58,7 @@ from agentweave_bus.envelope import (
 from agentweave_bus.exceptions import AgentWeaveError, MalformedEnvelopeError, UnreachableError
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.announcing import ANNOUNCE, announced_capabilities
+from agentweave_bus.tasks.blob_announcing import ANNOUNCE_BLOBS, BlobAnnouncement
 from agentweave_bus.tasks.event_announcing import ANNOUNCE_EVENTS, EventAnnouncement
 
 __all__ = ["ControlRole"]
@@ -73,7 +76,7 @@ _LINES_BURST: Final = 100.0
 _LINES_PER_SECOND: Final = 1.0
 _SESSION_S: Final = 15.0
 _AGAIN_S: Final = 2.0
-_ANNOUNCED: Final = frozenset({ANNOUNCE, ANNOUNCE_EVENTS})
+_ANNOUNCED: Final = frozenset({ANNOUNCE, ANNOUNCE_BLOBS, ANNOUNCE_EVENTS})
 
 
 class ControlRole:
@@ -114,6 +117,7 @@ class ControlRole:
         self._scheduler = scheduler
         self._operators = operators
         self._of_events: OrderedDict[tuple[SpiffeID, bool], EventAnnouncement] = OrderedDict()
+        self._of_blobs: OrderedDict[SpiffeID, None] = OrderedDict()
         self._narrow = False
         self._arrived = asyncio.Event()
         self._buckets: OrderedDict[SpiffeID, TokenBucket] = OrderedDict()
@@ -156,6 +160,7 @@ class ControlRole:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
+            await self._look_after_blobs()
             await self._look_after_events()
             while self._pending:
                 agent, capabilities = self._pending.popitem(last=False)
@@ -164,6 +169,17 @@ class ControlRole:
                     self._told.pop(agent, None)
                 except Exception as error:  # noqa: BLE001 - of one agent; the others are served all the same
                     self._failed(agent, error)
+
+    async def _look_after_blobs(self) -> None:
+        """Make the streams of those who announced that they store large payloads."""
+        while self._of_blobs:
+            writer, _ = self._of_blobs.popitem(last=False)
+            try:
+                if await self.make(blob_stream(writer, replicas=self._replicas)):
+                    _log.info("%s stores large payloads: made a stream for them", writer)
+                self._told.pop(writer, None)
+            except Exception as error:  # noqa: BLE001 - of one writer; the others are served all the same
+                self._failed(writer, error)
 
     def grants_changed(self) -> None:
         """Take out of the consumers of events what their subscribers may not receive any more."""
@@ -237,6 +253,11 @@ class ControlRole:
         if isinstance(announced, EventAnnouncement):
             self._take(agent, announced)
             return
+        if isinstance(announced, BlobAnnouncement):
+            if len(self._of_blobs) < _MAX_PENDING:
+                self._of_blobs[agent] = None
+                self._arrived.set()
+            return
         wanted = self._pending.get(agent, set()) | set(announced)
         if len(wanted) > MAX_CONSUMERS or len(self._pending.keys() | {agent}) > _MAX_PENDING:
             _log.debug("too much was announced at once; %s repeats its own", agent)
@@ -265,13 +286,17 @@ class ControlRole:
             raise MalformedEnvelopeError(f"it has {len(message.data)} bytes")
         return agent
 
-    def _verified(self, agent: SpiffeID, message: Msg) -> tuple[str, ...] | EventAnnouncement:
+    def _verified(
+        self, agent: SpiffeID, message: Msg
+    ) -> tuple[str, ...] | BlobAnnouncement | EventAnnouncement:
         """Return what ``agent`` announces (3 to 6)."""
         now_ms = self._clock_ms()
         opened = self._verifier.open(message.data, now_ms=now_ms)
         self._check_binding(opened, agent, message.subject)
         check_time_now(opened.head, now_ms, self._verifier.limits)
         payload = decode_payload(opened.payload)
+        if opened.head.cap == ANNOUNCE_BLOBS:
+            return BlobAnnouncement.read(payload)
         of_events = opened.head.cap == ANNOUNCE_EVENTS
         return EventAnnouncement.read(payload) if of_events else announced_capabilities(payload)
 

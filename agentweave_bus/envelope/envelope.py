@@ -173,7 +173,7 @@ class Draft(NamedTuple):
     trace: str | None = None
 
 
-def sha256(data: bytes) -> bytes:
+def sha256(data: bytes | memoryview) -> bytes:
     """SHA-256 of ``data``, 32 bytes."""
     return _sha256(data).digest()
 

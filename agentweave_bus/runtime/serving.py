@@ -267,7 +267,7 @@ class _Served:
             "metrics": parts.metrics,
             "clock_ms": parts.surroundings.clock_ms,
         }
-        admission = Admission(**gate)
+        admission = Admission(**gate, blobs=parts.desk.blobs)
         self._responder = Responder(
             me=parts.me,
             capabilities=table,

@@ -34,6 +34,7 @@ from agentweave_bus.authz.circuit_breaker import BreakerSettings
 from agentweave_bus.authz.frames import DEFAULT_MAX_BYTES
 from agentweave_bus.authz.opa import OpaServerEngine, OpaSettings
 from agentweave_bus.authz.wasm import EmbeddedEngine
+from agentweave_bus.bus.blobs import Blobs
 from agentweave_bus.bus.connection import BusAddress, Keeper
 from agentweave_bus.bus.requests import Requests, RetryRule
 from agentweave_bus.bus.slots import Slots
@@ -58,6 +59,7 @@ from agentweave_bus.observability.metrics import BreakerState, Direction, Metric
 from agentweave_bus.observability.tracing import Tracing
 from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.blob_announcing import BlobAnnouncer
 from agentweave_bus.tasks.handle import Handles
 from agentweave_bus.tasks.log import Desk
 from agentweave_bus.tasks.publishing import Publisher, Publishing
@@ -381,13 +383,16 @@ def _wire(
         patience_s=config.bus.retry.patience,
         monotonic=surroundings.monotonic_s,
     )
+    slots = Slots(keeper, surroundings.monotonic_s)
+    blobs = _blobs(config, keeper, slots, sealer, surroundings)
     desk = Desk(
-        slots=Slots(keeper, surroundings.monotonic_s),
+        slots=slots,
         sealer=sealer,
         verifier=verifier,
         clock_ms=surroundings.clock_ms,
         witness=audit.witness,
         on_foreign=metrics.foreign_records.inc,
+        blobs=blobs,
     )
     _declare_granted(authorizer, me, metrics)
     breaker = config.bus.circuit_breaker
@@ -406,6 +411,7 @@ def _wire(
         monotonic_ms=surroundings.monotonic_ms,
         tracing=tracing,
         submissions=submissions,
+        blobs=blobs,
     )
     return Connected(
         config,
@@ -437,6 +443,28 @@ def _wire(
                 monotonic=surroundings.monotonic_s,
             )
         ),
+    )
+
+
+def _blobs(
+    config: AgentConfig, keeper: Keeper, slots: Slots, sealer: Sealer, surroundings: Surroundings
+) -> Blobs:
+    me = config.agent.spiffe_id
+    announcer = BlobAnnouncer(
+        me,
+        control_role(server_id(config).trust_domain),
+        sealer=sealer,
+        clock_ms=surroundings.clock_ms,
+        monotonic=surroundings.monotonic_s,
+    )
+    return Blobs(
+        me,
+        keeper,
+        slots,
+        announce=announcer.announce,
+        max_bytes=config.bus.max_blob_bytes,
+        patience_s=config.bus.retry.patience,
+        monotonic=surroundings.monotonic_s,
     )
 
 

@@ -10,18 +10,23 @@ The record of an outcome says how much progress there was. What of it can't be h
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Self
 
-from agentweave_bus.exceptions import ConfigurationError, PayloadError
+from agentweave_bus.envelope import decode_payload
+from agentweave_bus.envelope.blob import BlobReference
+from agentweave_bus.exceptions import BlobError, ConfigurationError, PayloadError
 from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.tasks.progress import Progress, ProgressChain
-from agentweave_bus.tasks.record import ProgressMark, StateRecord
+from agentweave_bus.tasks.record import ProgressMark, StateRecord, TaskRef
 from agentweave_bus.types import Artifact, TaskResult, TaskState
 
-__all__ = ["EventFeed", "Position", "TaskEvent", "approval_of", "result_of"]
+__all__ = ["EventFeed", "Position", "TaskEvent", "approval_of", "result_of", "whole_result"]
+
+_logger: Final = logging.getLogger(__name__)
 
 _CURSOR: Final = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,16})\.([0-9a-f]{64}|-)")
 
@@ -134,7 +139,7 @@ class EventFeed:
             record = records[self._position.records]
             async for event in self._told_before(record):
                 yield event
-            yield self._state(record)
+            yield self._state(record, await self._result(record))
         if records and records[-1].epoch and not self._log.ended:
             async for event in self._progress(records[-1].epoch):
                 yield event
@@ -191,7 +196,14 @@ class EventFeed:
             kind="gap", cursor=str(self._position), at_ms=at_ms, attempt=attempt, missing=missing
         )
 
-    def _state(self, record: StateRecord) -> TaskEvent:
+    async def _result(self, record: StateRecord) -> TaskResult | None:
+        try:
+            return await whole_result(self._desk, self._log.ref, record)
+        except BlobError as error:
+            _logger.warning("the result of task %s can't be told: %s", self._log.ref.id, error)
+            return None
+
+    def _state(self, record: StateRecord, result: TaskResult | None) -> TaskEvent:
         self._position = self._position._replace(records=record.number + 1)
         return TaskEvent(
             kind="state",
@@ -200,7 +212,7 @@ class EventFeed:
             attempt=record.epoch,
             state=record.state,
             message=record.body.message,
-            result=result_of(record),
+            result=result,
             retry_at=record.body.retry_at,
             approval=approval_of(record),
         )
@@ -225,12 +237,39 @@ def approval_of(record: StateRecord) -> dict[str, Any] | None:
 
 
 def result_of(record: StateRecord) -> TaskResult | None:
-    """Return the result that a record holds, or ``None``. Of a failed task there always is one."""
-    if record.state not in (TaskState.COMPLETED, TaskState.FAILED):
+    """Return the result that a record holds, or ``None``; one that it refers to, :func:`whole_result` has."""
+    if record.state not in (TaskState.COMPLETED, TaskState.FAILED) or record.body.blob is not None:
         return None
     if record.body.result is not None:
-        try:
-            return TaskResult.from_json(record.body.result)
-        except PayloadError as error:
-            return TaskResult(status="failed", error=f"the agent's result is none: {error}")
+        return _read(record.body.result)
     return TaskResult(status="failed", error=record.body.message or "failed")
+
+
+async def whole_result(desk: Desk, ref: TaskRef, record: StateRecord) -> TaskResult | None:
+    """Do as :func:`result_of`, also where the record refers to a result that lies apart.
+
+    That is for the task's submitter alone: for others it is ``None``.
+
+    Raises:
+        BlobError: it is not there (any more), or is not what the agent signed.
+        BusError: the broker does not answer.
+
+    """
+    blobs = desk.blobs
+    if record.body.blob is None or record.state not in (TaskState.COMPLETED, TaskState.FAILED):
+        return result_of(record)
+    if blobs is None or blobs.me != ref.sender:
+        return None
+    reference = BlobReference.read(record.body.blob, max_bytes=blobs.max_bytes)
+    data = await blobs.fetch(ref.agent, reference)
+    try:
+        return _read(decode_payload(data, blobs.limits))
+    except PayloadError as error:
+        raise BlobError(f"the agent's result is none: {error}") from error
+
+
+def _read(value: Any) -> TaskResult:
+    try:
+        return TaskResult.from_json(value)
+    except PayloadError as error:
+        return TaskResult(status="failed", error=f"the agent's result is none: {error}")

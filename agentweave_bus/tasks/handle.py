@@ -26,6 +26,7 @@ from agentweave_bus.exceptions import (
     AgentCallError,
     AgentWeaveError,
     AuthorizationError,
+    BlobError,
     BusError,
     CallRefusedError,
     CallTimeoutError,
@@ -39,7 +40,7 @@ from agentweave_bus.names import CAPABILITY_NAME
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.approving import APPROVE, REJECT, Approver
 from agentweave_bus.tasks.controls import CancelSender
-from agentweave_bus.tasks.events import EventFeed, Position, TaskEvent, approval_of, result_of
+from agentweave_bus.tasks.events import EventFeed, Position, TaskEvent, approval_of, whole_result
 from agentweave_bus.tasks.hints import Hints, Waiting
 from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.tasks.record import StateRecord, TaskRef
@@ -165,6 +166,7 @@ class TaskHandle:
         self._log = TaskLog(desk, ref)
         self._reading = asyncio.Lock()  # one log has one reader
         self._trouble: BusError | None = None
+        self._result: tuple[bytes, TaskResult] | None = None  # one that lay apart, and its record's digest
 
     @property
     def id(self) -> str:
@@ -211,7 +213,7 @@ class TaskHandle:
         await self._look()
         if self._trouble is not None:
             raise UnreachableError(f"the log of task {self.id} can't be read: {self._trouble}")
-        return self._status()
+        return await self._status()
 
     async def result(self, timeout: float | None = None) -> TaskResult:  # noqa: ASYNC109 - as of Client.call
         """Wait for the task's outcome: its result, also where that has failed.
@@ -226,7 +228,7 @@ class TaskHandle:
             CallTimeoutError: the time is up, and the task goes on; or it has expired without an outcome.
 
         """
-        return self._outcome(await self._ended(timeout))
+        return self._outcome(*await self._ended(timeout))
 
     async def events(self, *, after: str | None = None) -> AsyncGenerator[TaskEvent]:
         """Yield what happens to the task, in order and each once, until it has ended.
@@ -275,7 +277,7 @@ class TaskHandle:
                     if await self._look():
                         waiting.found()
                     if self._log.ended:
-                        return self._status()
+                        return await self._status()
                     if self._monotonic() >= said_at + _REPEAT_S and await self._say_cancel(reason):
                         said_at = self._monotonic()
                     await _first(waiting, _REPEAT_S)
@@ -344,7 +346,7 @@ class TaskHandle:
                 f"task {self.id} has expired, and no worker of {self.target} has taken it up"
             )
 
-    async def _ended(self, timeout_s: float | None) -> StateRecord:
+    async def _ended(self, timeout_s: float | None) -> tuple[StateRecord, TaskResult | None]:
         try:
             async with asyncio.timeout(timeout_s), self._hints.waiting(self._ref.key) as waiting:
                 while True:
@@ -352,7 +354,10 @@ class TaskHandle:
                         waiting.found()
                     last = self._log.last
                     if last is not None and last.state.terminal:
-                        return last
+                        try:
+                            return last, await self._result_of(last)
+                        except BusError as error:
+                            self._trouble = error
                     self._check_expired()
                     await waiting.next_look()
         except TimeoutError:
@@ -365,24 +370,42 @@ class TaskHandle:
 
     # --- telling -----------------------------------------------------------------------------------------
 
-    def _status(self) -> TaskStatus:
+    async def _status(self) -> TaskStatus:
         last = self._log.last
         if last is None:
             return TaskStatus(state=TaskState.SUBMITTED)
+        try:
+            result = await self._result_of(last)
+        except BusError as error:
+            raise UnreachableError(f"the result of task {self.id} can't be read: {error}") from error
         return TaskStatus(
             state=last.state,
             attempt=last.epoch,
             message=last.body.message,
             since_ms=last.at_ms,
             retry_at=last.body.retry_at,
-            result=result_of(last),
+            result=result,
             approval=approval_of(last),
         )
 
-    def _outcome(self, record: StateRecord) -> TaskResult:
-        result = result_of(record)
+    async def _result_of(self, record: StateRecord) -> TaskResult | None:
+        """Return the result that a record holds, or refers to."""
+        if self._result is not None and self._result[0] == record.digest:
+            return self._result[1]
+        try:
+            result = await whole_result(self._desk, self._ref, record)
+        except BlobError as error:
+            told = f"the result of task {self.id}, which is {record.state.value}, can't be had: {error}"
+            raise CallRefusedError(told, step="payload", reason=str(error)) from error
+        if record.body.blob is not None and result is not None:
+            self._result = record.digest, result
+        return result
+
+    def _outcome(self, record: StateRecord, result: TaskResult | None) -> TaskResult:
         if result is not None:
             return result
+        if record.body.blob is not None:
+            raise CallRefusedError(f"the result of task {self.id} is for its submitter alone", step="local")
         message = record.body.message or record.state.value
         if record.state is TaskState.CANCELED:
             raise TaskCanceledError(

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from agentweave_bus.bus.blobs import Blobs
 from agentweave_bus.bus.slots import Slots, StoredFrame
 from agentweave_bus.envelope import EnvelopeVerifier, LogWitness, Sealed, Sealer, control_role
 from agentweave_bus.exceptions import (
@@ -65,6 +66,8 @@ class Desk:
     clock_ms: Callable[[], int]
     witness: Callable[[], LogWitness | None]
     on_foreign: Callable[[], None] = lambda: None
+    blobs: Blobs | None = None
+    """Where large payloads lie; without it there are none."""
 
 
 class TaskLog:

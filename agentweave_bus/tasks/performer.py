@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol, Self
 
@@ -34,14 +34,18 @@ from agentweave_bus.authz import AuditLog
 from agentweave_bus.bus.admission import Admission, AdmissionRefusedError, Step
 from agentweave_bus.bus.admitted import Admitted, OpenedTask, StoredArrival
 from agentweave_bus.bus.records import WitnessNotes, envelope_facts, outcome_facts
-from agentweave_bus.envelope import Head
+from agentweave_bus.envelope import Head, encode_payload
+from agentweave_bus.envelope.blob import BLOB_CONTENT_TYPE
 from agentweave_bus.exceptions import (
     AttemptLostError,
     AuditError,
+    BlobError,
     BusError,
     EnvelopeError,
     PayloadError,
+    QueueFullError,
     SvidUnavailableError,
+    UnreachableError,
 )
 from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
 from agentweave_bus.spiffe_id import SpiffeID
@@ -65,8 +69,9 @@ _LATE_S: Final = 30.0
 """How long after the end of its time an attempt may still take to end. Then the broker is told no more."""
 
 _LAST_WORDS_S: Final = 1.0
+_STORE_S: Final = 60.0
 _CLOCKS_DIFFER_MS: Final = 30_000
-"""A task that was queued when it was due, by the control role's clock, may come so much too early by this one."""
+"""A task queued by the control role when it was due, by its clock, comes so much too early here at most."""
 
 _MOST_LOOKS: Final = 5
 _UNREADABLE_DELIVERIES: Final = 10
@@ -255,20 +260,38 @@ class Performer:
             try:
                 approval = log.approval
                 said = None if approval is None else approval.decided.facts()
-                admitted = await self._admission.admit_task(opened, approval=said)  # 3
+                admitted = await self._admitted(case, said)  # 3
             except AdmissionRefusedError as refusal:
                 if await self._refused(case, refusal):
                     return
                 continue
-            if log.closed and log.last is not None:
-                await self._undo(case, admitted, log.last)
-                return
-            give_up = _exhausted(case) if case.tries(log.epoch) >= self._rule_of(opened).attempts else None
-            working = await log.append(case.working(), case.digest)  # 4
-            if working is not None:
-                await self._attempt(case, admitted, working, give_up)
-                return
+            try:
+                if await self._begun(case, admitted):
+                    return
+            finally:
+                self._admission.leave_task(admitted)
         await self._back(delivery)
+
+    async def _admitted(self, case: _Case, approval: Mapping[str, Any] | None) -> Admitted:
+        """Take step 3. A large payload takes its time to be fetched, and the broker is told so."""
+        if case.opened.request.head.ct != BLOB_CONTENT_TYPE:
+            return await self._admission.admit_task(case.opened, approval=approval)
+        async with self._kept(case):
+            return await self._admission.admit_task(case.opened, approval=approval)
+
+    async def _begun(self, case: _Case, admitted: Admitted) -> bool:
+        """Run an admitted task, or undo it; false if the log must be looked at again."""
+        log = case.log
+        if log.closed and log.last is not None:
+            await self._undo(case, admitted, log.last)
+            return True
+        give_up = _exhausted(case) if case.tries(log.epoch) >= self._rule_of(case.opened).attempts else None
+        working = await log.append(case.working(), case.digest)  # 4
+        if working is None:
+            await log.refresh()  # what was there may not be the last
+            return False
+        await self._attempt(case, admitted, working, give_up)
+        return True
 
     async def _settled(self, case: _Case) -> bool:
         """Step 2: say whether nothing is left to be done with this delivery, and do what is."""
@@ -437,14 +460,29 @@ class Performer:
         try:
             record = await case.log.append(body, case.digest)
         except (PayloadError, EnvelopeError) as error:
-            _log.error("the result of %r can't be recorded: %s", case.log.ref, error)
-            told = _failed(f"the result can't be recorded: {error}")
-            record = await case.log.append(case.body(TaskState.FAILED, result=told), case.digest)
+            record = await case.log.append(await self._stored_apart(case, body, error), case.digest)
         if record is None:
             _log.warning("the outcome of an attempt at %r came too late and is dropped", case.log.ref)
         if case.log.ended:
             await self._acknowledgements.done(case.delivery)
         return record
+
+    async def _stored_apart(self, case: _Case, body: RecordBody, error: Exception) -> RecordBody:
+        """Store a result for its submitter that is too large for a record; return the record instead."""
+        blobs, ref = self._desk.blobs, case.log.ref
+        if blobs is not None and body.result is not None:
+            try:
+                data = encode_payload(body.result, blobs.limits)
+                async with self._kept(case):
+                    blob = await blobs.put(ref.sender, data, f"result {ref.key}", timeout_s=_STORE_S)
+                return body.model_copy(update={"result": None, "blob": blob.to_json()})
+            except (PayloadError, QueueFullError) as reason:
+                error = reason
+            except UnreachableError as reason:
+                raise BusError(str(reason)) from reason
+        _log.error("the result of %r can't be recorded: %s", ref, error)
+        told = _failed(f"the result can't be recorded: {error}")
+        return case.body(TaskState.FAILED, result=told)
 
     # --- what is not run ---------------------------------------------------------------------------------
 
@@ -482,9 +520,13 @@ class Performer:
 
     async def _refused(self, case: _Case, refusal: AdmissionRefusedError) -> bool:
         """Deal with what did not get through steps 10 to 12; false if the log must be looked at again."""
-        if _is_passing(refusal):
+        blob = refusal.__cause__ if isinstance(refusal.__cause__, BlobError) else None
+        missing = blob is not None and blob.missing
+        if _is_passing(refusal) and not (missing and case.delivery.delivered >= _UNREADABLE_DELIVERIES):
             await self._back(case.delivery)
             return True
+        if blob is not None:
+            await self._dead_letters.write(case.delivery, str(refusal), log=case.log, digest=case.digest)
         terms = None if refusal.decision is None else refusal.decision.approval
         if terms is not None and not case.log.ended:
             stays = await self._parking.ask(case.parked, terms, case.opened, refusal.reason)
@@ -573,7 +615,7 @@ class Kept:
 
 def _is_passing(refusal: AdmissionRefusedError) -> bool:
     """Say whether a refusal is about trouble of this process that may be over soon."""
-    if refusal.step in _PASSING:
+    if refusal.step in _PASSING or (refusal.step is Step.PAYLOAD and refusal.retry_after is not None):
         return True
     if refusal.step is not Step.AUTHORIZATION:
         return False

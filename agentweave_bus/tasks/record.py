@@ -116,6 +116,7 @@ class RecordBody(BaseModel):
     the epoch) is when a ``submitted`` one is tried again, in milliseconds. ``step`` is the admission step at
     which a ``rejected`` one was refused. ``redrive`` is the reissue by which a ``failed`` task works again,
     in base64 (:mod:`.redrive`). ``asked`` and ``decided`` are about an approval (:mod:`.approval`).
+    ``blob`` refers to a result that is too large to stand here.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -129,13 +130,14 @@ class RecordBody(BaseModel):
     step: Annotated[str, Field(strict=True, max_length=32)] | None = None
     progress: ProgressMark | None = None
     redrive: Annotated[str, Field(strict=True, max_length=131_072)] | None = None
+    blob: dict[str, Any] | None = None
     asked: Asked | None = None
     decided: Decided | None = None
 
     def encoded(self) -> bytes:
         """Return it as an envelope's payload. Raises PayloadError."""
         said: dict[str, Any] = {"v": self.v, "state": self.state.value, "pd": self.pd}
-        for name in ("message", "result", "retry_at", "step", "redrive"):
+        for name in ("message", "result", "retry_at", "step", "redrive", "blob"):
             if (value := getattr(self, name)) is not None:
                 said[name] = value
         if self.progress is not None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 from agentweave_bus.bus.slots import StoredFrame
 from agentweave_bus.bus.subjects import step_subject
 from agentweave_bus.envelope import (
+    JSON_CONTENT_TYPE,
     Draft,
     Kind,
     OpenedEnvelope,
@@ -25,6 +26,7 @@ from agentweave_bus.envelope import (
     encode_payload,
     new_id,
 )
+from agentweave_bus.envelope.blob import BLOB_CONTENT_TYPE, BlobReference
 from agentweave_bus.exceptions import (
     AttemptLostError,
     BusError,
@@ -33,7 +35,9 @@ from agentweave_bus.exceptions import (
     IdentityError,
     MalformedEnvelopeError,
     PayloadError,
+    QueueFullError,
     SignatureRefusedError,
+    UnreachableError,
 )
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.log import Desk, TaskLog, may_be_genuine
@@ -48,6 +52,7 @@ STEP_TYPE: Final = "task.step"
 
 _LIFETIME_MS: Final = 31 * 86_400_000
 _WRITE_S: Final = 20.0
+_STORE_S: Final = 60.0
 _SLOTS: Final = 16
 _AT_ONCE_S: Final = 1.0
 """Within so many seconds of looking at the log a step has to begin, or it is looked at again."""
@@ -87,7 +92,7 @@ class StepLog:
                 return None
             opened = self._opened(stands, name, number)
             if opened is not None:
-                return decode_payload(opened.payload)
+                return await self._value(opened, name)
         raise BusError(f"the slots of step {name!r} are full of what is no record of it")
 
     async def confirm(self) -> None:
@@ -113,13 +118,13 @@ class StepLog:
 
         Raises:
             AttemptLostError: another attempt has saved one.
-            PayloadError: it is larger than the broker takes.
+            PayloadError: it is larger than ``bus.max_blob_bytes``, or there is no room for it.
             BusError: it could not be written.
 
         """
-        payload = encode_payload(value)
+        payload, content_type = await self._payload(name, value)
         for number in range(_SLOTS):
-            sealed = await self._desk.sealer.seal(self._draft(name, number), payload)
+            sealed = await self._desk.sealer.seal(self._draft(name, number, content_type), payload)
             if len(sealed.frame) > self._largest():
                 raise PayloadError(
                     f"what step {name!r} returned takes {len(payload)} bytes, too many to record"
@@ -137,7 +142,37 @@ class StepLog:
         ref = self._log.ref
         return step_subject(ref.agent, ref.key, f"{name} {number}")
 
-    def _draft(self, name: str, number: int) -> Draft:
+    async def _payload(self, name: str, value: Any) -> tuple[bytes, str]:
+        """Return a step's outcome as a record has it: itself, or a reference where it is too large."""
+        blobs, ref = self._desk.blobs, self._log.ref
+        try:
+            return encode_payload(value), JSON_CONTENT_TYPE
+        except PayloadError:
+            if blobs is None:
+                raise
+        data = encode_payload(value, blobs.limits)
+        try:
+            blob = await blobs.put(ref.agent, data, f"step {ref.key} {name}", timeout_s=_STORE_S)
+        except QueueFullError as error:
+            raise PayloadError(f"what step {name!r} returned can't be recorded: {error}") from error
+        except UnreachableError as error:
+            raise BusError(f"step {name!r} can't be recorded: {error}") from error
+        return blob.encoded(), BLOB_CONTENT_TYPE
+
+    async def _value(self, opened: OpenedEnvelope, name: str) -> Any:
+        if opened.head.ct != BLOB_CONTENT_TYPE:
+            return decode_payload(opened.payload)
+        blobs = self._desk.blobs
+        if blobs is None:
+            raise BusError(f"step {name!r} is on record by reference, and there are no references here")
+        try:
+            reference = BlobReference.decode(opened.payload, max_bytes=blobs.max_bytes)
+            data = await blobs.fetch(self._log.ref.agent, reference)
+            return decode_payload(data, blobs.limits)
+        except PayloadError as error:
+            raise BusError(f"what step {name!r} returned can't be had: {error}") from error
+
+    def _draft(self, name: str, number: int, content_type: str) -> Draft:
         desk, agent = self._desk, self._log.ref.agent
         now_ms = desk.clock_ms()
         return Draft(
@@ -146,6 +181,7 @@ class StepLog:
             aud=SpiffeID(f"spiffe://{agent.trust_domain}"),
             cap=STEP_TYPE,
             sub=self._subject(name, number),
+            ct=content_type,
             iat=now_ms,
             exp=now_ms + _LIFETIME_MS,
             re=self._mine.task,

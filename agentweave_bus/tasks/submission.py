@@ -25,7 +25,16 @@ from agentweave_bus.bus.connection import Keeper
 from agentweave_bus.bus.slots import SlotOutcome, acknowledged
 from agentweave_bus.bus.streams import parked_stream_name, tasks_stream_name
 from agentweave_bus.bus.subjects import Priority, park_subject, task_subject
-from agentweave_bus.envelope import Draft, Kind, Link, LogWitness, Sealed, Sealer, claim_key
+from agentweave_bus.envelope import (
+    JSON_CONTENT_TYPE,
+    Draft,
+    Kind,
+    Link,
+    LogWitness,
+    Sealed,
+    Sealer,
+    claim_key,
+)
 from agentweave_bus.exceptions import (
     AuthorizationError,
     BusError,
@@ -74,6 +83,7 @@ class Submission(NamedTuple):
     trace: str | None = None
     due_ms: int | None = None
     every: str | None = None
+    content_type: str = JSON_CONTENT_TYPE
 
     @property
     def place(self) -> tuple[str, str]:
@@ -179,6 +189,7 @@ class Submissions:
             aud=task.agent,
             cap=task.capability,
             sub=subject,
+            ct=task.content_type,
             iat=now_ms,
             exp=max(task.expires_ms, now_ms + 1),
             scope=task.scope,

@@ -10,6 +10,7 @@ import yaml
 from agentweave_bus.authz import Grants
 from agentweave_bus.authz.grants import Operator
 from agentweave_bus.bus.streams import (
+    blob_stream_name,
     claim_stream_name,
     dead_stream_name,
     event_consumer_name,
@@ -57,6 +58,8 @@ def own(identity, token):
         f"{GET}.{state_stream_name(identity)}.aw.state.{token}.>",
         f"{GET}.{progress_stream_name(identity)}.aw.progress.{token}.>",
         f"{GET}.{dead_stream_name(identity)}.aw.dead.{token}.>",
+        f"{GET}.{blob_stream_name(identity)}.aw.blob.{token}.>",
+        f"aw.blob.{token}.>",
         f"aw.claim.{token}.*",
         f"aw.control.{token}.announce",
         f"aw.dead.{token}.>",
@@ -116,8 +119,13 @@ def test_a_task_that_is_granted_may_be_submitted_cancelled_and_watched(tmp_path)
         f"aw.control.{OTHER}.cancel",
         f"{GET}.{state_stream_name(B)}.aw.state.{OTHER}.{ME}.>",
         f"{GET}.{progress_stream_name(B)}.aw.progress.{OTHER}.{ME}.>",
+        f"{GET}.{blob_stream_name(B)}.aw.blob.{OTHER}.{ME}.>",
     }
-    assert published(B, given, [A, B, C]) - own(B, OTHER) == {"aw.inbox.x=test.agent/c.*.rpc.*"}
+    assert published(B, given, [A, B, C]) - own(B, OTHER) == {
+        "aw.inbox.x=test.agent/c.*.rpc.*",
+        f"{GET}.{blob_stream_name(A)}.aw.blob.{ME}.{OTHER}.>",
+        f"{GET}.{blob_stream_name(C)}.aw.blob.x=test.agent/c.{OTHER}.>",
+    }
 
 
 def test_a_prefix_grant_holds_for_those_below_it(tmp_path):
@@ -285,3 +293,10 @@ class TestApprovals:
     def test_who_is_named_only_or_may_only_gets_nothing(self, tmp_path: Path) -> None:
         assert self.decides(tmp_path, C, "control:cancel") == []
         assert self.decides(tmp_path, A, "control:approve") == []
+
+
+def test_what_is_stored_is_forced_to_the_disk_every_second_or_at_once() -> None:
+    files = BrokerFiles(Path("/c"), Path("/k"), Path("/a"), Path("/s"))
+    assert json.loads(broker_configuration("one", files, []))["jetstream"]["sync_interval"] == "1s"
+    strict = json.loads(broker_configuration("one", files, [], sync="always"))
+    assert strict["jetstream"]["sync_interval"] == "always"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -35,9 +35,14 @@ class StackAgent(ConfigModel):
 
 
 class StackBus(ConfigModel):
-    """The embedded broker; port 0 takes a free one."""
+    """The embedded broker; port 0 takes a free one.
+
+    ``sync`` is how often what is stored is forced to the disk, in seconds, or ``always``: before each
+    acknowledgement, so that not even a loss of power loses what was accepted.
+    """
 
     port: Port = 0
+    sync: Literal["always"] | Annotated[float, Field(strict=True, ge=0.1, le=120)] = 1.0
 
 
 class StackConfig(ConfigModel):

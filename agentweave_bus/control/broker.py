@@ -77,6 +77,8 @@ _MAX_STORE_BYTES: Final = 1024 * 1024**3
 _MAX_SUBSCRIPTIONS: Final = 1024
 """For each connection: one a capability, and a few inboxes."""
 
+DEFAULT_SYNC: Final = "1s"
+
 _PING_INTERVAL: Final = "15s"
 _PINGS_UNANSWERED: Final = 2
 """A client that says nothing, and answers none of so many pings, is dropped after a minute at most. Until
@@ -106,8 +108,14 @@ def broker_id(trust_domain: str) -> SpiffeID:
     return SpiffeID.of(trust_domain, "agentweave", "broker")
 
 
-def broker_configuration(name: str, files: BrokerFiles, users: Iterable[Mapping[str, Any]]) -> str:
-    """Return the configuration of the server ``name``, as JSON, which nats-server's format includes."""
+def broker_configuration(
+    name: str, files: BrokerFiles, users: Iterable[Mapping[str, Any]], *, sync: str = DEFAULT_SYNC
+) -> str:
+    """Return the configuration of the server ``name``, as JSON, which nats-server's format includes.
+
+    ``sync`` is how often what was stored is forced to the disk (``1s``), or ``always``, before it is
+    acknowledged. It matters when the machine loses its power, not when the server is killed.
+    """
     return json.dumps(
         {
             "server_name": name,
@@ -125,7 +133,11 @@ def broker_configuration(name: str, files: BrokerFiles, users: Iterable[Mapping[
                 "min_version": "1.3",
                 "timeout": 5,
             },
-            "jetstream": {"store_dir": str(files.store), "max_file_store": _MAX_STORE_BYTES},
+            "jetstream": {
+                "store_dir": str(files.store),
+                "max_file_store": _MAX_STORE_BYTES,
+                "sync_interval": sync,
+            },
             "authorization": {"timeout": 5, "users": list(users)},
         },
         indent=2,

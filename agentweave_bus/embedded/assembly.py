@@ -149,6 +149,7 @@ async def local_stack(
         port=config.bus.port,
         unrestricted=unrestricted,
         revocations=revocations_file(config),
+        sync=config.bus.sync if isinstance(config.bus.sync, str) else f"{round(config.bus.sync * 1000)}ms",
     )
     with _locked(settings.state_dir) as lock:
         _keep_out_of_git(settings.state_dir)

@@ -34,7 +34,7 @@ from agentweave_bus.bus.claims import NEW_STREAM_S
 from agentweave_bus.bus.connection import BusAddress, Keeper
 from agentweave_bus.bus.streams import claim_stream
 from agentweave_bus.bus.task_groups import owned_tasks
-from agentweave_bus.control.broker import BrokerFiles, broker_configuration, broker_id, broker_users
+from agentweave_bus.control.broker import DEFAULT_SYNC, BrokerFiles, broker_configuration, broker_id, broker_users
 from agentweave_bus.control.events import EventPlaces
 from agentweave_bus.control.operators import operator_service
 from agentweave_bus.control.role import ControlRole
@@ -48,6 +48,7 @@ from agentweave_bus.identity import (
     Authority,
     ChainVerifier,
     IdentitySource,
+    RetiredAuthorities,
     SPIFFEIdentityProvider,
     X509Bundle,
 )
@@ -74,7 +75,8 @@ class StackSettings:
     ``foreign`` are agents of other trust domains that use this broker: each gets a user and claims, and its
     SVID from its own domain, whose bundle is among ``federated``.
 
-    ``revocations`` is a file of identities and certificates that are trusted no more.
+    ``revocations`` is a file of identities and certificates that are trusted no more. ``sync`` is as of
+    :func:`~agentweave_bus.control.broker.broker_configuration`.
     """
 
     trust_domain: str
@@ -87,6 +89,7 @@ class StackSettings:
     unrestricted: tuple[SpiffeID, ...] = ()
     foreign: tuple[SpiffeID, ...] = ()
     revocations: Path | None = None
+    sync: str = DEFAULT_SYNC
 
     @property
     def users(self) -> tuple[SpiffeID, ...]:
@@ -218,9 +221,11 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
         for identity in (control, broker, *settings.identities, *settings.unrestricted):
             await api.serve(identity)
         revoked.begin(api)
+        # What was parked weeks ago is verified by the authorities of that time.
+        history = RetiredAuthorities(settings.state_dir / "authorities", control, revocations=revoked.list)
         async with (
             _source(api, broker, foreign) as broker_source,
-            _source(api, control, foreign) as control_source,
+            _source(api, control, foreign, history) as control_source,
         ):
             files = _broker_files(settings.state_dir)
             await anyio.to_thread.run_sync(_write_identity, files, broker_source)
@@ -231,7 +236,7 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
             )
             async with nats:
                 stack = EmbeddedStack(settings, api, nats)
-                async with _connected_role(stack, control_source, access) as role, owned_tasks() as group:
+                async with _connected_role(stack, control_source, access, history) as role, owned_tasks() as group:
                     group.start_soon(broker_source.run)
                     group.start_soon(control_source.run)
                     group.start_soon(role.run)
@@ -242,13 +247,17 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
 
 @asynccontextmanager
 async def _source(
-    api: WorkloadApiServer, identity: SpiffeID, domains: Iterable[str]
+    api: WorkloadApiServer,
+    identity: SpiffeID,
+    domains: Iterable[str],
+    history: RetiredAuthorities | None = None,
 ) -> AsyncIterator[IdentitySource]:
     """Hold an identity as any workload would: from the Workload API."""
     source = IdentitySource(
         SPIFFEIdentityProvider(api.endpoint(identity), identity),
         allowed_trust_domains=domains,
         expected_id=identity,
+        history=history,
     )
     await source.start(_CONNECT_S)
     try:
@@ -259,10 +268,10 @@ async def _source(
 
 @asynccontextmanager
 async def _connected_role(
-    stack: EmbeddedStack, source: IdentitySource, access: _Access
+    stack: EmbeddedStack, source: IdentitySource, access: _Access, history: RetiredAuthorities
 ) -> AsyncIterator[ControlRole]:
     """Connect the control role, for the length of the block, and let it make the claims first of all."""
-    chains = ChainVerifier(source, revocations=access.revoked.list)
+    chains = ChainVerifier(source, revocations=access.revoked.list, retired=history)
     address = BusAddress([stack.bus_url], stack.broker_id)
     keeper = Keeper(source, chains, address, name="control")
     sealer, verifier = Sealer(lambda: source.svid), EnvelopeVerifier(chains)
@@ -445,7 +454,10 @@ class _Access:
         )
         shut_out = self.revoked.shut_out
         return broker_configuration(
-            "agentweave", files, (user for user in users if user["user"] not in shut_out)
+            "agentweave",
+            files,
+            (user for user in users if user["user"] not in shut_out),
+            sync=settings.sync,
         )
 
 

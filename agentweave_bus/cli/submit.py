@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from datetime import datetime
 from typing import Any, Final
 
 from agentweave_bus.cli.arguments import parse_json, parse_principal, parse_scope, read_text
@@ -28,7 +29,6 @@ Example:
 
 It is stored when this returns, and its reference is printed: `agentweave task watch REFERENCE`.
 """
-_DAY: Final = 86_400.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--idempotency-key", metavar="TEXT", help="tasks with one key are one task, whose outcome all have"
     )
     parser.add_argument(
-        "--deadline", type=float, default=_DAY, metavar="SECONDS", help="begin it until then (default: a day)"
+        "--deadline", type=float, metavar="SECONDS", help="begin it so long after it is due (default: a day)"
     )
-    parser.add_argument("--priority", type=int, metavar="0-9", help="9 is the most urgent")
+    when = parser.add_mutually_exclusive_group()
+    when.add_argument("--delay", type=float, metavar="SECONDS", help="when it is due; at most in 31 days")
+    when.add_argument(
+        "--at", type=datetime.fromisoformat, metavar="TIME", help="the same as a time: 2026-05-01T09:00+02:00"
+    )
+    parser.add_argument(
+        "--every", metavar="PERIOD", help='when it comes again: 30s, 1h, or cron in UTC: "*/15 8-17 * * 1-5"'
+    )
+    parser.add_argument(
+        "--priority", type=int, metavar="0-9", help="7 to 9 go before others, 0 to 3 behind them"
+    )
     parser.add_argument("--wait", action="store_true", help="wait for the result and print that")
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="with --wait: for the result; default: for ever"
@@ -72,6 +82,9 @@ def run(options: argparse.Namespace) -> int:
     task_options: dict[str, Any] = {
         "idempotency_key": options.idempotency_key,
         "deadline": options.deadline,
+        "delay": options.delay,
+        "at": options.at,
+        "every": options.every,
         "priority": options.priority,
         "principal": parse_principal(options.principal),
         "scope": scope,

@@ -34,7 +34,13 @@ from agentweave_bus.bus.claims import NEW_STREAM_S
 from agentweave_bus.bus.connection import BusAddress, Keeper
 from agentweave_bus.bus.streams import claim_stream
 from agentweave_bus.bus.task_groups import owned_tasks
-from agentweave_bus.control.broker import DEFAULT_SYNC, BrokerFiles, broker_configuration, broker_id, broker_users
+from agentweave_bus.control.broker import (
+    DEFAULT_SYNC,
+    BrokerFiles,
+    broker_configuration,
+    broker_id,
+    broker_users,
+)
 from agentweave_bus.control.events import EventPlaces
 from agentweave_bus.control.operators import operator_service
 from agentweave_bus.control.role import ControlRole
@@ -236,7 +242,10 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
             )
             async with nats:
                 stack = EmbeddedStack(settings, api, nats)
-                async with _connected_role(stack, control_source, access, history) as role, owned_tasks() as group:
+                async with (
+                    _connected_role(stack, control_source, access, history) as role,
+                    owned_tasks() as group,
+                ):
                     group.start_soon(broker_source.run)
                     group.start_soon(control_source.run)
                     group.start_soon(role.run)

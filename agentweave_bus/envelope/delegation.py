@@ -139,8 +139,10 @@ def verify_delegation(
     heads = [link.head for link in via] + [head]
     references = _reference_times(heads, now_ms)
     senders = [
-        _check_rule_5(link, verifier, reference_ms, link_grace_ms)
-        for link, reference_ms in zip(via, references, strict=True)
+        _check_rule_5(
+            link, verifier, reference_ms, link_grace_ms, now_ms if after.kind is Kind.REISSUE else None
+        )
+        for link, reference_ms, after in zip(via, references, heads[1:], strict=True)
     ]
     return _logical_links(heads, via, senders, now_ms)
 
@@ -353,12 +355,16 @@ def _reference_times(heads: Sequence[Head], now_ms: int) -> list[int]:
 
 
 def _check_rule_5(
-    link: Link, verifier: EnvelopeVerifier, reference_ms: int, link_grace_ms: int
+    link: Link,
+    verifier: EnvelopeVerifier,
+    reference_ms: int,
+    link_grace_ms: int,
+    vouched_at_ms: int | None,
 ) -> VerifiedChain:
     if not 0 <= link_grace_ms <= verifier.limits.max_link_grace_ms:
         raise ValueError(f"link_grace_ms must be 0 to {verifier.limits.max_link_grace_ms}")
     try:
-        sender = verifier.verify_link(link)
+        sender = verifier.verify_link(link, vouched_at_ms=vouched_at_ms)
     except (ChainRefusedError, FederationError, SignatureRefusedError) as error:
         raise DelegationRefusedError(f"{link.head.iss}'s link does not verify: {error}", rule=5) from error
     if sender.not_after_ms + link_grace_ms < reference_ms:

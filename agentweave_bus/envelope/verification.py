@@ -226,9 +226,18 @@ class EnvelopeVerifier:
 
     # --- links (rule 5 of delegation)
 
-    def verify_link(self, link: Link) -> VerifiedChain:
-        """Take a link of ``via`` through steps 3 to 5, as of its own ``iat``. Errors as :meth:`open`."""
-        sender = self.check_chain(link, at_ms=link.head.iat)
+    def verify_link(self, link: Link, *, vouched_at_ms: int | None = None) -> VerifiedChain:
+        """Take a link of ``via`` through steps 3 to 5, as of its own ``iat``. Errors as :meth:`open`.
+
+        ``vouched_at_ms`` is now, for a link of which a reissue says that it was verified when it was fresh:
+        its authority may have left the bundle since.
+        """
+        try:
+            sender = self.check_chain(link, at_ms=link.head.iat)
+        except ChainRefusedError as error:
+            if vouched_at_ms is None:
+                raise
+            sender = self._check_chain_retired(link, error, now_ms=vouched_at_ms, stored_at_ms=link.head.iat)
         self.check_proof(link, sender)
         self.check_sender(link.head, sender)
         return sender
@@ -302,7 +311,7 @@ def check_time_stored(
     _check_not_future(head, now_ms, limits)
     if head.kind in _WITH_EXPIRY:
         _check_not_expired(head, now_ms)
-    if head.nbf is not None and not parked and head.nbf > now_ms:
+    if head.nbf is not None and not parked and head.nbf > now_ms + limits.clock_slack_ms:
         raise TimeRefusedError(f"not to be run for another {head.nbf - now_ms} ms")
     if opened.sender.valid_at(now_ms):
         return False

@@ -22,16 +22,18 @@ from typing import Any, Final, Self, TypeVar
 from agentweave_bus.authz import AuthorizationProvider
 from agentweave_bus.client import TaskOptions
 from agentweave_bus.config import AgentConfig, load_config
+from agentweave_bus.envelope import occurrence_id
 from agentweave_bus.exceptions import AgentWeaveError
 from agentweave_bus.identity import IdentityProvider
 from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.runtime.sync_tasks import SyncTaskHandle
 from agentweave_bus.runtime.wiring import Connected, connected
 from agentweave_bus.spiffe_id import SpiffeID
-from agentweave_bus.tasks.handle import TaskHandle
+from agentweave_bus.tasks.handle import TaskHandle, TaskReference
 from agentweave_bus.tasks.pipelining import pipelined
 from agentweave_bus.tasks.publishing import DEFAULT_EVENT_SECONDS, PublishedEvent
 from agentweave_bus.tasks.retry import Retry
+from agentweave_bus.tasks.task_times import milliseconds_of
 from agentweave_bus.types import TaskResult
 
 __all__ = ["AgentWeaveClient", "SyncAgentWeaveClient"]
@@ -233,6 +235,19 @@ class AgentWeaveClient:
             name, data, key=key, deadline=deadline, timeout=seconds
         )
 
+    def occurrence(self, task: TaskHandle, at: datetime) -> TaskHandle:
+        """Return the handle of that occurrence of a recurring task which is due at exactly this time.
+
+        Nobody is asked yet whether there is such an occurrence, or will be.
+
+        Raises:
+            AgentWeaveError: the client is not connected.
+
+        """
+        named = TaskReference.parse(task.reference)
+        occurrence = occurrence_id(named.id, milliseconds_of(at))
+        return self.task(str(named._replace(id=occurrence)))
+
     def task(self, reference: str) -> TaskHandle:
         """Return the handle of a task that this identity submitted, by its ``reference``.
 
@@ -308,6 +323,14 @@ class SyncAgentWeaveClient:
     def publish(self, name: str, data: Any = None, **options: Any) -> PublishedEvent:
         """Do what :meth:`AgentWeaveClient.publish` does, blocking. Same arguments, same errors."""
         return self._run(lambda: self._client.publish(name, data, **options))
+
+    def occurrence(self, task: SyncTaskHandle, at: datetime) -> SyncTaskHandle:
+        """Do what :meth:`AgentWeaveClient.occurrence` does."""
+
+        async def of() -> TaskHandle:
+            return self._client.occurrence(task.handle, at)  # on the loop's thread, where its lock belongs
+
+        return SyncTaskHandle(self._run(of), self._run)
 
     def task(self, reference: str) -> SyncTaskHandle:
         """Do what :meth:`AgentWeaveClient.task` does."""

@@ -9,7 +9,7 @@ from agentweave_bus.envelope import DEFAULT_LIMITS
 from agentweave_bus.exceptions import CallRefusedError, ConfigurationError
 from agentweave_bus.tasks.recurrence import recurrence
 
-__all__ = ["DEFAULT_TASK_SECONDS", "TaskTimes", "task_times"]
+__all__ = ["DEFAULT_TASK_SECONDS", "TaskTimes", "milliseconds_of", "task_times"]
 
 DEFAULT_TASK_SECONDS: Final = 86_400.0
 """How long a task may wait and run, in seconds, where its submitter does not say: a day."""
@@ -69,6 +69,11 @@ def task_times(said: SaidOfTimes, now_ms: int) -> TaskTimes:
     return TaskTimes(due_ms, expires_ms)
 
 
+def milliseconds_of(at: datetime) -> int:
+    """Return a time, which has its zone, in milliseconds since the epoch."""
+    return round(at.timestamp() * 1000)
+
+
 def _due_ms(said: SaidOfTimes, now_ms: int) -> int | None:
     if said.delay is not None and said.at is not None:
         raise _refused("a task has a delay or a time at which it is due, not both")
@@ -80,7 +85,7 @@ def _due_ms(said: SaidOfTimes, now_ms: int) -> int | None:
     elif said.at is not None:
         if said.at.tzinfo is None:
             raise _refused("the time at which a task is due is a datetime with its time zone")
-        due_ms = int(said.at.timestamp() * 1000)
+        due_ms = milliseconds_of(said.at)
     if said.every is None:
         return due_ms if due_ms is not None and due_ms > now_ms else None
     try:

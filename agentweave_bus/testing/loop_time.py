@@ -139,7 +139,7 @@ class LoopTime:
     def _selected(self, longest: float) -> bool:
         """Wait until a socket has something or a thread wakes the loop; tell whether there is more to do."""
         selected = bool(self._loop._selector.select(longest))  # noqa: SLF001
-        return selected or self.next_due() <= self.time()
+        return selected or self.next_due() < self.time()
 
     def _awaited(self) -> list[_Job]:
         """Return what runs in threads and is waited for."""
@@ -241,5 +241,5 @@ def _name(call: Any, args: tuple[Any, ...]) -> str:
 
 
 def _described(handles: Iterable[asyncio.Handle]) -> set[str]:
-    owners = (getattr(handle._callback, "__self__", None) or handle for handle in handles)  # noqa: SLF001
+    owners = (getattr(handle._callback, "__self__", None) or handle for handle in handles)  # type: ignore[attr-defined]  # noqa: SLF001
     return {repr(owner) for owner in owners}

@@ -23,6 +23,7 @@ from agentweave_bus.identity import (
     ChainVerifier,
     IdentityProvider,
     IdentitySource,
+    RetiredAuthorities,
     X509Bundle,
     X509Svid,
 )
@@ -116,7 +117,10 @@ class MemoryBus(Bus):
         """Be the control role until the bus closes: the very code that is it in service."""
         me = control_role(self.trust_domain)
         provider = MockIdentityProvider(me, trust_domain=self.domain())
-        source = IdentitySource(provider, expected_id=me, clock=lambda: self._clock.time_ns() / 1e9)
+        history = RetiredAuthorities(self.folder / "authorities", me)
+        source = IdentitySource(
+            provider, expected_id=me, clock=lambda: self._clock.time_ns() / 1e9, history=history
+        )
         await source.start(_CONNECT_S)
         keeper = Keeper(
             source,
@@ -125,9 +129,11 @@ class MemoryBus(Bus):
             name="control",
             new_client=lambda: self._client(me, source),
         )
+        # What was parked a while ago is verified by the authorities of that time.
+        verifier = EnvelopeVerifier(ChainVerifier(_EveryDomain(self), retired=history))
         try:
-            async with self._operator_service(me, source, keeper) as operators:
-                role = self._role = self._made_role(me, keeper, operators)
+            async with self._operator_service(me, source, keeper, verifier) as operators:
+                role = self._role = self._made_role(me, keeper, verifier, operators)
                 async with keeper.open(deadline_s=_CONNECT_S), owned_tasks() as group:
                     group.start_soon(source.run)
                     group.start_soon(role.run)
@@ -137,8 +143,9 @@ class MemoryBus(Bus):
         finally:
             await source.aclose()
 
-    def _made_role(self, me: SpiffeID, keeper: Keeper, operators: OperatorService) -> ControlRole:
-        verifier = EnvelopeVerifier(ChainVerifier(_EveryDomain(self)))
+    def _made_role(
+        self, me: SpiffeID, keeper: Keeper, verifier: EnvelopeVerifier, operators: OperatorService
+    ) -> ControlRole:
         return ControlRole(
             me,
             keeper=keeper,
@@ -160,13 +167,13 @@ class MemoryBus(Bus):
         )
 
     def _operator_service(
-        self, me: SpiffeID, source: IdentitySource, keeper: Keeper
+        self, me: SpiffeID, source: IdentitySource, keeper: Keeper, verifier: EnvelopeVerifier
     ) -> AbstractAsyncContextManager[OperatorService]:
         return operator_service(
             me,
             keeper=keeper,
             sealer=Sealer(lambda: source.svid),
-            verifier=EnvelopeVerifier(ChainVerifier(_EveryDomain(self))),
+            verifier=verifier,
             sealer_of=lambda agent: self._sealer_of(agent.trust_domain),
             everyone=lambda: self._identities,
             policy=self._policy,

@@ -64,6 +64,10 @@ def test_it_shows_what_it_promises(scratch: Path) -> None:
         r"a second time +refused by payment, step 9 \(replay\)",
         r"started anew +refused by payment, step 9 \(replay\)",
         r"in order's name +refused by inventory, step \d",
+        r"the card has expired +failed, and undone: the goods are released",
+        r"killed once it is paid +paid, not confirmed, and its process is gone",
+        r"another order's outcome there +believed by nobody: the task is still at work",
+        r"order goes on +order \w+… confirmed at attempt \d, charged once",
         r"audit logs of all .* no change, gap or cut",
     ):
         assert re.search(line, output), line
@@ -80,8 +84,8 @@ def test_it_shows_what_it_promises(scratch: Path) -> None:
             "FAILED  order asks user for update_tier",
         ),
         (
-            'principals: ["https://login.shop.example"]',
-            'principals: ["https://login.other.example"]',
+            'health]\n    principals: ["https://login.shop.example"]',
+            'health]\n    principals: ["https://login.other.example"]',
             "FAILED  client/web → gateway → user: create_user",
         ),
     ],

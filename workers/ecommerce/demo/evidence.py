@@ -9,12 +9,18 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
 from workers.ecommerce.demo.screen import DidNotHappenError
+from workers.ecommerce.orders import Orders
+from workers.ecommerce.payments import Payments
+from workers.ecommerce.stock import Stock
 
-__all__ = ["AuditTrail", "Refusal", "handler_runs"]
+__all__ = ["SKU", "AuditTrail", "Refusal", "available", "charged", "handler_runs", "orders_of"]
+
+SKU: Final = "WIDGET-001"
 
 _DEADLINE_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 0.01
@@ -84,3 +90,18 @@ class AuditTrail:
 
 def _refusal(record: Mapping[str, Any]) -> Refusal:
     return Refusal(record["step"], record["step_name"], record["reason"], record["audit_id"])
+
+
+def charged() -> Decimal:
+    """Return what is paid and not refunded, of all orders together."""
+    return Payments().charged()
+
+
+def available() -> int:
+    """Return how many widgets are in stock."""
+    return next(int(article["available"]) for article in Stock().articles() if article["sku"] == SKU)
+
+
+def orders_of(user_id: str) -> list[str]:
+    """Return how each of a user's orders stands, the newest first."""
+    return [str(order["status"]) for order in Orders().of_user(user_id, 100)]

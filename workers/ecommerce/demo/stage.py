@@ -10,17 +10,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from agentweave_bus import AgentWeaveClient, SpiffeID, TaskResult
+from agentweave_bus.bus import streams
 from agentweave_bus.config import load_stack
 from agentweave_bus.embedded.assembly import LocalStack, local_stack
 from agentweave_bus.embedded.processes import WorkerProcess
 from workers.ecommerce.database import DATA_VARIABLE
 from workers.ecommerce.directory import ADMIN, GATEWAY, TRUST_DOMAIN
 
-__all__ = ["HOSTILE", "PRINCIPAL", "Stage", "open_stage"]
+__all__ = ["HOSTILE", "MISSED_AFTER_S", "PRINCIPAL", "Stage", "open_stage"]
 
 STACK_FILE: Final = Path(__file__).parent.parent / "agentweave.yaml"
 PRINCIPAL: Final = {"iss": "https://login.shop.example", "sub": "alice"}
 HOSTILE: Final = SpiffeID.of(TRUST_DOMAIN, "demo", "hostile-broker")
+
+MISSED_AFTER_S: Final = 2
+"""After so many seconds without a word from a worker its task goes to another one; in service it is 30."""
+
+_ACK_WAIT: Final = "AGENTWEAVE_BUS__TASK_ACK_WAIT"
 
 
 @dataclass(slots=True)
@@ -43,12 +49,16 @@ class Stage:
         """Ask the admin agent as an operator does."""
         return await self.operator.call(ADMIN, action, dict(payload), timeout=15.0)
 
+    async def kill(self, name: str) -> None:
+        """Kill a worker, as a crash would, and wait until it is gone."""
+        self.workers[name].kill()
+        await self.workers[name].wait()
+
     async def restart(self, name: str) -> None:
-        """Kill a worker, as a crash would, and start it anew."""
+        """Kill a worker, if it lives, and start it anew."""
+        await self.kill(name)
         old = self.workers[name]
-        old.kill()
-        await old.wait()
-        spec = replace(old.spec, name=f"{name}, started again")
+        spec = replace(old.spec, name=f"{old.spec.name}, started again")
         await self.local.workers.start([spec])
         self.workers[name] = self.local.workers[spec.name]
 
@@ -60,7 +70,8 @@ async def open_stage(state: Path, grants: Path | None = None) -> AsyncIterator[S
     grants = grants or STACK_FILE.parent / "grants.yaml"
     config = config.model_copy(update={"state_dir": state, "grants": grants})
     async with AsyncExitStack() as block:
-        block.enter_context(_data_in(state / "data"))
+        block.enter_context(_variables({DATA_VARIABLE: str(state / "data"), _ACK_WAIT: f"{MISSED_AFTER_S}"}))
+        block.enter_context(_missed_soon())
         log = block.enter_context((state / "workers.log").open("w"))
 
         def keep(name: str, line: str) -> None:
@@ -78,17 +89,29 @@ async def open_stage(state: Path, grants: Path | None = None) -> AsyncIterator[S
 
 
 @contextmanager
-def _data_in(directory: Path) -> Iterator[None]:
-    """Have the agents' databases in ``directory``: for the workers, and to look at what they stored."""
-    before = os.environ.get(DATA_VARIABLE)
-    os.environ[DATA_VARIABLE] = str(directory)
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables: for the workers, and to look at what they stored."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[DATA_VARIABLE]
-        else:
-            os.environ[DATA_VARIABLE] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _missed_soon() -> Iterator[None]:
+    """Have the control role, which is in this process, make queues that miss a worker soon."""
+    before = streams.TASK_ACK_WAIT_S
+    streams.TASK_ACK_WAIT_S = MISSED_AFTER_S  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        streams.TASK_ACK_WAIT_S = before  # type: ignore[misc]
 
 
 def _client_file(local: LocalStack, name: str) -> Path:

@@ -24,13 +24,12 @@ from workers.ecommerce.demo.adversary import (
     sealed_by,
     stolen_identity,
 )
-from workers.ecommerce.demo.evidence import AuditTrail, handler_runs
+from workers.ecommerce.demo.durable import DurableOrders
+from workers.ecommerce.demo.evidence import SKU, AuditTrail, available, charged, handler_runs
 from workers.ecommerce.demo.records import check_records
 from workers.ecommerce.demo.screen import Check, Exact, Screen
 from workers.ecommerce.demo.stage import HOSTILE, PRINCIPAL, Stage, open_stage
 from workers.ecommerce.directory import GATEWAY, INVENTORY, ORDER, PAYMENT, USER
-from workers.ecommerce.payments import Payments
-from workers.ecommerce.stock import Stock
 
 __all__ = ["tell"]
 
@@ -40,7 +39,6 @@ ORDER_ASKS: Final = (
     (PAYMENT, "process_payment"),
     (INVENTORY, "reserve_items"),
 )
-SKU: Final = "WIDGET-001"
 WEB: Final = "spiffe://agentweave.io/client/web"
 must = Check.must
 
@@ -63,6 +61,7 @@ async def tell(screen: Screen, state: Path, grants: Path | None = None) -> None:
         await story.an_order()
         await story.what_order_may_not()
         await story.on_the_way()
+        await story.durable_orders()
         authority = stage.local.stack.api.authority.bundle
     screen.scene("What is on record, after all processes have ended")
     check_records(screen, state / "audit", authority)
@@ -108,16 +107,16 @@ class _Story:
             self.user_id = user["user_id"]
             check.came_out(f"user {self.user_id}, tier {user['tier']}")
         with self.screen.check("client/web → gateway → order: create_order") as check:
-            before = _available()
+            before = available()
             order = await self._routed("order", "create_order", self._two_widgets())
             self.order_id = order["order_id"]
             must(order["status"] == "confirmed" and order["total"] == "39.98", f"{order}")
             for agent, capability in ORDER_ASKS:
                 await self.hostile.heard(call_subject(agent, capability))
-            must(_available() == before - 2 and _charged() == Decimal("39.98"), "not in the books")
+            must(available() == before - 2 and charged() == Decimal("39.98"), "not in the books")
             check.came_out(
                 f"order {self.order_id} confirmed, 39.98 paid",
-                f"order asked user, inventory and payment; widgets in stock: {before} → {_available()}",
+                f"order asked user, inventory and payment; widgets in stock: {before} → {available()}",
             )
         with self.screen.check("on whose behalf was payment asked?") as check:
             await self._on_whose_behalf(check)
@@ -284,10 +283,24 @@ class _Story:
         )
 
     async def _served(self, check: Check) -> None:
-        before = _charged()
+        before = charged()
         order = await self._routed("order", "create_order", self._two_widgets())
-        must(_charged() == before + Decimal("39.98"), f"charged {before} → {_charged()}")
-        check.came_out(f"order {order['order_id']} confirmed, charged {before} → {_charged()}")
+        must(charged() == before + Decimal("39.98"), f"charged {before} → {charged()}")
+        check.came_out(f"order {order['order_id']} confirmed, charged {before} → {charged()}")
+
+    # --- 5
+
+    async def durable_orders(self) -> None:
+        self.screen.scene("Orders as durable tasks: stored before anybody works on them")
+        orders = DurableOrders(self.stage, self.hostile, self._two_widgets())
+        with self.screen.check("client/web submits an order; the card has expired") as check:
+            await orders.declined(check)
+        with self.screen.check("another one; order is killed once it is paid") as check:
+            await orders.killed_once_paid(check)
+        with self.screen.check("the broker puts another order's outcome there") as check:
+            await orders.outcome_copied(check)
+        with self.screen.check("a new process of order goes on") as check:
+            await orders.carried_on(check)
 
     # --- what the scenes share
 
@@ -298,7 +311,7 @@ class _Story:
 
     async def _state(self, target: _Target) -> tuple[int, Decimal, int]:
         """Return how often the target's handler has run, what is charged, and the widgets in stock."""
-        return await self._runs(target.agent, target.capability), _charged(), _available()
+        return await self._runs(target.agent, target.capability), charged(), available()
 
     async def _runs(self, agent: SpiffeID, capability: str) -> int:
         return await handler_runs(self.stage.workers[_name(agent)].metrics_url, capability)
@@ -315,11 +328,3 @@ class _Target:
 
 def _name(agent: SpiffeID) -> str:
     return agent.path.rpartition("/")[2]
-
-
-def _charged() -> Decimal:
-    return Payments().charged()
-
-
-def _available() -> int:
-    return next(int(article["available"]) for article in Stock().articles() if article["sku"] == SKU)

@@ -25,7 +25,15 @@ from agentweave_bus.tasks.handle import TaskHandle, TaskReference, TaskStatus
 from agentweave_bus.tasks.submitted import SubmittedTask, submitted_tasks
 from agentweave_bus.types import TaskState
 
-__all__ = ["add_arguments", "run_cancel", "run_get", "run_list", "run_watch"]
+__all__ = [
+    "add_arguments",
+    "run_approve",
+    "run_cancel",
+    "run_get",
+    "run_list",
+    "run_reject",
+    "run_watch",
+]
 
 T = TypeVar("T")
 
@@ -43,6 +51,14 @@ Example:
   agentweave task cancel {_EXAMPLE} --reason "ordered twice"
 
 It waits until the task has ended. The exit code is 0 if it was cancelled, 1 if it ended otherwise.
+"""
+_DECIDE_EPILOG: Final = f"""\
+Example:
+  agentweave task {{0}} {_EXAMPLE[:-1]}@spiffe://shop.test/client/cli' --reason "{{1}}"
+
+Of a task that somebody else has submitted the reference says who: @ and its SPIFFE ID behind it, as
+`task get` prints it. Who may is named by the policy that asks for the approval, and is an operator who may
+control:{{0}}.
 """
 _LIST_EPILOG: Final = """\
 Example:
@@ -67,7 +83,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cancel.add_argument(
         "--timeout", type=float, default=60.0, metavar="SECONDS", help="until it has ended (default: 60)"
     )
-    for command, run in ((get, run_get), (watch, run_watch), (cancel, run_cancel)):
+    approve = _add_decision(commands, "approve", "approve of a task that waits for it", "a good customer")
+    reject = _add_decision(commands, "reject", "end a task that waits for approval", "too much")
+    for command, run in (
+        (get, run_get),
+        (watch, run_watch),
+        (cancel, run_cancel),
+        (approve, run_approve),
+        (reject, run_reject),
+    ):
         command.add_argument("reference", metavar="REFERENCE", help="what `submit` printed")
         command.set_defaults(run=run)
     listing = add_command(commands, "list", "list the tasks submitted from here", _LIST_EPILOG)
@@ -75,9 +99,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=int, default=20, metavar="COUNT", help="at most so many (default: 20)"
     )
     listing.set_defaults(run=run_list)
-    for command in (get, watch, cancel, listing):
+    for command in (get, watch, cancel, approve, reject, listing):
         command.add_argument("--json", action="store_true", help="as JSON also in a terminal")
         add_identity_arguments(command)
+
+
+def _add_decision(commands: Any, verb: str, what: str, why: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = add_command(commands, verb, what, _DECIDE_EPILOG.format(verb, why))
+    command.add_argument("--reason", default="", metavar="TEXT", help="why; its record will say so")
+    command.add_argument(
+        "--timeout", type=float, default=10.0, metavar="SECONDS", help="until it is heeded (default: 10)"
+    )
+    return command
 
 
 def run_get(options: argparse.Namespace) -> int:
@@ -126,6 +159,26 @@ def run_cancel(options: argparse.Namespace) -> int:
     return ExitCode.FAILED
 
 
+def run_approve(options: argparse.Namespace) -> int:
+    """Approve of a task and print where it stands then."""
+
+    async def approve(handle: TaskHandle) -> TaskStatus:
+        return await handle.approve(options.reason, timeout=options.timeout)
+
+    _print_status(options, _with_handle(options, approve))
+    return ExitCode.DONE
+
+
+def run_reject(options: argparse.Namespace) -> int:
+    """Reject a task and print where it stands then."""
+
+    async def reject(handle: TaskHandle) -> TaskStatus:
+        return await handle.reject(options.reason, timeout=options.timeout)
+
+    _print_status(options, _with_handle(options, reject))
+    return ExitCode.DONE
+
+
 def run_list(options: argparse.Namespace) -> int:
     """Print what was submitted, and where it stands."""
     rows = asyncio.run(_list(find_client_config(options), max(0, options.limit)))
@@ -152,6 +205,13 @@ def _print_status(options: argparse.Namespace, status: TaskStatus) -> None:
     text = escape_line(f"{status.state.value}{attempt}{since}{again}{said or error}")
     if status.result is not None and status.result.data is not None:
         text += "\n" + json.dumps(status.result.data, indent=2, ensure_ascii=False, default=str)
+    if status.approval is not None:
+        who = " or ".join(status.approval["approvers"])
+        text += "\n" + escape_line(f"until {_moment(status.approval['until'])} {who} may say")
+        text += f"\n  agentweave task approve '{options.full_reference}'"
+        if "payload" in status.approval:
+            asked = json.dumps(status.approval["payload"], indent=2, ensure_ascii=False, default=str)
+            text += f"\nto {asked}"
     facts = {"reference": options.reference, **status.to_json()}
     print_result(facts, text, json_wanted=options.json)
 
@@ -167,7 +227,9 @@ def _with_handle(options: argparse.Namespace, use: Callable[[TaskHandle], Awaita
 
     async def used() -> T:
         async with _connected(config) as client:
-            return await use(client.task(options.reference))
+            handle = client.task(options.reference)
+            options.full_reference = handle.full_reference
+            return await use(handle)
 
     return asyncio.run(used())
 

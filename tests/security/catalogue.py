@@ -36,7 +36,7 @@ class Layer(Enum):
     STREAM = "stream configuration"
     CALLER = "caller: answers are verified"
     RECORD = "readers of a task's log: records and progress are verified"
-    WORKER = "worker: cancellations are verified"
+    WORKER = "worker: cancellations and approvals are verified"
     CONTROL = "control role: announcements are verified"
     POLICY_LOAD = "policy loading"
     NAMES = "names"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from agentweave_bus.authz.decision import AuthzContext
+from agentweave_bus.authz.approval_terms import read_require_approval
+from agentweave_bus.authz.decision import ApprovalTerms, AuthzContext
 from agentweave_bus.authz.grants import Grants
 from agentweave_bus.authz.policy_input import write_input
 from agentweave_bus.authz.policy_source import find_opa
@@ -33,9 +34,23 @@ def order_of(quantity: int) -> bytes:
     )
 
 
+def charge(amount: int, *, by: str = "", direction: str = "inbound") -> tuple[bytes, str]:
+    """A question about a task of that amount, and who approves of large ones."""
+    asked = {
+        "caller_spiffe_id": "spiffe://agentweave.io/agent/gateway",
+        "callee_spiffe_id": "spiffe://agentweave.io/agent/order",
+        "action": "create_order",
+        "direction": direction,
+        "context": {"kind": "task", "payload": {"amount": amount}} | ({"approval": {"by": by}} if by else {}),
+    }
+    return write_input(asked), "spiffe://agentweave.io/person/anna"
+
+
 def test_grants_of_the_page_are_valid() -> None:
-    entry, limits, others = blocks("yaml")
-    whole = Grants.parse(entry + limits + others)
+    entry, limits, approval, others = blocks("yaml")
+    whole = Grants.parse(entry + limits + approval + others)
+    assert whole.grants[0].approval is not None
+    assert (whole.grants[0].approval.above, whole.grants[0].approval.within) == ({"amount": 1000}, 3600)
     assert whole.grants[0].limits == {"max_amount": 1000, "min_amount": 0.01, "max_per_minute": 60}
     assert whole.partners["other.example"].daily_limit == 10000
     assert whole.operators[0].may == ("control:cancel", "control:watch")
@@ -64,6 +79,7 @@ def test_rego_and_programs_of_the_page_run(tmp_path: Path, monkeypatch: pytest.M
     folder.mkdir()
     (folder / "grants.yaml").write_text(blocks("yaml")[0])
     (folder / "order.rego").write_text(blocks("rego")[0])
+    (folder / "charge.rego").write_text(blocks("rego")[1])
     monkeypatch.chdir(tmp_path)
     for program in blocks("python"):
         exec(compile(program, "page", "exec"), {})
@@ -72,3 +88,9 @@ def test_rego_and_programs_of_the_page_run(tmp_path: Path, monkeypatch: pytest.M
     engine = EmbeddedEngine.from_directory(folder, cache=tmp_path / "cache")
     assert engine.evaluate_now("order/authz", order_of(100)).result is True
     assert engine.evaluate_now("order/authz", order_of(101)).result is False
+    question, anna = charge(1000)
+    assert engine.evaluate_now("charge/authz", question).result == {"allow": True}
+    asked = engine.evaluate_now("charge/authz", charge(1001)[0]).result
+    assert read_require_approval(asked["require_approval"])[1] == ApprovalTerms((anna,), 3600)
+    assert engine.evaluate_now("charge/authz", charge(1001, by=anna)[0]).result == {"allow": True}
+    assert engine.evaluate_now("charge/authz", charge(1001, direction="outbound")[0]).result["allow"]

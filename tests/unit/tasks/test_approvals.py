@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentweave_bus import AgentWeaveClient, SecureAgent, TaskHandle, capability
-from agentweave_bus.authz import ApprovalTerms, AuthzDecision
+from agentweave_bus.authz import ApprovalTerms, AuthzDecision, Grants
 from agentweave_bus.bus.streams import tasks_stream_name
 from agentweave_bus.exceptions import (
     AuthorizationError,
@@ -25,6 +27,8 @@ from agentweave_bus.tasks.queue import Acknowledgements, Delivery
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.testing import MemoryBus
 from agentweave_bus.types import TaskState
+
+PAGE = (Path(__file__).parents[3] / "docs" / "durable-tasks.md").read_text()
 
 pytestmark = pytest.mark.anyio
 
@@ -406,6 +410,20 @@ def test_a_reference_may_name_the_submitter() -> None:
     text = "spiffe://a.test/agent/pay#pay/01890a5d-ac96-774b-bcce-b302099a8057@spiffe://a.test/client/cli"
     reference = TaskReference.parse(text)
     assert (str(reference), reference.sender) == (text, "spiffe://a.test/client/cli")
+
+
+async def test_the_page_on_durable_tasks_shows_what_works(till: Till) -> None:
+    section = PAGE.split("\n## Approvals\n")[1].split("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (text,) = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
+    shown = Grants.parse(text)
+    assert shown.approvals_by("spiffe://shop.test/person/anna") == shown.grants
+    assert shown.operator_may("spiffe://shop.test/person/anna", "control:reject")
+    names: dict[str, Any] = {}
+    exec(compile(code, "page", "exec", dont_inherit=True), names)
+    handle = await till.waiting()
+    await names["decide"](till.anna, handle.full_reference)
+    assert (await handle.result(5)).data == {"paid": 5_000}
 
 
 async def gone(till: Till) -> None:

@@ -67,7 +67,7 @@ def test_it_shows_what_it_promises(scratch: Path) -> None:
         r"the card has expired +failed, and undone: the goods are released",
         r"killed once it is paid +paid, not confirmed, and its process is gone",
         r"another order's outcome there +believed by nobody: the task is still at work",
-        r"order goes on +order \w+… confirmed at attempt \d, charged once",
+        r"killed after paying +order \w+… confirmed at attempt \d, charged once",
         r"audit logs of all .* no change, gap or cut",
     ):
         assert re.search(line, output), line

@@ -299,7 +299,7 @@ class _Story:
             await orders.killed_once_paid(check)
         with self.screen.check("the broker puts another order's outcome there") as check:
             await orders.outcome_copied(check)
-        with self.screen.check("a new process of order goes on") as check:
+        with self.screen.check("the order whose agent was killed after paying") as check:
             await orders.carried_on(check)
 
     # --- what the scenes share

@@ -23,7 +23,7 @@ from agentweave_bus.authz.approval_terms import read_require_approval
 from agentweave_bus.authz.decision import AuthzDecision, new_decision_id
 from agentweave_bus.authz.engine import PolicyAnswer, package_of
 from agentweave_bus.authz.limiter import DAY_SECONDS, LocalLimiter
-from agentweave_bus.authz.policy_input import write_input
+from agentweave_bus.authz.policy_input import InputTooLargeError, write_input
 from agentweave_bus.authz.provider import AllowAllProvider, AuthorizationProvider
 from agentweave_bus.authz.standing import Asked, StandingCache, standing_key
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
@@ -229,7 +229,7 @@ class Authorizer:
     def _generation(self) -> tuple[int, str]:
         return self._epoch, self.revision
 
-    async def _ask(self, context: AuthzContext, key: StandingKey) -> AuthzDecision:
+    async def _ask(self, context: AuthzContext, key: StandingKey) -> AuthzDecision:  # noqa: PLR0911 - one a trouble
         engine, asked = self._engine, self._now()
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -238,6 +238,8 @@ class Authorizer:
                 answer = await engine.evaluate(self._package, write_input(context.to_input()))
         except TimeoutError:
             return self._no_answer(context, f"the policy gave no answer within {self._timeout_s:g} s")
+        except InputTooLargeError as problem:
+            return await self._unseen(context, key, problem)
         except AgentWeaveError as problem:
             return self._no_answer(context, str(problem))
         except (Exception, asyncio.CancelledError) as problem:  # whatever an engine raises is a denial
@@ -251,6 +253,23 @@ class Authorizer:
         if decision.allowed and context.approval is None:  # what was approved of is approved once
             await self._keep_standing(engine, context, key, decision, asked)
         return decision
+
+    async def _unseen(
+        self, context: AuthzContext, key: StandingKey, problem: InputTooLargeError
+    ) -> AuthzDecision:
+        """Decide on a payload that is too large for the policy: by its standing answer, which sees none."""
+        engine, asked, standing = self._engine, self._now(), None
+        if not isinstance(engine, AuthorizationProvider):
+            standing = await self._ask_standing(engine, context)
+        if standing is None:
+            reason = f"{problem}, and it has no standing answer that needs no payload"
+            return AuthzDecision(allowed=False, reason=reason, revision=self.revision)
+        decision = AuthzDecision(
+            allowed=True, reason=standing.reason, limits=standing.limits, revision=asked.generation[1]
+        )
+        if context.approval is None:
+            self._standing.keep(key, decision, standing.cache_seconds, asked)
+        return replace(decision, standing=True)
 
     async def _keep_standing(
         self,

@@ -21,6 +21,7 @@ __all__ = [
     "MAX_INPUT_BYTES",
     "MAX_NESTING",
     "MAX_NUMBER_DIGITS",
+    "InputTooLargeError",
     "PolicyInput",
     "check_standing_input",
     "parse_strict",
@@ -33,6 +34,10 @@ MAX_NESTING: Final = 48
 """Lists and maps within each other; a payload's own bound is 32, the input adds a few."""
 MAX_NUMBER_DIGITS: Final = 400
 """Characters of one number; enough for any float in plain digits."""
+
+
+class InputTooLargeError(PayloadError):
+    """What a policy would be asked about is more than it may see."""
 
 
 class PolicyInput(bytes):
@@ -74,11 +79,11 @@ def parse_strict(raw: bytes) -> Any:
     Numbers with a fraction come back as ``Decimal``.
 
     Raises:
-        PayloadError: as the module's description says.
+        PayloadError: as the module's description says; ``InputTooLargeError`` where it is too large.
 
     """
     if len(raw) > MAX_INPUT_BYTES:
-        raise PayloadError(f"the policy's input has {len(raw)} bytes, more than {MAX_INPUT_BYTES}")
+        raise InputTooLargeError(f"the policy's input has {len(raw)} bytes, more than {MAX_INPUT_BYTES}")
     try:
         value = _DECODER.decode(str(raw, "utf-8"))
     except PayloadError:

@@ -179,6 +179,8 @@ def _event(record: Record) -> str:
             return f"{_DONE[event]:<9} {who}: {record.get('reason')}"
         case "refusal":
             return f"REFUSED   {who} at {record.get('step_name')}: {record.get('reason')}"
+        case "reissue":
+            return f"reissued  {who}: attempt {record.get('attempt')}, for {record.get('operator')}"
         case "outcome":
             return f"outcome   {record.get('status')} after {record.get('ms')} ms"
         case "malformed":

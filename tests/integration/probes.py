@@ -37,8 +37,9 @@ MIDDLE = SpiffeID(f"spiffe://{DOMAIN}/agent/middle")
 ABSENT = SpiffeID(f"spiffe://{DOMAIN}/agent/Absent")  # an upper-case letter: paths may have them
 CLI = SpiffeID(f"spiffe://{DOMAIN}/client/cli")
 OTHER = SpiffeID(f"spiffe://{DOMAIN}/client/other")
+OPERATOR = SpiffeID(f"spiffe://{DOMAIN}/client/operator")
 MALLORY = SpiffeID(f"spiffe://{DOMAIN}/client/mallory")
-IDENTITIES = (ECHO, FRONT, MIDDLE, ABSENT, CLI, OTHER)
+IDENTITIES = (ECHO, FRONT, MIDDLE, ABSENT, CLI, OTHER, OPERATOR)
 
 PATIENCE = 15.0
 """Seconds after which an event that should come at once counts as missing."""
@@ -61,7 +62,8 @@ GRANTS: dict[str, Any] = {
         {"caller": str(FRONT), "callee": [str(ECHO)], "capabilities": ["whoami", "say", "work", "wait"]},
         {"caller": str(MIDDLE), "callee": [str(ECHO)], "capabilities": ["whoami", "say"]},
         {"caller": str(CLI), "callee": [str(ECHO)], "capabilities": ["order.*"], "kinds": ["event"]},
-    ]
+    ],
+    "operators": [{"who": str(OPERATOR), "may": ["control:redrive"]}],
 }
 
 

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentweave_bus import RetryableError, SecureAgent, capability
-from agentweave_bus.authz import AuthzDecision
+from agentweave_bus.authz import AuthzDecision, Grants
 from agentweave_bus.bus.streams import dead_stream_name, tasks_stream_name
 from agentweave_bus.bus.subjects import task_subject
-from agentweave_bus.envelope import control_role
-from agentweave_bus.exceptions import AgentCallError, AuthorizationError, CallTimeoutError, ConfigurationError
+from agentweave_bus.envelope import Draft, Kind, control_role, encode_payload, new_id
+from agentweave_bus.exceptions import (
+    AgentCallError,
+    AuthorizationError,
+    CallTimeoutError,
+    ConfigurationError,
+    TaskFailedError,
+)
 from agentweave_bus.runtime.operators import DeadLetterCalls
+from agentweave_bus.tasks.dead_letters import DeadLetters
 from agentweave_bus.tasks.handle import TaskHandle
+from agentweave_bus.tasks.log import TaskLog
+from agentweave_bus.tasks.queue import Delivery
+from agentweave_bus.tasks.record import TaskRef
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.testing import MemoryBus
+from tests.security.forging import with_part
 
 pytestmark = pytest.mark.anyio
 
@@ -32,7 +47,9 @@ class SickAgent(SecureAgent):
     @capability("work", retry=Retry(attempts=1))
     async def work(self, name: str) -> str:
         self.ran.append(name)
-        if not self.well:
+        if name == "refused":
+            raise TaskFailedError("no")  # an outcome, and no dead letter
+        if not self.well and name != "well":
             raise RetryableError("it is sick")
         return name
 
@@ -283,3 +300,77 @@ async def test_a_frame_that_was_exchanged_is_not_redriven(ward: Ward) -> None:
     with pytest.raises(AgentCallError, match="not the one that was given up"):
         await ward.operator.redrive(first)
     await ward.operator.redrive(second)
+
+
+async def planted(ward: Ward, *, again: bool = False, spoilt: bool = False, state: str) -> str:
+    """A dead letter that the agent writes of a task of which it has not given up; its reference.
+
+    The frame is the task's; or the same sealed ``again``, or with its signature ``spoilt``.
+    """
+    agent, client = ward.bus._held[0].parts, ward.bus._held[1].parts
+    assert agent is not None
+    assert client is not None
+    now_ms = client.desk.clock_ms()
+    place = task_subject(ward.target, "work")
+    draft = Draft(Kind.TASK, new_id(now_ms), ward.target, "work", place, now_ms, now_ms + 60_000)
+    payload = encode_payload({"name": "well" if state == "completed" else "refused"})
+    sealed = await client.sealer.seal(draft, payload)
+    ward.bus.broker.jetstream.streams[tasks_stream_name(ward.target)].store(place, sealed.frame, None)
+    await ward.idle()
+    log = TaskLog(agent.desk, TaskRef(ward.target, client.me, "work", draft.id))
+    await log.refresh()
+    assert log.last is not None
+    assert log.last.state == state
+    assert await ward.letters(all=True) == []
+    frame = sealed.frame
+    if again:
+        frame = (await client.sealer.seal(draft._replace(iat=now_ms + 1), payload)).frame
+    if spoilt:
+        frame = with_part(
+            frame, "proof", lambda proof: [proof[0][:-1] + bytes([proof[0][-1] ^ 1]), *proof[1:]]
+        )
+    delivery = Delivery(frame, place, 1, now_ms, "")
+    await DeadLetters(ward.target, agent.desk).write(delivery, "planted", log=log, digest=sealed.digest)
+    (row,) = await ward.letters(all=True)
+    return str(row["letter"])
+
+
+async def test_what_has_not_failed_is_not_redriven(ward: Ward) -> None:
+    letter = await planted(ward, state="completed")
+    with pytest.raises(AgentCallError, match="has not failed: it is completed"):
+        await ward.operator.redrive(letter)
+    assert (await ward.operator.show(letter))["not_redrivable"]
+
+
+async def test_another_task_of_the_same_id_is_not_redriven(ward: Ward) -> None:
+    letter = await planted(ward, state="failed", again=True)
+    with pytest.raises(AgentCallError, match="used for another task"):
+        await ward.operator.redrive(letter)
+
+
+async def test_a_frame_whose_signature_is_none_is_neither_shown_nor_redriven(ward: Ward) -> None:
+    letter = await planted(ward, state="failed", spoilt=True)
+    with pytest.raises(AgentCallError, match="does not verify now"):
+        await ward.operator.redrive(letter)
+    assert "payload" not in await ward.operator.show(letter, payload=True)
+
+
+async def test_the_page_on_durable_tasks_runs(ward: Ward) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "durable-tasks.md").read_text()
+    section = next(
+        one for one in re.split(r"^## ", text, flags=re.MULTILINE) if one.startswith("Dead letters")
+    )
+    namespace: dict[str, Any] = {"__name__": "dead_letters"}
+    for block in re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "durable-tasks.md", "exec", dont_inherit=True), namespace)
+    handles = [(await ward.given_up(name))[0] for name in "ab"]
+
+    @asynccontextmanager
+    async def operator(_config: object) -> AsyncIterator[DeadLetterCalls]:
+        yield ward.operator
+
+    namespace["Operator"] = operator
+    told = await namespace["redrive_all"](None, str(ward.target))
+    assert told == [one.reference for one in handles]
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert Grants.parse(block).operator_may("spiffe://acme-corp.io/client/operator", "control:redrive")

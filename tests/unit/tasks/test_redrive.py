@@ -13,6 +13,7 @@ from agentweave_bus.bus.streams import dead_stream_name, tasks_stream_name
 from agentweave_bus.client import Submitted, TaskOptions
 from agentweave_bus.control.reissue import reissue_draft
 from agentweave_bus.envelope import (
+    Draft,
     Kind,
     Link,
     Proof,
@@ -125,16 +126,19 @@ class Trial:
         dead = self.stored(dead_stream_name(self.target))
         return [one.data for one in dead if one.subject.endswith(".frame")]
 
-    async def reissue(self, attempt: int, *, sealer: Sealer | None = None, **changes: Any) -> Sealed:
-        """Reissue what was given up first."""
+    async def reissue(self, attempt: int, *, sealed_again: bool = False, **changes: Any) -> Sealed:
+        """Reissue what was given up first; or the same task in another head of its sender's."""
         frame = decode_frame(self.letters()[0])
         original = Link(frame.head, frame.proof, frame.chain)
         head, now_ms = parse_head(frame.head), self.client.desk.clock_ms()
+        if sealed_again:
+            draft = Draft(Kind.TASK, head.id, head.aud, head.cap, head.sub, now_ms, head.exp)
+            original = (await self.client.sealer.seal(draft, frame.payload)).link
         assert head.kind is Kind.TASK
         draft = reissue_draft(
             head, task_id=head.id, now_ms=now_ms, expires_ms=now_ms + 60_000, attempt=attempt
         )._replace(**changes)
-        return await (sealer or self.control).seal(draft, frame.payload, (*frame.via, original))
+        return await self.control.seal(draft, frame.payload, (*frame.via, original))
 
     def put(self, sealed: Sealed) -> None:
         self.bus.broker.jetstream.streams[tasks_stream_name(self.target)].store(
@@ -324,7 +328,7 @@ async def test_a_record_with_a_genuine_redrive_is_believed(trial: Trial) -> None
 
 
 @pytest.mark.parametrize(
-    "wrong", ["none", "no link", "attempt", "task", "forged", "agent", "a plain reissue"]
+    "wrong", ["none", "no link", "attempt", "task", "sealed again", "forged", "agent", "a plain reissue"]
 )
 async def test_a_record_without_a_genuine_redrive_is_passed_over(trial: Trial, wrong: str) -> None:
     """Also one that the agent itself signed: it can't bring back what has failed."""
@@ -341,6 +345,8 @@ async def test_a_record_without_a_genuine_redrive_is_passed_over(trial: Trial, w
     elif wrong == "task":
         evidence = redrive_evidence((await trial.reissue(2)).link)
         _, log = await trial.given_up(name="b")
+    elif wrong == "sealed again":
+        evidence = redrive_evidence((await trial.reissue(2, sealed_again=True)).link)
     elif wrong == "forged":
         genuine = (await trial.reissue(2)).link
         proof = (await trial.reissue(3)).link.proof

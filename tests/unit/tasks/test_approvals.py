@@ -14,6 +14,7 @@ import pytest
 from agentweave_bus import AgentWeaveClient, SecureAgent, TaskHandle, capability
 from agentweave_bus.authz import ApprovalTerms, AuthzDecision, Grants
 from agentweave_bus.bus.streams import tasks_stream_name
+from agentweave_bus.envelope import new_id
 from agentweave_bus.exceptions import (
     AuthorizationError,
     CallRefusedError,
@@ -22,8 +23,11 @@ from agentweave_bus.exceptions import (
     TaskCanceledError,
 )
 from agentweave_bus.tasks import parking
+from agentweave_bus.tasks.approval import Asked, Decided
 from agentweave_bus.tasks.handle import TaskReference
+from agentweave_bus.tasks.log import TaskLog
 from agentweave_bus.tasks.queue import Acknowledgements, Delivery
+from agentweave_bus.tasks.record import RecordBody, TaskRef
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.testing import MemoryBus
 from agentweave_bus.types import TaskState
@@ -404,6 +408,35 @@ async def test_many_that_wait_are_looked_at_in_turn(till: Till, monkeypatch: pyt
     stream = till.bus.broker.jetstream.streams[tasks_stream_name(till.bus.id("agent/pay"))]
     dues = [one.due or 0 for consumer in stream.consumers.values() for one in consumer._pending.values()]
     assert max(dues) - asyncio.get_running_loop().time() > 290
+
+
+DECIDED = {"by": "spiffe://a.test/person/anna", "at": 5, "control": "0d" * 32}
+WRONG: dict[str, tuple[TaskState, dict[str, Any]]] = {
+    "by another": (TaskState.SUBMITTED, {"by": "spiffe://a.test/agent/pay"}),
+    "by who takes part": (TaskState.SUBMITTED, {"by": "spiffe://a.test/person/cli"}),
+    "too late": (TaskState.SUBMITTED, {"at": 7}),
+    "that began at once": (TaskState.WORKING, {}),
+}
+
+
+@pytest.mark.parametrize("name", [*WRONG, "none"])
+async def test_a_record_of_a_decision_that_does_not_count_is_believed_by_nobody(
+    till: Till, name: str
+) -> None:
+    """Also where the agent itself has written it."""
+    parts = till.bus._of(till.agent).parts
+    assert parts is not None
+    ref = TaskRef(till.bus.id("agent/pay"), till.bus.id(CLI), "pay", new_id(parts.desk.clock_ms()))
+    asked = Asked(approvers=["spiffe://a.test/person/*"], until=6, involved=["spiffe://a.test/person/cli"])
+    mine, pd = TaskLog(parts.desk, ref), "ab" * 32
+    await mine.append(RecordBody(state=TaskState.AUTH_REQUIRED, pd=pd, asked=asked), b"\x07" * 32)
+    state, changed = WRONG.get(name, (TaskState.SUBMITTED, {}))
+    body = RecordBody(state=state, pd=pd, decided=Decided.model_validate(DECIDED | changed))
+    await mine.append(body, b"\x07" * 32)
+    seen = TaskLog(parts.desk, ref)
+    await seen.refresh()
+    assert len(seen.records) == (2 if name == "none" else 1)
+    assert (seen.approval is not None) == (name == "none")
 
 
 def test_a_reference_may_name_the_submitter() -> None:

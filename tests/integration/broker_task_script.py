@@ -444,7 +444,68 @@ async def pending(side: Side) -> Transcript:
     return one.said
 
 
+async def waking(side: Side) -> Transcript:
+    """Message schedules: what is refused, what takes the place of what, and what comes when it is due."""
+    said: Transcript = []
+    config = {
+        "name": "wakeups",
+        "subjects": ["aw.wakeup.>"],
+        "storage": "file",
+        "retention": "workqueue",
+        "max_age": 32 * DAY,
+        "deny_delete": True,
+        "deny_purge": True,
+        "num_replicas": 1,
+        "allow_msg_schedules": True,
+    }
+    said.append(("new", config_of(await side.api("STREAM.CREATE.wakeups", {**config, "discard": "new"}))))
+    said.append(("made", config_of(await side.api("STREAM.CREATE.wakeups", config))))
+    off = {**config, "allow_msg_schedules": False, "deny_purge": False}
+    said.append(("off", config_of(await side.api("STREAM.UPDATE.wakeups", off))))
+    made = consumer("", "wakeups", name="w", durable_name="w", filter_subject="aw.wakeup.due.>")
+    await side.api("CONSUMER.CREATE.wakeups.w", made)
+    inbox = await side.hear(side.admin, "pull.w")
+    request = json.dumps({"batch": 3, "expires": 5 * SECOND}).encode()
+    await side.admin.publish("$JS.API.CONSUMER.MSG.NEXT.wakeups.w", request, "pull.w")
+    past, never = "@at 2020-01-01T00:00:00Z", "@at 2199-01-01T00:00:00.5Z"
+    for name, headers in (
+        ("no target", {"Nats-Schedule": past}),
+        ("itself", {"Nats-Schedule": past, "Nats-Schedule-Target": "aw.wakeup.plan.x"}),
+        ("elsewhere", {"Nats-Schedule": past, "Nats-Schedule-Target": "aw.task.x"}),
+        ("everywhere", {"Nats-Schedule": past, "Nats-Schedule-Target": "aw.wakeup.>"}),
+        ("no time", {"Nats-Schedule": "@at noon", "Nats-Schedule-Target": "aw.wakeup.due.x"}),
+        ("never", {"Nats-Schedule": never, "Nats-Schedule-Target": "aw.wakeup.due.x"}),
+        ("in its place", {"Nats-Schedule": never, "Nats-Schedule-Target": "aw.wakeup.due.y"}),
+    ):
+        said.append((name, await side.store("aw.wakeup.plan.x", b"x", headers)))
+    for name in "ab":
+        due = {"Nats-Schedule": past, "Nats-Schedule-Target": f"aw.wakeup.due.{name}", "K": "v"}
+        said.append((f"due {name}", await side.store(f"aw.wakeup.plan.{name}", name.encode(), due)))
+        await asyncio.sleep(0.3)  # one after the other
+    for _ in range(2):
+        message = await within(inbox)
+        said.append(("came", told(message)))
+        await side.ask(message.reply, b"+ACK")
+    state = (await side.api("STREAM.INFO.wakeups"))["state"]
+    said.append(("left", {key: state[key] for key in ("messages", "last_seq", "num_subjects")}))
+    left = await side.api("STREAM.MSG.GET.wakeups", {"last_by_subj": "aw.wakeup.plan.x"})
+    said.append(("kept", left["message"]["hdrs"]))
+    for subject in ("aw.wakeup.due.*", "nobody.>"):
+        names = await side.api("STREAM.NAMES", {"subject": subject})
+        said.append((f"names {subject}", {key: names[key] for key in ("total", "offset", "limit", "streams")}))
+    said.append(("not deleted", (await side.api("STREAM.MSG.DELETE.wakeups", {"seq": 1}))["error"]))
+    await side.api("STREAM.CREATE.parked", {"name": "parked", "subjects": ["aw.park.>"]})
+    await side.store("aw.park.x")
+    for number in (1, 1):
+        gone = await side.api("STREAM.MSG.DELETE.parked", {"seq": number, "no_erase": True})
+        said.append(("deleted", gone.get("success") or gone["error"]))
+    for name in ("wakeups", "parked"):
+        await side.api(f"STREAM.DELETE.{name}")
+    return said
+
+
 _SHORT = {"duplicate_window": SECOND // 10}
 TASK_SCENES = {
-    scene.__name__: scene for scene in (slots, room, consumers, pulling, acknowledging, keeping, pending)
+    scene.__name__: scene
+    for scene in (slots, room, consumers, pulling, acknowledging, keeping, pending, waking)
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,11 @@ pytestmark = pytest.mark.anyio
 
 HOUR = 60
 """As long as the tests have patience for: a clock that is put forward wakes all that is due in between."""
+
+
+SECTION = (
+    (Path(__file__).parents[3] / "docs" / "durable-tasks.md").read_text().partition("## Later, again")[2]
+)
 
 
 class Clockwork(SecureAgent):
@@ -262,3 +268,22 @@ async def test_one_idempotency_key_is_one_delayed_task(clock: Setting) -> None:
     assert {(await one.result(10)).data for one in handles} == {"a"}
     await clock.nothing_is_left()
     assert len(clock.agent.ran) == 1
+
+
+async def test_the_page_says_what_can_be_submitted(clock: Setting) -> None:
+    namespace: dict[str, Any] = {}
+    exec(
+        compile(SECTION.partition("```python\n")[2].partition("```")[0], "durable-tasks.md", "exec"),
+        namespace,
+    )
+    said: list[dict[str, Any]] = []
+
+    class Client:
+        async def submit(self, _target: str, _name: str, _payload: Any, **options: Any) -> TaskHandle:
+            said.append(options)
+            return await clock.submit(**options)
+
+    reference = await namespace["plan"](Client())
+    assert [set(one) for one in said] == [{"delay"}, {"at"}, {"every", "deadline"}, {"priority"}]
+    assert (await clock.cli.task(reference).status()).state is TaskState.SUBMITTED
+    assert clock.stored()["parked"] == 3

@@ -244,6 +244,8 @@ def _print_tasks(write: bool) -> None:
         *task_ratios_tables(found),
         task_targets_table(found),
     ]
+    if write:
+        parts.insert(0, f"![Rates, latency and processor time of each row]({documents.TASKS_PICTURE.name})")
     _put("tasks", "\n\n".join(part for part in parts if part), write)
     if write:
         draw_tasks(found, documents.TASKS_PICTURE)

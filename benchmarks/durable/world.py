@@ -75,10 +75,17 @@ class Queue:
         return int(info.state.bytes)
 
     async def down_to(self, count: int, limit_s: float) -> float:
-        """Return when at most ``count`` are left, by the performance counter in seconds."""
-        async with asyncio.timeout(limit_s):
-            while await self.waiting() > count:  # noqa: ASYNC110 - the broker tells it to who asks
-                await asyncio.sleep(_LOOK_S)
+        """Return when at most ``count`` are left, by the performance counter in seconds.
+
+        Raises:
+            RuntimeError: there are more after ``limit_s`` seconds.
+
+        """
+        until = time.perf_counter() + limit_s
+        while (waiting := await self.waiting()) > count:
+            if time.perf_counter() > until:
+                raise RuntimeError(f"{waiting} tasks of {self.stream} are still there after {limit_s:g} s")
+            await asyncio.sleep(_LOOK_S)
         return time.perf_counter()
 
     def tell(self, word: str) -> None:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-import nats.errors
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StreamConfig
@@ -23,7 +22,6 @@ WORKERS: Final = "workers"
 _STAMPED: Final = "stamped"
 _BATCH: Final = 256
 _FETCH_S: Final = 20.0
-_STALLED_S: Final = 60.0
 
 
 def stream_of(queue: str) -> str:
@@ -54,10 +52,12 @@ async def serve(place: Place, gate: asyncio.Event, ready: Callable[[], None]) ->
             subscription = await _subscribed(stream, queue, consumer)
             pulls.append(asyncio.create_task(_pull(subscription, batch, act)))
         ready()
-        await stop.wait()
+        stopping = asyncio.create_task(stop.wait())
+        ended, _ = await asyncio.wait([stopping, *pulls], return_when=asyncio.FIRST_COMPLETED)
         for pull in pulls:
             pull.cancel()
         await asyncio.gather(*pulls, return_exceptions=True)
+        ended.pop().result()  # raises what ended a pull
 
 
 async def _subscribed(
@@ -82,7 +82,7 @@ async def _pull(
     while True:
         try:
             await act(await subscription.fetch(batch, timeout=_FETCH_S))
-        except nats.errors.TimeoutError:
+        except TimeoutError:  # the library raises its own, and the common one
             continue
 
 
@@ -93,7 +93,7 @@ class _Client:
     async def submit(self, queue: str, count: int) -> None:
         subject, payload = f"{stream_of(queue)}.{WORKERS}", PAYLOAD.encode()
         for _ in range(count):
-            last = await self._stream.publish_async(subject, payload, wait_stall=_STALLED_S)
+            last = await self._stream.publish_async(subject, payload)
         await self._stream.publish_async_completed()
         last.result()  # raises where it was not stored
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 from nats.js.api import ConsumerConfig
+from taskiq import AckableMessage
 from taskiq.receiver import Receiver
 from taskiq_nats import NATSObjectStoreResultBackend, PullBasedJetStreamBroker
 
@@ -22,11 +23,24 @@ __all__ = ["WORKERS", "client", "serve", "stream_of"]
 
 WORKERS: Final = "workers"
 _WINDOW: Final = 256
+_FETCH_S: Final = 20.0
 
 
 def stream_of(queue: str) -> str:
     """Return the name of the stream that plays a queue."""
     return f"taskiq-{queue}"
+
+
+class _PullBroker(PullBasedJetStreamBroker):
+    """Goes on after a fetch that ended in the common ``TimeoutError``, which its own loop does not expect."""
+
+    async def listen(self) -> AsyncGenerator[AckableMessage, None]:
+        while True:
+            try:
+                async for message in super().listen():
+                    yield message
+            except TimeoutError:
+                continue
 
 
 class _Queue(NamedTuple):
@@ -37,14 +51,14 @@ class _Queue(NamedTuple):
 
 def _queue(place: Place, queue: str, act: Callable[[str], Any], stamp: Callable[[str], Any]) -> _Queue:
     name = stream_of(queue)
-    broker = PullBasedJetStreamBroker(
+    broker = _PullBroker(
         place.address,
         subject=name,
         stream_name=name,
         durable=WORKERS,
         consumer_config=ConsumerConfig(durable_name=WORKERS),
         pull_consume_batch=AT_ONCE,
-        pull_consume_timeout=20.0,
+        pull_consume_timeout=_FETCH_S,  # without one a batch is waited for until it is full
     )
     if place.options["keeps"]:
         broker = broker.with_result_backend(NATSObjectStoreResultBackend(place.address))

@@ -41,11 +41,11 @@ from agentweave_bus.exceptions import AgentWeaveError, AuditError, EnvelopeError
 from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["Dispatch", "Responder"]
+__all__ = ["QUEUE_GROUP", "Dispatch", "Responder"]
 
 _log = logging.getLogger(__name__)
 
-_QUEUE_GROUP: Final = "replicas"
+QUEUE_GROUP: Final = "replicas"  # of NATS; the replicas of an agent share the calls in it
 _REPLY_LIFETIME_MS: Final = 30_000
 _LEAST_QUEUED_BYTES: Final = 16 * 1024 * 1024  # of a subscription: uvloop reads up to 8 MiB in one turn
 
@@ -97,7 +97,7 @@ class Responder:
 
         for capability in self._capabilities:
             subject = call_subject(self._me, capability)
-            await session.serve(subject, _QUEUE_GROUP, received, self._queued)
+            await session.serve(subject, QUEUE_GROUP, received, self._queued)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

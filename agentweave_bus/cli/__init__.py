@@ -38,6 +38,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "try policies (one question, or a table of them), and revoke",
     ),
     "audit": ("agentweave_bus.cli.audit", "verify audit logs, or show what they say"),
+    "agents": ("agentweave_bus.cli.agents", "describe agents as AsyncAPI documents"),
     "identity": ("agentweave_bus.cli.identity", "show or fetch an SVID and its trust bundles"),
     "doctor": ("agentweave_bus.cli.doctor", "find what is wrong here, and say what to do about it"),
     "config": ("agentweave_bus.cli.config", "check a configuration and print what is in effect"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentweave_bus.bus.responder import _QUEUE_GROUP
+from agentweave_bus.bus.responder import QUEUE_GROUP
 from agentweave_bus.bus.subjects import Family, agent_prefix, api_inbox, call_subject, reply_inbox
 from tests.integration.connections import heard_within
 from tests.integration.probes import CLI, ECHO, FRONT, MIDDLE, OTHER
@@ -68,7 +68,7 @@ async def test_taking_calls_in_a_queue_group(world, echo, cli, who):
     async def take(message):
         taken.append(message)
 
-    for queue in (_QUEUE_GROUP, "another"):
+    for queue in (QUEUE_GROUP, "another"):
         await raw.denied(raw.client.subscribe(call_subject(ECHO, "work"), queue=queue, cb=take))
     for number in range(10):
         assert await cli.ask(ECHO, "work", {"text": str(number)}) == {"worked": str(number)}

@@ -34,7 +34,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final, TypeAlias
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision
@@ -46,7 +45,6 @@ from agentweave_bus.bus.admitted import (
     StoredArrival,
     ValidatedPayload,
 )
-from agentweave_bus.bus.blob_room import BlobRoom
 from agentweave_bus.bus.blobs import Blobs
 from agentweave_bus.bus.claim_rates import ClaimRates
 from agentweave_bus.bus.claims import NEW_STREAM_S, ClaimOutcome, Claims, PendingClaim
@@ -55,6 +53,7 @@ from agentweave_bus.bus.records import WitnessNotes, decision_facts, envelope_fa
 from agentweave_bus.bus.refusal import AdmissionRefusedError, Step
 from agentweave_bus.bus.refusal_rate import RefusalRate
 from agentweave_bus.bus.subjects import Priority, call_subject, reply_subject, task_subject
+from agentweave_bus.bus.task_payloads import TaskPayloads
 from agentweave_bus.envelope import (
     EnvelopeVerifier,
     Head,
@@ -71,11 +70,9 @@ from agentweave_bus.envelope import (
     requester,
     verify_delegation,
 )
-from agentweave_bus.envelope.blob import BLOB_CONTENT_TYPE, BlobReference
+from agentweave_bus.envelope.blob import BLOB_CONTENT_TYPE
 from agentweave_bus.exceptions import (
     AuditError,
-    BlobError,
-    BusError,
     DelegationRefusedError,
     EnvelopeError,
     FederationError,
@@ -104,10 +101,10 @@ Decode: TypeAlias = Callable[[bytes], Any]
 
 _NEW_STREAM_MS: Final = int(NEW_STREAM_S * 1000)
 _BUSY_SECONDS: Final = 0.2
-_FETCH_AGAIN_S: Final = 1.0
 _CALL_KINDS: Final = frozenset({Kind.CALL})
 _TASK_KINDS: Final = frozenset({Kind.TASK, Kind.REISSUE})
 _DENIED: Final = "not allowed"
+_NOT_IN_GENERAL: Final = "neither a grant nor a standing answer of the policy allows it whatever the payload"
 _NO_ANSWER: Final = "the policy could not be asked"
 _UNPROVED: Final = "the delegation does not verify"
 _FAILED: Final = "not able to admit the call"
@@ -141,8 +138,7 @@ class Admission:
         self._occupancy = occupancy
         self._metrics = metrics
         self._clock_ms = clock_ms
-        self._blobs = blobs
-        self._blob_room = BlobRoom(0 if blobs is None else 2 * blobs.max_bytes)
+        self._payloads = TaskPayloads(blobs)
         self._replays = ReplayFilter()
         self._rates = ClaimRates()
         self._unknown = RefusalRate()
@@ -198,7 +194,7 @@ class Admission:
         """Give back the room of a task's large payload, when it has ended here."""
         if admitted.blob_bytes:
             sender = requester(admitted.request, admitted.via).iss
-            self._blob_room.leave(sender, admitted.blob_bytes)
+            self._payloads.leave(sender, admitted.blob_bytes)
 
     def leave(self, admitted: Admitted) -> None:
         """Give back the place of an admitted request, when it has ended."""
@@ -248,29 +244,15 @@ class Admission:
     async def _admit_task(self, task: OpenedTask, approval: Mapping[str, Any] | None) -> Admitted:
         if task.request.head.ct != BLOB_CONTENT_TYPE:
             return await self._admit_payload(task, decode_payload, task.request.payload, approval)
-        reference = self._reference(task)
         await self._check_before_fetch(task)
-        sender = task.asks.iss
-        if not await self._blob_room.enter(sender, reference.size):
-            raise AdmissionRefusedError(
-                Step.ROOM, "too many large payloads are held here already", request=task.request, told=_BUSY
-            )
+        reference, data = await self._payloads.fetched(task)
         try:
-            decode, data = await self._fetched(task, reference)
+            decode = self._payloads.decode
             admitted = await self._admit_payload(task, decode, data, approval, noted=reference.summary())
         except BaseException:
-            self._blob_room.leave(sender, reference.size)
+            self._payloads.leave(task.asks.iss, reference.size)
             raise
         return admitted._replace(blob_bytes=reference.size)
-
-    def _reference(self, task: OpenedTask) -> BlobReference:
-        most = 0 if self._blobs is None else self._blobs.max_bytes
-        try:
-            return BlobReference.decode(task.request.payload, max_bytes=most)
-        except BlobError as error:
-            raise AdmissionRefusedError(
-                Step.PAYLOAD, str(error), told=str(error), request=task.request
-            ) from error
 
     async def _check_before_fetch(self, task: OpenedTask) -> None:
         """Let only those have something fetched whom the grants, or a standing answer, let do it at all."""
@@ -278,27 +260,7 @@ class Admission:
         reason = task.capability.admits_peer(task.asks.iss)
         if reason is None and await self._authorizer.allows_action_in_general(facts):
             return
-        reason = (
-            reason or "neither a grant nor a standing answer of the policy allows it whatever the payload"
-        )
-        decision = AuthzDecision(allowed=False, reason=reason)
-        self._allowed(task.request, facts, decision)
-
-    async def _fetched(self, task: OpenedTask, reference: BlobReference) -> tuple[Decode, bytes]:
-        """Fetch what a task refers to: of who asks, addressed to this agent. There is no other place."""
-        assert self._blobs is not None  # or no reference is small enough
-        try:
-            data = await self._blobs.fetch(task.asks.iss, reference)
-        except (BlobError, BusError) as error:
-            for_good = isinstance(error, BlobError) and not error.missing
-            raise AdmissionRefusedError(
-                Step.PAYLOAD,
-                str(error),
-                told=str(error),
-                request=task.request,
-                retry_after=None if for_good else _FETCH_AGAIN_S,
-            ) from error
-        return partial(decode_payload, limits=self._blobs.limits), data
+        self._allowed(task.request, facts, AuthzDecision(allowed=False, reason=reason or _NOT_IN_GENERAL))
 
     async def _admit_payload(
         self,

@@ -236,7 +236,7 @@ class Admission:
         request = self._open(frame, now_ms, arrival.stored_at_ms)  # 1 to 5
         fault = self._task_binding_fault(request, arrival)
         capability = await self._bind(request, fault, also=BLOB_CONTENT_TYPE)  # 6
-        via = self._delegation(request, now_ms)  # 7
+        via = self._delegation(request, now_ms, arrival.stored_at_ms)  # 7
         expired = self._time_stored(request, now_ms, arrival.stored_at_ms)  # 8
         asks = requester(request, via, sender_expired=expired)
         return OpenedTask(request, capability, via, asks, arrival.stored_at_ms)
@@ -362,10 +362,12 @@ class Admission:
             return f"{head.iss} may not reissue tasks of {self._me}"
         return None
 
-    def _delegation(self, request: OpenedEnvelope, now_ms: int) -> tuple[VerifiedLink, ...]:
-        """Step 7."""
+    def _delegation(
+        self, request: OpenedEnvelope, now_ms: int, stored_at_ms: int | None = None
+    ) -> tuple[VerifiedLink, ...]:
+        """Step 7; ``stored_at_ms`` is the stream's time of what lay in one."""
         try:
-            return verify_delegation(request, self._verifier, now_ms=now_ms)
+            return verify_delegation(request, self._verifier, now_ms=now_ms, stored_at_ms=stored_at_ms)
         except DelegationRefusedError as error:
             raise AdmissionRefusedError(
                 Step.DELEGATION, f"rule {error.rule}: {error}", told=_UNPROVED, request=request

@@ -79,9 +79,10 @@ class EventAdmission(Admission):
         live: bool,
     ) -> OpenedTask:
         now_ms = self._clock_ms()
-        request = self._open(frame, now_ms, None if live else arrival.stored_at_ms)  # 1 to 5
+        stored_at_ms = None if live else arrival.stored_at_ms
+        request = self._open(frame, now_ms, stored_at_ms)  # 1 to 5
         capability = self._bound_to(request, arrival, publisher, handler)  # 6
-        via = self._delegation(request, now_ms)  # 7
+        via = self._delegation(request, now_ms, stored_at_ms)  # 7
         expired = False
         if live:
             self._time(request, now_ms)  # 8

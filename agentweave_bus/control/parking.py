@@ -116,7 +116,9 @@ def open_parked(
         opened = verifier.open_stored(frame, now_ms=now_ms, stored_at_ms=stored_at_ms)
         _check_binding(opened, agent, subject)
         _check_fresh(opened, stored_at_ms)
-        verify_delegation(opened, verifier, now_ms=opened.head.iat)
+        verify_delegation(
+            opened, verifier, now_ms=now_ms, stored_at_ms=stored_at_ms, judged_at_ms=opened.head.iat
+        )
     except (ChainRefusedError, FederationError) as error:
         raise NotBroughtBackError(str(error), later=True) from error  # its authority may become known here
     except AgentWeaveError as error:

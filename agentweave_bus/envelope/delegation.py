@@ -9,7 +9,8 @@ to what it is about to sign. :func:`verify_delegation` adds rule 5, the signatur
 3. each link's recipient is the next head's sender
 4. each link was unexpired when the next head was issued; time does not go back; a call does not outlive
    its parent
-5. each link was signed by who it says, with a certificate good at that time and not long expired
+5. each link was signed by who it says, with a certificate good at that time and not long expired; the
+   authority is in its bundle, or left it after a stream, or a control role, says that the link was there
 6. a scope once set is kept and never widens, and each head stays inside its own
 
 A *reissue* is the control role's new head for a stored task; its last link is that task. In a chain it
@@ -120,9 +121,15 @@ def verify_delegation(
     verifier: EnvelopeVerifier,
     *,
     now_ms: int,
+    stored_at_ms: int | None = None,
+    judged_at_ms: int | None = None,
     link_grace_ms: int = DEFAULT_LIMITS.default_link_grace_ms,
 ) -> tuple[VerifiedLink, ...]:
     """Verify the chain of ``opened`` by all six rules; origin first, empty without ``via``.
+
+    ``stored_at_ms`` is for what lay in a stream, which says that it was there then: the authority of a link
+    may have left its bundle since. What comes live has none, and is checked by the bundles of now alone.
+    ``judged_at_ms`` is the time at which senders may have expired by the grace; now, unless it is given.
 
     When the envelope itself is a reissue, the last link is the task for which it stands; use
     :func:`requester` to see through that.
@@ -137,12 +144,9 @@ def verify_delegation(
     if not via:
         return ()
     heads = [link.head for link in via] + [head]
-    references = _reference_times(heads, now_ms)
+    times = _times(heads, now_ms if judged_at_ms is None else judged_at_ms, stored_at_ms)
     senders = [
-        _check_rule_5(
-            link, verifier, reference_ms, link_grace_ms, now_ms if after.kind is Kind.REISSUE else None
-        )
-        for link, reference_ms, after in zip(via, references, heads[1:], strict=True)
+        _check_rule_5(link, verifier, at, now_ms, link_grace_ms) for link, at in zip(via, times, strict=True)
     ]
     return _logical_links(heads, via, senders, now_ms)
 
@@ -338,37 +342,44 @@ def _check_narrower(scope: tuple[str, ...], child: Head) -> None:
 # --- rule 5: signatures -----------------------------------------------------------------------------
 
 
-def _reference_times(heads: Sequence[Head], now_ms: int) -> list[int]:
-    """Return, for each link, the time by which its sender may have expired by the grace only.
+class _Times(NamedTuple):
+    """By which times a link is judged.
 
-    That is now; for what lies before a reissue it is the ``iat`` of the task reissued, because the
-    control role judged it then.
+    At ``reference_ms`` its sender may have expired by the grace only. ``there_ms`` is when it was there by
+    another's word than its own, ``None`` if nobody says so.
+    """
+
+    reference_ms: int
+    there_ms: int | None
+
+
+def _times(heads: Sequence[Head], judged_at_ms: int, stored_at_ms: int | None) -> list[_Times]:
+    """Return the times for each link.
+
+    For what lies before a reissue both are the ``iat`` of the task reissued, because the control role
+    judged it then.
     """
     times = []
-    reference = now_ms
+    current = _Times(judged_at_ms, stored_at_ms)
     for number in range(len(heads) - 1, 0, -1):
         if heads[number].kind is Kind.REISSUE:
-            reference = heads[number - 1].iat
-        times.append(reference)
+            current = _Times(heads[number - 1].iat, heads[number - 1].iat)
+        times.append(current)
     times.reverse()
     return times
 
 
 def _check_rule_5(
-    link: Link,
-    verifier: EnvelopeVerifier,
-    reference_ms: int,
-    link_grace_ms: int,
-    vouched_at_ms: int | None,
+    link: Link, verifier: EnvelopeVerifier, at: _Times, now_ms: int, link_grace_ms: int
 ) -> VerifiedChain:
     if not 0 <= link_grace_ms <= verifier.limits.max_link_grace_ms:
         raise ValueError(f"link_grace_ms must be 0 to {verifier.limits.max_link_grace_ms}")
     try:
-        sender = verifier.verify_link(link, vouched_at_ms=vouched_at_ms)
+        sender = verifier.verify_link(link, now_ms=now_ms, stored_at_ms=at.there_ms)
     except (ChainRefusedError, FederationError, SignatureRefusedError) as error:
         raise DelegationRefusedError(f"{link.head.iss}'s link does not verify: {error}", rule=5) from error
-    if sender.not_after_ms + link_grace_ms < reference_ms:
-        expired_ms = reference_ms - sender.not_after_ms
+    if sender.not_after_ms + link_grace_ms < at.reference_ms:
+        expired_ms = at.reference_ms - sender.not_after_ms
         raise DelegationRefusedError(f"{sender.spiffe_id} expired {expired_ms} ms ago", rule=5)
     return sender
 

@@ -179,10 +179,18 @@ class EnvelopeVerifier:
             return self._check_chain_retired(parts, error, now_ms=now_ms, stored_at_ms=stored_at_ms)
 
     def _check_chain_retired(
-        self, parts: Frame | Link, refused: ChainRefusedError, *, now_ms: int, stored_at_ms: int
+        self,
+        parts: Frame | Link,
+        refused: ChainRefusedError,
+        *,
+        now_ms: int,
+        stored_at_ms: int,
+        signed_at_ms: int | None = None,
     ) -> VerifiedChain:
         try:
-            sender = self._chains.verify_retired(parts.chain, now_ms=now_ms, stored_at_ms=stored_at_ms)
+            sender = self._chains.verify_retired(
+                parts.chain, now_ms=now_ms, stored_at_ms=stored_at_ms, signed_at_ms=signed_at_ms
+            )
         except ChainRefusedError:
             raise refused from None  # it says more of who asks than what was tried last
         return _with_nothing_beside(parts, sender)
@@ -226,18 +234,23 @@ class EnvelopeVerifier:
 
     # --- links (rule 5 of delegation)
 
-    def verify_link(self, link: Link, *, vouched_at_ms: int | None = None) -> VerifiedChain:
+    def verify_link(
+        self, link: Link, *, now_ms: int | None = None, stored_at_ms: int | None = None
+    ) -> VerifiedChain:
         """Take a link of ``via`` through steps 3 to 5, as of its own ``iat``. Errors as :meth:`open`.
 
-        ``vouched_at_ms`` is now, for a link of which a reissue says that it was verified when it was fresh:
-        its authority may have left the bundle since.
+        ``stored_at_ms``, with ``now_ms``, is when it is known to have been there, other than by its own word:
+        its authority may have left the bundle after that. Without the two it must be in the bundle.
         """
+        signed_ms = link.head.iat
         try:
-            sender = self.check_chain(link, at_ms=link.head.iat)
+            sender = self.check_chain(link, at_ms=signed_ms)
         except ChainRefusedError as error:
-            if vouched_at_ms is None:
+            if now_ms is None or stored_at_ms is None:
                 raise
-            sender = self._check_chain_retired(link, error, now_ms=vouched_at_ms, stored_at_ms=link.head.iat)
+            sender = self._check_chain_retired(
+                link, error, now_ms=now_ms, stored_at_ms=stored_at_ms, signed_at_ms=signed_ms
+            )
         self.check_proof(link, sender)
         self.check_sender(link.head, sender)
         return sender

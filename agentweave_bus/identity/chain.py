@@ -223,12 +223,17 @@ class ChainVerifier:
             raise ChainRefusedError(f"{verified.spiffe_id} is refused: {reason}")
         return verified
 
-    def verify_retired(self, chain: Sequence[bytes], *, now_ms: int, stored_at_ms: int) -> VerifiedChain:
+    def verify_retired(
+        self, chain: Sequence[bytes], *, now_ms: int, stored_at_ms: int, signed_at_ms: int | None = None
+    ) -> VerifiedChain:
         """Verify ``chain`` by an authority that has left its bundle, as of before it left.
 
         ``stored_at_ms`` is when a stream says that what the chain signed was there. The result is valid at
         that time, and not now: its ``not_after_ms`` lies before the authority left. What is remembered of it
         is never recalled by :meth:`verify`.
+
+        With ``signed_at_ms`` the chain must be valid at that time, as the link of a delegation says it of
+        itself, and the authority must still have been in the bundle at both.
 
         Raises:
             FederationError: the leaf's trust domain is not allowed now, or its bundle is missing.
@@ -236,14 +241,15 @@ class ChainVerifier:
                 for the chain, or it is revoked.
 
         """
+        at_ms = stored_at_ms if signed_at_ms is None else signed_at_ms
         key = _chain_key(chain)
         known = self._once_verified.get(key)
-        verified = None if known is None else self._as_of(known, now_ms, stored_at_ms)
+        verified = None if known is None else self._as_of(known, now_ms, at_ms, stored_at_ms)
         if verified is None:
-            known = self._verify_by_retired(chain, now_ms, stored_at_ms)
-            verified = self._as_of(known, now_ms, stored_at_ms)
+            known = self._verify_by_retired(chain, now_ms, at_ms, stored_at_ms)
+            verified = self._as_of(known, now_ms, at_ms, stored_at_ms)
             if verified is None:
-                raise ChainRefusedError(_outside_validity(known, stored_at_ms))
+                raise ChainRefusedError(_outside_validity(known, at_ms))
             self._once_verified[key] = known
             while len(self._once_verified) > self._max_entries:
                 self._once_verified.popitem(last=False)
@@ -254,8 +260,13 @@ class ChainVerifier:
             raise ChainRefusedError(f"{verified.spiffe_id} is refused: {reason}")
         return verified
 
-    def _as_of(self, known: VerifiedChain, now_ms: int, stored_at_ms: int) -> VerifiedChain | None:
-        """Return ``known`` with its end set to where its authority left, if it was good before that."""
+    def _as_of(
+        self, known: VerifiedChain, now_ms: int, at_ms: int, stored_at_ms: int
+    ) -> VerifiedChain | None:
+        """Return ``known``, its end set to where its authority left, if that was after ``stored_at_ms``.
+
+        ``None`` is returned if it was not, and if the chain was not good at ``at_ms``.
+        """
         domain = known.spiffe_id.trust_domain
         self._trust.bundle_for(domain)
         left_ms = (
@@ -266,9 +277,11 @@ class ChainVerifier:
         if left_ms is None:
             return None
         ended = replace(known, not_after_ms=min(known.not_after_ms, left_ms - 1, now_ms - 1))
-        return ended if ended.valid_at(stored_at_ms) else None
+        return ended if ended.valid_at(at_ms) else None
 
-    def _verify_by_retired(self, chain: Sequence[bytes], now_ms: int, stored_at_ms: int) -> VerifiedChain:
+    def _verify_by_retired(
+        self, chain: Sequence[bytes], now_ms: int, at_ms: int, stored_at_ms: int
+    ) -> VerifiedChain:
         _check_chain_bounds(chain)
         domain = claimed_spiffe_id(chain[0]).trust_domain
         self._trust.bundle_for(domain)  # a domain whose bundle is not there now vouches for nobody
@@ -277,7 +290,7 @@ class ChainVerifier:
         )
         if bundle is None:
             raise ChainRefusedError(f"no authority that has left the bundle of {domain} since is known here")
-        return verify_chain(chain, bundle, at_ms=stored_at_ms)
+        return verify_chain(chain, bundle, at_ms=at_ms)
 
     def _recall(self, key: bytes, at_ms: int) -> VerifiedChain | None:
         verified = self._verified.get(key)

@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from agentweave_bus.bus.admission import Step
-from agentweave_bus.envelope import EnvelopeVerifier, Kind, check_time_stored
-from agentweave_bus.exceptions import ChainRefusedError, TimeRefusedError
+from agentweave_bus.envelope import EnvelopeVerifier, Kind, check_time_stored, verify_delegation
+from agentweave_bus.exceptions import ChainRefusedError, DelegationRefusedError, TimeRefusedError
 from agentweave_bus.identity import (
     Authority,
     ChainVerifier,
@@ -31,15 +31,16 @@ from agentweave_bus.identity import (
 from agentweave_bus.runtime.wiring import clock_ms
 from agentweave_bus.spiffe_id import SpiffeID
 from tests.integration.connections import Fixed, until
-from tests.integration.probes import CLI, DOMAIN, ECHO
+from tests.integration.probes import CLI, DOMAIN, ECHO, FRONT
 from tests.security.catalogue import Adversary, Layer, refused_by
-from tests.security.forging import forged_call, reply_of
+from tests.security.forging import forged_call, link_of, reply_of
 
 pytestmark = pytest.mark.anyio
 
 PARTNER = "partner.test"
 BUYER = SpiffeID(f"spiffe://{PARTNER}/agent/buyer")
 MINUTE = 60_000
+HOUR = 60 * MINUTE
 NOBODY = "no authority of that bundle signed it"
 
 
@@ -64,6 +65,19 @@ class Past:
             lifetime=timedelta(hours=20),
             allow_foreign=True,
         )
+
+    def link(self, iat_ms, *, svid=None):
+        """Make up a task for front, signed by the stolen key."""
+        svid = self.mint() if svid is None else svid
+        return link_of(svid, BUYER, FRONT, kind=Kind.TASK, reply=None, iat=iat_ms, exp=clock_ms() + HOUR)
+
+    def read_delegated(self, front, link, stored_at_ms, *, verifier=None):
+        """Read from a stream a task that front, an accomplice, signs now because of ``link``."""
+        forged = forged_call(front, iss=FRONT, kind=Kind.TASK, reply=None, via=(link,))
+        verifier, now_ms = verifier or self.verifier, clock_ms()
+        opened = verifier.open_stored(forged.frame, now_ms=now_ms, stored_at_ms=stored_at_ms)
+        (seen,) = verify_delegation(opened, verifier, now_ms=now_ms, stored_at_ms=stored_at_ms)
+        return seen
 
     def read(self, iat_ms, stored_at_ms, *, svid=None, iss=BUYER, verifier=None, beside=()):
         """Read from a stream a task that is signed by the stolen key; return whether it counts as expired."""
@@ -222,6 +236,71 @@ async def planted(past, tmp_path, spoil):
                 past.read(stored_at, stored_at, svid=svid, verifier=verifier)
         else:
             assert past.read(stored_at, stored_at, svid=svid, verifier=verifier)
+
+
+@pytest.fixture(scope="module")
+def front(session_world):
+    return session_world.issue(FRONT)
+
+
+async def test_a_link_that_was_there_before_it_left(past, front):
+    """Honest: the partner's agent had front hand a task on, which waits since before."""
+    seen = past.read_delegated(front, past.link(past.left_ms - 2 * MINUTE), past.left_ms - MINUTE)
+    assert (seen.iss, seen.sender_expired) == (BUYER, True)
+
+
+@refused_by(
+    Step.DELEGATION, "a link of the past, made up once its signer's authority had left", by=Adversary.THIEF
+)
+async def test_a_link_made_up_later(past, front):
+    """By the thief together with front, who need nobody else to store a task of theirs."""
+    for stored_at in (past.left_ms, past.left_ms + 1, clock_ms()):
+        link = past.link(past.left_ms - MINUTE)
+        past.read_delegated(front, link, past.left_ms - 1)  # and so its chain is remembered
+        with pytest.raises(DelegationRefusedError, match=NOBODY) as caught:
+            past.read_delegated(front, link, stored_at)
+        assert caught.value.rule == 5
+
+
+@refused_by(Step.DELEGATION, "a link that is dated after its signer's authority left", by=Adversary.THIEF)
+async def test_a_link_dated_later(past, front):
+    """Also when the broker says that it was there before."""
+    for stored_at in (past.left_ms - MINUTE, past.left_ms - 1):
+        with pytest.raises(DelegationRefusedError, match=NOBODY):
+            past.read_delegated(front, past.link(past.left_ms), stored_at)
+
+
+@refused_by(
+    Step.DELEGATION,
+    "a live call on a link under an authority that left and is remembered",
+    by=Adversary.THIEF,
+)
+async def test_a_link_of_a_live_call(attack, past, front):
+    link = past.link(past.left_ms - MINUTE)
+    past.read_delegated(front, link, past.left_ms - 1)
+    forged = forged_call(front, iss=FRONT, via=(link,))
+    await attack.send(forged.frame, reply=reply_of(forged, FRONT))
+    await attack.refused(reason=NOBODY)
+
+
+@refused_by(Step.DELEGATION, "a link under a remembered authority that was revoked", by=Adversary.THIEF)
+async def test_a_link_under_a_revoked_one(past, front):
+    link, stored_at = past.link(past.left_ms - 2 * MINUTE), past.left_ms - MINUTE
+    revocations = RevocationList()
+    chains = ChainVerifier(past.verifier._chains._trust, revocations=revocations, retired=past.history)
+    verifier = EnvelopeVerifier(chains)
+    assert past.read_delegated(front, link, stored_at, verifier=verifier)
+    revocations.replace(RevokedSet(authorities=frozenset({past.fingerprint})))
+    with pytest.raises(DelegationRefusedError, match=NOBODY):
+        past.read_delegated(front, link, stored_at, verifier=verifier)
+
+
+async def test_a_broker_that_dates_a_link_back(past, front):
+    """Not protected: with the stolen key of an authority that left, an agent as accomplice, and the broker, which
+    dates back, a link says that somebody asked who did not; the policy is told that he has expired.
+    """
+    seen = past.read_delegated(front, past.link(past.left_ms - 2 * MINUTE), past.left_ms - MINUTE)
+    assert seen.sender_expired
 
 
 @refused_by(

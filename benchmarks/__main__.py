@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="the comparison (what is done when no command is named)")
     run.add_argument("--rows", default=",".join(row.name for row in ROWS), help="which, by commas")
     run.add_argument("--rounds", type=int, default=5)
-    run.add_argument("--seconds", type=float, default=1.8, help="of each measurement")
+    run.add_argument("--seconds", type=float, default=1.6, help="of each measurement")
     run.add_argument("--no-stages", action="store_true", help="leave the stages out")
     run.add_argument("--no-tasks", action="store_true", help="leave the durable tasks out")
     run.set_defaults(act=_run)
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     large.set_defaults(act=_large)
     for command in (run, tasks, large):
         command.add_argument("--task-rounds", type=int, default=5)
-        command.add_argument("--task-seconds", type=float, default=1.0, help="of each measurement, about")
+        command.add_argument("--task-seconds", type=float, default=0.7, help="of each measurement, about")
 
     kept = commands.add_parser("memory-tasks", help="a worker's memory over many durable tasks")
     kept.add_argument("--tasks", type=int, default=100_000)

@@ -11,7 +11,7 @@ import pytest
 
 from agentweave_bus.bus.connection import BusAddress, Keeper
 from agentweave_bus.bus.streams import MAX_CONSUMERS, task_consumer, task_streams, tasks_stream
-from agentweave_bus.bus.subjects import pull_inbox, task_subject
+from agentweave_bus.bus.subjects import Priority, pull_inbox, task_subject
 from agentweave_bus.control import reconcile
 from agentweave_bus.control.reconcile import reconcile_consumers, reconcile_streams
 from agentweave_bus.embedded.stack import StackSettings, embedded_stack
@@ -119,7 +119,7 @@ async def test_an_agent_has_so_many_consumers_and_no_more(world, mallory):
     await announce(front, FRONT, "meanwhile")
     await served(mallory, FRONT, "meanwhile")
     info = await asked(mallory, f"$JS.API.STREAM.INFO.{tasks_stream(ABSENT).name}")
-    assert info["state"]["consumer_count"] == MAX_CONSUMERS
+    assert info["state"]["consumer_count"] == MAX_CONSUMERS * len(Priority)
 
 
 async def test_a_broker_that_was_killed_has_all_of_it_again(world, mallory):

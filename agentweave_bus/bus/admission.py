@@ -34,7 +34,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision
 from agentweave_bus.bus.admitted import (
@@ -96,8 +96,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-
-Decode: TypeAlias = Callable[[bytes], Any]
 
 _NEW_STREAM_MS: Final = int(NEW_STREAM_S * 1000)
 _BUSY_SECONDS: Final = 0.2
@@ -243,12 +241,11 @@ class Admission:
 
     async def _admit_task(self, task: OpenedTask, approval: Mapping[str, Any] | None) -> Admitted:
         if task.request.head.ct != BLOB_CONTENT_TYPE:
-            return await self._admit_payload(task, decode_payload, task.request.payload, approval)
+            return await self._admit_payload(task, approval)
         await self._check_before_fetch(task)
         reference, data = await self._payloads.fetched(task)
         try:
-            decode = self._payloads.decode
-            admitted = await self._admit_payload(task, decode, data, approval, noted=reference.summary())
+            admitted = await self._admit_payload(task, approval, fetched=data, noted=reference.summary())
         except BaseException:
             self._payloads.leave(task.asks.iss, reference.size)
             raise
@@ -265,15 +262,14 @@ class Admission:
     async def _admit_payload(
         self,
         task: OpenedTask,
-        decode: Decode,
-        data: bytes,
         approval: Mapping[str, Any] | None,
         *,
+        fetched: bytes | None = None,
         noted: Any = None,
     ) -> Admitted:
-        """Take steps 10 to 12. ``noted`` is what is written down in place of a large payload."""
+        """Take steps 10 to 12. ``noted`` is what is written down in place of a payload that was fetched."""
         request, capability, via = task.request, task.capability, task.via
-        payload = await self._validate(request, capability, via, decode, data)  # 10
+        payload = await self._validate(request, capability, via, fetched)  # 10
         facts = self._facts(request, via, payload.policy_payload)
         expired = task.asks.sender_expired
         facts = replace(facts, stored_at=task.stored_at_ms, sender_expired=expired, approval=approval)
@@ -400,12 +396,13 @@ class Admission:
         request: OpenedEnvelope,
         capability: Capability,
         via: tuple[VerifiedLink, ...],
-        decode: Decode = decode_payload,
-        data: bytes | None = None,
+        fetched: bytes | None = None,
     ) -> ValidatedPayload:
         """Step 10. What is wrong with a payload is told only to who may use the capability at all."""
         try:
-            return capability.validate(decode(request.payload if data is None else data))
+            if fetched is None:
+                return capability.validate(decode_payload(request.payload))
+            return capability.validate(await self._payloads.decode(fetched))
         except PayloadError as error:
             may = await self._authorizer.allows_action_in_general(self._facts(request, via))
             told = str(error) if may else _DENIED

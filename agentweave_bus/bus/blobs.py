@@ -19,11 +19,14 @@ from collections.abc import Awaitable, Callable, Coroutine
 from enum import Enum
 from typing import Any, Final
 
+import anyio
+
 from agentweave_bus.bus.connection import Keeper, Session
 from agentweave_bus.bus.slots import SlotOutcome, Slots
 from agentweave_bus.bus.streams import blob_stream_name
 from agentweave_bus.bus.subjects import blob_subject
 from agentweave_bus.bus.task_groups import owned_tasks
+from agentweave_bus.envelope import decode_payload
 from agentweave_bus.envelope.blob import CHUNK_BYTES, BlobReference, blob_limits
 from agentweave_bus.envelope.envelope import sha256
 from agentweave_bus.exceptions import BlobError, BusError, NoResponderError, QueueFullError
@@ -36,7 +39,9 @@ _AT_ONCE: Final = 4
 
 _VARIANTS: Final = 4
 _ANSWER_S: Final = 5.0
-_FETCH_S: Final = 20.0
+_LEAST_S: Final = 20.0
+_LEAST_RATE: Final = 1024 * 1024
+"""Bytes a second that any broker is expected to carry."""
 _FIRST_PAUSE_S: Final = 0.05
 _LAST_PAUSE_S: Final = 2.0
 _ROOM_FOR_SUBJECT: Final = 2_048
@@ -77,10 +82,13 @@ class Blobs:
         self._patience_s = patience_s
         self._monotonic = monotonic
 
-    async def put(self, reader: SpiffeID, data: bytes, purpose: str, *, timeout_s: float) -> BlobReference:
+    async def put(
+        self, reader: SpiffeID, data: bytes, purpose: str, *, timeout_s: float | None = None
+    ) -> BlobReference:
         """Store ``data`` for ``reader`` within ``timeout_s`` seconds; return what to sign.
 
-        The same data for the same ``purpose`` have the same reference. ``reader`` may be oneself.
+        Without ``timeout_s`` it takes as long as it may for its size. The same data for the same ``purpose``
+        have the same reference. ``reader`` may be oneself.
 
         Raises:
             BlobError: they are more than ``max_bytes``.
@@ -92,6 +100,7 @@ class Blobs:
         """
         if len(data) > self.max_bytes:
             raise BlobError(f"{len(data)} bytes; bus.max_blob_bytes lets {self.max_bytes} pass")
+        timeout_s = _seconds_for(len(data)) if timeout_s is None else timeout_s
         until = self._monotonic() + timeout_s
         session = await self._keeper.session(timeout_s)
         chunk = min(CHUNK_BYTES, session.max_message_bytes - _ROOM_FOR_SUBJECT)
@@ -101,17 +110,17 @@ class Blobs:
                 return reference
         raise BusError("something else stands wherever a large payload could be stored")
 
-    async def fetch(
-        self, writer: SpiffeID, reference: BlobReference, *, timeout_s: float = _FETCH_S
-    ) -> bytes:
+    async def fetch(self, writer: SpiffeID, reference: BlobReference) -> bytes:
         """Return what ``writer`` stored for this identity under a reference that it signed.
+
+        It takes as long as it may for its size: 20 s, and one more for each MiB.
 
         Raises:
             BlobError: a chunk is missing, or is not what was signed.
             BusError: the broker does not answer, or does not let this identity read there.
 
         """
-        until = self._monotonic() + timeout_s
+        until = self._monotonic() + _seconds_for(reference.size)
         data, whole = bytearray(), hashlib.sha256()
         sizes = list(reference.sizes())
         for first in range(0, len(sizes), _AT_ONCE):
@@ -122,6 +131,10 @@ class Blobs:
         if whole.digest() != reference.digest:
             raise BlobError("a large payload whose chunks are as signed, and the whole is not")
         return bytes(data)
+
+    async def decode(self, data: bytes) -> Any:
+        """Decode what was fetched, in a thread: a million items take a second or two. Raises PayloadError."""
+        return await anyio.to_thread.run_sync(decode_payload, data, self.limits)
 
     # --- storing -----------------------------------------------------------------------------------------
 
@@ -211,6 +224,10 @@ class Blobs:
         if len(stands.data) != size or sha256(stands.data) != reference.chunks[number]:
             raise BlobError(f"chunk {number} of a large payload is not what was signed")
         return stands.data
+
+
+def _seconds_for(size: int) -> float:
+    return _LEAST_S + size / _LEAST_RATE
 
 
 async def _together(work: Callable[[int], Coroutine[Any, Any, None]], numbers: range) -> None:

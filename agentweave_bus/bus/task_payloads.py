@@ -13,7 +13,6 @@ from agentweave_bus.bus.admitted import OpenedTask
 from agentweave_bus.bus.blob_room import BlobRoom
 from agentweave_bus.bus.blobs import Blobs
 from agentweave_bus.bus.refusal import AdmissionRefusedError, Step
-from agentweave_bus.envelope import decode_payload
 from agentweave_bus.envelope.blob import BlobReference
 from agentweave_bus.exceptions import BlobError, BusError
 from agentweave_bus.spiffe_id import SpiffeID
@@ -61,10 +60,10 @@ class TaskPayloads:
         """Give back the room of a payload of so many bytes."""
         self._room.leave(sender, size)
 
-    def decode(self, data: bytes) -> Any:
+    async def decode(self, data: bytes) -> Any:
         """Decode what was fetched. Raises PayloadError."""
         assert self._blobs is not None  # it was fetched
-        return decode_payload(data, self._blobs.limits)
+        return await self._blobs.decode(data)
 
 
 def _refused(task: OpenedTask, error: BlobError | BusError) -> AdmissionRefusedError:

@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Self
 
-from agentweave_bus.envelope import decode_payload
 from agentweave_bus.envelope.blob import BlobReference
 from agentweave_bus.exceptions import BlobError, ConfigurationError, PayloadError
 from agentweave_bus.tasks.log import Desk, TaskLog
@@ -263,7 +262,7 @@ async def whole_result(desk: Desk, ref: TaskRef, record: StateRecord) -> TaskRes
     reference = BlobReference.read(record.body.blob, max_bytes=blobs.max_bytes)
     data = await blobs.fetch(ref.agent, reference)
     try:
-        return _read(decode_payload(data, blobs.limits))
+        return _read(await blobs.decode(data))
     except PayloadError as error:
         raise BlobError(f"the agent's result is none: {error}") from error
 

@@ -69,7 +69,6 @@ _LATE_S: Final = 30.0
 """How long after the end of its time an attempt may still take to end. Then the broker is told no more."""
 
 _LAST_WORDS_S: Final = 1.0
-_STORE_S: Final = 60.0
 _CLOCKS_DIFFER_MS: Final = 30_000
 """A task queued by the control role when it was due, by its clock, comes so much too early here at most."""
 
@@ -474,7 +473,7 @@ class Performer:
             try:
                 data = encode_payload(body.result, blobs.limits)
                 async with self._kept(case):
-                    blob = await blobs.put(ref.sender, data, f"result {ref.key}", timeout_s=_STORE_S)
+                    blob = await blobs.put(ref.sender, data, f"result {ref.key}")
                 return body.model_copy(update={"result": None, "blob": blob.to_json()})
             except (PayloadError, QueueFullError) as reason:
                 error = reason

@@ -52,7 +52,6 @@ STEP_TYPE: Final = "task.step"
 
 _LIFETIME_MS: Final = 31 * 86_400_000
 _WRITE_S: Final = 20.0
-_STORE_S: Final = 60.0
 _SLOTS: Final = 16
 _AT_ONCE_S: Final = 1.0
 """Within so many seconds of looking at the log a step has to begin, or it is looked at again."""
@@ -152,7 +151,7 @@ class StepLog:
                 raise
         data = encode_payload(value, blobs.limits)
         try:
-            blob = await blobs.put(ref.agent, data, f"step {ref.key} {name}", timeout_s=_STORE_S)
+            blob = await blobs.put(ref.agent, data, f"step {ref.key} {name}")
         except QueueFullError as error:
             raise PayloadError(f"what step {name!r} returned can't be recorded: {error}") from error
         except UnreachableError as error:
@@ -168,7 +167,7 @@ class StepLog:
         try:
             reference = BlobReference.decode(opened.payload, max_bytes=blobs.max_bytes)
             data = await blobs.fetch(self._log.ref.agent, reference)
-            return decode_payload(data, blobs.limits)
+            return await blobs.decode(data)
         except PayloadError as error:
             raise BusError(f"what step {name!r} returned can't be had: {error}") from error
 

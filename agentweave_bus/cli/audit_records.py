@@ -33,6 +33,7 @@ _DONE: Final = {
     "publish": "published",
     "control": "told",
 }
+_OF_A_LOG: Final = {"malformed": ("MALFORMED", "reason"), "start": ("start", "instance")}
 _OF_A_DECISION: Final = ("caller", "callee", "action")
 
 
@@ -183,9 +184,8 @@ def _event(record: Record) -> str:
             return f"reissued  {who}: attempt {record.get('attempt')}, for {record.get('operator')}"
         case "outcome":
             return f"outcome   {record.get('status')} after {record.get('ms')} ms"
-        case "malformed":
-            return f"MALFORMED {record.get('reason')}"
-        case "start":
-            return f"start     {record.get('instance')}"
+        case "malformed" | "start":
+            word, key = _OF_A_LOG[event]
+            return f"{word:<9} {record.get(key)}"
         case _:
             return str(event)

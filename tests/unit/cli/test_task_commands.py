@@ -122,3 +122,9 @@ def test_audit_records_about_tasks_are_told_in_words() -> None:
     assert "submitted spiffe://a.test/client/cli -> spiffe://a.test/agent/x work: grant 1" in submitted
     told = describe({**who, "event": "control", "cap": "cancel", "reason": "twice"})
     assert "told      spiffe://a.test/client/cli -> spiffe://a.test/agent/x cancel: twice" in told
+    redriven = describe(
+        {**who, "event": "reissue", "cap": "work", "attempt": 2, "operator": "spiffe://a.test/o"}
+    )
+    assert "agent/x work: attempt 2, for spiffe://a.test/o" in redriven
+    started = describe({"event": "start", "instance": "x pid 1", "log": "cli", "ts": 0})
+    assert started.endswith("start     x pid 1")

@@ -47,9 +47,9 @@ from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.runtime.task_service import Steps, TaskService, Telling
 from agentweave_bus.runtime.wiring import Connected, connected
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.attempt import Attempted, TaskRun
 from agentweave_bus.tasks.event_performer import EventRun
 from agentweave_bus.tasks.handle import TaskHandle
-from agentweave_bus.tasks.performer import Attempted, TaskRun
 from agentweave_bus.tasks.progress import ProgressWriter
 from agentweave_bus.tasks.publishing import PublishedEvent
 from agentweave_bus.tasks.retry import Retry

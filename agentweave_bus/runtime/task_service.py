@@ -20,9 +20,10 @@ from agentweave_bus.envelope import control_role
 from agentweave_bus.runtime.wiring import Connected, server_id
 from agentweave_bus.tasks.announcing import Announcer
 from agentweave_bus.tasks.approving import Approvals
+from agentweave_bus.tasks.attempt import RunTask, TaskRun
 from agentweave_bus.tasks.controls import Controls
 from agentweave_bus.tasks.dead_letters import DeadLetters
-from agentweave_bus.tasks.performer import Performer, RunTask, TaskRun
+from agentweave_bus.tasks.performer import Performer
 from agentweave_bus.tasks.progress import ProgressWriter
 from agentweave_bus.tasks.queue import Acknowledgements
 from agentweave_bus.tasks.retry import Retry
@@ -89,8 +90,10 @@ class TaskService:
             self._table,
             sealer=parts.sealer,
             clock_ms=parts.surroundings.clock_ms,
+            ack_wait_s=parts.config.bus.task_ack_wait,
             monotonic=parts.surroundings.monotonic_s,
         )
+        parts.keeper.on_session(announcer.greet)
         self._pullers = [
             TaskPuller(
                 parts.me,

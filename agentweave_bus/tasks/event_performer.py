@@ -37,8 +37,8 @@ from agentweave_bus.envelope.envelope import sha256
 from agentweave_bus.exceptions import AuditError, BusError, EnvelopeError, SvidUnavailableError
 from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.attempt import Attempted, Kept
 from agentweave_bus.tasks.dead_letters import DeadLetters
-from agentweave_bus.tasks.performer import Attempted, Kept
 from agentweave_bus.tasks.queue import Acknowledgements, Delivery
 from agentweave_bus.tasks.retry import Retry
 

@@ -26,7 +26,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Any, Final
 
 import anyio
 
@@ -49,16 +49,19 @@ from agentweave_bus.exceptions import (
 )
 from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.attempt import Attempted, Kept, RunTask, TaskRun
+from agentweave_bus.tasks.case import Case
 from agentweave_bus.tasks.dead_letters import DeadLetters
 from agentweave_bus.tasks.log import Desk, TaskLog
-from agentweave_bus.tasks.parking import Parked, Parking
+from agentweave_bus.tasks.parking import Parking
 from agentweave_bus.tasks.queue import Acknowledgements, Delivery
-from agentweave_bus.tasks.record import ProgressMark, RecordBody, StateRecord, TaskRef
-from agentweave_bus.tasks.redrive import origin_of, redrive_evidence, redriven_attempt
+from agentweave_bus.tasks.record import RecordBody, StateRecord, TaskRef
+from agentweave_bus.tasks.redrive import origin_of, redriven_attempt
 from agentweave_bus.tasks.retry import LONGEST_DELAY, Retry
+from agentweave_bus.tasks.unreadable import Unreadable
 from agentweave_bus.types import TaskState
 
-__all__ = ["Attempted", "Kept", "Performer", "RunTask", "TaskRun"]
+__all__ = ["Performer"]
 
 _log = logging.getLogger(__name__)
 
@@ -73,97 +76,12 @@ _CLOCKS_DIFFER_MS: Final = 30_000
 """A task queued by the control role when it was due, by its clock, comes so much too early here at most."""
 
 _MOST_LOOKS: Final = 5
-_UNREADABLE_DELIVERIES: Final = 10
 _LONGEST_PAUSE_S: Final = 60.0
 _LONGEST_RETRY_MS: Final = int(LONGEST_DELAY * 1000)
 _MAX_MESSAGE: Final = 2_000
 
 _PASSING: Final = frozenset({Step.AUDIT, Step.REPLAY, Step.ROOM})
 _UNVERIFIABLE: Final = frozenset({Step.SIZE, Step.FRAME, Step.PROOF, Step.HEAD})
-
-
-class TaskRun(NamedTuple):
-    """One attempt at a task, for who runs it."""
-
-    admitted: Admitted
-    opened: OpenedTask
-    log: TaskLog
-    record: StateRecord
-    """The record with which it began; its epoch counts attempts, from 1."""
-    kept: Kept
-    """For as long as this is kept up, the broker gives the task to nobody else."""
-    last: bool
-    """Whether there is no other attempt after it."""
-    give_up: str | None = None
-    """Why it is not run any more but only undone, as far as its steps are on record."""
-
-
-class Attempted(NamedTuple):
-    """What came of an attempt: a result in its JSON form, and whether another one may fare better.
-
-    ``retry_after`` is in seconds, where the handler said so; ``correlation_id`` names a traceback in the log.
-    """
-
-    result: dict[str, Any]
-    retry: bool = False
-    retry_after: float | None = None
-    correlation_id: str | None = None
-    exhausted: bool = False
-    """Whether it would be tried again if there were attempts left."""
-    progress: ProgressMark | None = None
-
-    @property
-    def failed(self) -> bool:
-        """Whether the result says so."""
-        return self.result.get("status") == "failed"
-
-
-class RunTask(Protocol):
-    """Runs an admitted task's handler, or undoes what earlier attempts did.
-
-    ``result`` of what it returns may say ``failed``; it raises :class:`AttemptLostError` when somebody else
-    has the task, and :class:`BusError` when a step could be neither read nor written.
-    """
-
-    async def __call__(self, run: TaskRun) -> Attempted:
-        """Run one attempt."""
-
-
-class _Case(NamedTuple):
-    """A delivery that was opened, and the log of its task."""
-
-    delivery: Delivery
-    opened: OpenedTask
-    log: TaskLog
-
-    @property
-    def digest(self) -> bytes:
-        """The digest of the task's head, which its records name."""
-        return self.opened.asks.digest
-
-    @property
-    def redrive(self) -> int:
-        """The attempt with which this redrive begins; 0 for a task as it was submitted."""
-        return redriven_attempt(self.opened.request.head)
-
-    def tries(self, epoch: int) -> int:
-        """Say the how many-th attempt one is, of those that this run of the task has."""
-        return epoch - max(0, self.redrive - 1)
-
-    @property
-    def parked(self) -> Parked:
-        """The same, for whoever lets it wait."""
-        return Parked(self.delivery, self.log, self.opened.request.head.pd.hex(), self.digest)
-
-    def body(self, state: TaskState, **more: Any) -> RecordBody:
-        """Return what the record of a state says."""
-        return RecordBody(state=state, pd=self.opened.request.head.pd.hex(), **more)
-
-    def working(self) -> RecordBody:
-        """Return what the record says with which the next attempt begins."""
-        if not self.log.ended:
-            return self.body(TaskState.WORKING)
-        return self.body(TaskState.WORKING, redrive=redrive_evidence(self.opened.request.link))
 
 
 class _Running:
@@ -210,6 +128,7 @@ class Performer:
         self._seconds_of = seconds_of
         self._ack_wait_s = ack_wait_s
         self._running: dict[str, _Running] = {}
+        self._unreadable = Unreadable(desk.clock_ms)
         self._parking = Parking(acknowledgements, desk.clock_ms)
         self.wake = self._parking.wake
 
@@ -250,7 +169,7 @@ class Performer:
             return
         head = opened.request.head
         log = TaskLog(self._desk, TaskRef(self._me, opened.asks.iss, head.cap, head.id))
-        case = _Case(delivery, opened, log)
+        case = Case(delivery, opened, log)
         if delivery.delivered > 1 or case.redrive:
             await log.refresh()
         for _ in range(_MOST_LOOKS):
@@ -271,14 +190,14 @@ class Performer:
                 self._admission.leave_task(admitted)
         await self._back(delivery)
 
-    async def _admitted(self, case: _Case, approval: Mapping[str, Any] | None) -> Admitted:
+    async def _admitted(self, case: Case, approval: Mapping[str, Any] | None) -> Admitted:
         """Take step 3. A large payload takes its time to be fetched, and the broker is told so."""
         if case.opened.request.head.ct != BLOB_CONTENT_TYPE:
             return await self._admission.admit_task(case.opened, approval=approval)
         async with self._kept(case):
             return await self._admission.admit_task(case.opened, approval=approval)
 
-    async def _begun(self, case: _Case, admitted: Admitted) -> bool:
+    async def _begun(self, case: Case, admitted: Admitted) -> bool:
         """Run an admitted task, or undo it; false if the log must be looked at again."""
         log = case.log
         if log.closed and log.last is not None:
@@ -292,7 +211,7 @@ class Performer:
         await self._attempt(case, admitted, working, give_up)
         return True
 
-    async def _settled(self, case: _Case) -> bool:
+    async def _settled(self, case: Case) -> bool:
         """Step 2: say whether nothing is left to be done with this delivery, and do what is."""
         last = case.log.last
         if last is None and not case.redrive:
@@ -309,14 +228,14 @@ class Performer:
             return False  # it was cancelled between two attempts, and its steps are to be undone
         return await self._waits(case, last)
 
-    async def _waits(self, case: _Case, last: StateRecord) -> bool:
+    async def _waits(self, case: Case, last: StateRecord) -> bool:
         """Say whether a task is to wait, for its time or for somebody, and give it back until then."""
         if (wait_s := self._not_before(last)) > 0:
             await self._acknowledgements.back(case.delivery, wait_s)
             return True
         return await self._parking.stays(case.parked)
 
-    async def _of_another_run(self, case: _Case, last: StateRecord | None) -> bool:
+    async def _of_another_run(self, case: Case, last: StateRecord | None) -> bool:
         """Say whether a delivery is no part of the task's present run, and let it go if it isn't one.
 
         A redrive begins a new one only behind the failure that it names. Any other is one that has had its
@@ -348,7 +267,7 @@ class Performer:
             return self._ack_wait_s - quiet_s
         return 0.0
 
-    async def _another(self, case: _Case, last: StateRecord) -> None:
+    async def _another(self, case: Case, last: StateRecord) -> None:
         """Deal with another head under the same key: the same task sealed again, or another payload."""
         if last.body.pd != case.opened.request.head.pd.hex():
             reason = "its id or idempotency key was used before, with another payload"
@@ -357,7 +276,7 @@ class Performer:
         await self._acknowledgements.done(case.delivery)
 
     async def _attempt(
-        self, case: _Case, admitted: Admitted, working: StateRecord, give_up: str | None
+        self, case: Case, admitted: Admitted, working: StateRecord, give_up: str | None
     ) -> None:
         """Run it once: steps 5 to 7."""
         rule, key = self._rule_of(case.opened), case.log.ref.key
@@ -407,7 +326,7 @@ class Performer:
                     await run.log.append(body, run.opened.asks.digest, deadline_s=_LAST_WORDS_S)
             raise
 
-    async def _undo(self, case: _Case, admitted: Admitted, last: StateRecord) -> None:
+    async def _undo(self, case: Case, admitted: Admitted, last: StateRecord) -> None:
         """Undo what the steps of a task did that was cancelled between two attempts, and let it go."""
         why = last.body.message or "canceled"
         async with self._kept(case) as kept:
@@ -418,7 +337,7 @@ class Performer:
         else:
             await self._acknowledgements.done(case.delivery)
 
-    def _kept(self, case: _Case) -> Kept:
+    def _kept(self, case: Case) -> Kept:
         return Kept(
             self._acknowledgements,
             case.delivery,
@@ -426,7 +345,7 @@ class Performer:
             seconds=self._seconds_of(case.opened) + _LATE_S,
         )
 
-    async def _end(self, case: _Case, outcome: Attempted, seconds: float, *, dead: bool) -> None:
+    async def _end(self, case: Case, outcome: Attempted, seconds: float, *, dead: bool) -> None:
         """Record how a task ended, as a dead letter first where it is one, and acknowledge it."""
         if dead:
             await self._dead_letters.write(
@@ -442,7 +361,7 @@ class Performer:
         if record is not None:
             self._note_outcome(case.opened, record, seconds)
 
-    async def _later(self, case: _Case, outcome: Attempted, delay_s: float) -> None:
+    async def _later(self, case: Case, outcome: Attempted, delay_s: float) -> None:
         """Record that a task is tried again, and have it delivered then."""
         if outcome.retry_after is not None:
             delay_s = max(delay_s, outcome.retry_after)
@@ -454,7 +373,7 @@ class Performer:
         if await case.log.append(body, case.digest) is not None:
             await self._acknowledgements.back(case.delivery, delay_s)
 
-    async def _record(self, case: _Case, body: RecordBody) -> StateRecord | None:
+    async def _record(self, case: Case, body: RecordBody) -> StateRecord | None:
         """Write the outcome, and acknowledge the task once one stands: steps 6 and 7."""
         try:
             record = await case.log.append(body, case.digest)
@@ -466,7 +385,7 @@ class Performer:
             await self._acknowledgements.done(case.delivery)
         return record
 
-    async def _stored_apart(self, case: _Case, body: RecordBody, error: Exception) -> RecordBody:
+    async def _stored_apart(self, case: Case, body: RecordBody, error: Exception) -> RecordBody:
         """Store a result for its submitter that is too large for a record; return the record instead."""
         blobs, ref = self._desk.blobs, case.log.ref
         if blobs is not None and body.result is not None:
@@ -489,7 +408,7 @@ class Performer:
         """Deal with what did not get through steps 1 to 8."""
         request = refusal.request
         trusted_later = refusal.step is Step.CHAIN or _is_passing(refusal)
-        if trusted_later and delivery.delivered < _UNREADABLE_DELIVERIES:
+        if trusted_later and not self._unreadable.too_long(delivery.data):
             await self._back(delivery)  # its authority may become known here
             return
         if request is not None and refusal.step is Step.TIME and (early_s := self._early(request.head)):
@@ -517,14 +436,15 @@ class Performer:
         early_ms = 0 if head.nbf is None else head.nbf - self._desk.clock_ms()
         return early_ms / 1000 if 0 < early_ms <= _CLOCKS_DIFFER_MS else 0.0
 
-    async def _refused(self, case: _Case, refusal: AdmissionRefusedError) -> bool:
+    async def _refused(self, case: Case, refusal: AdmissionRefusedError) -> bool:
         """Deal with what did not get through steps 10 to 12; false if the log must be looked at again."""
         blob = refusal.__cause__ if isinstance(refusal.__cause__, BlobError) else None
         missing = blob is not None and blob.missing
-        if _is_passing(refusal) and not (missing and case.delivery.delivered >= _UNREADABLE_DELIVERIES):
+        poison = missing or (refusal.step is Step.AUTHORIZATION and refusal.decision is None)
+        if _is_passing(refusal) and not (poison and self._unreadable.too_long(case.delivery.data)):
             await self._back(case.delivery)
             return True
-        if blob is not None:
+        if blob is not None or poison:
             await self._dead_letters.write(case.delivery, str(refusal), log=case.log, digest=case.digest)
         terms = None if refusal.decision is None else refusal.decision.approval
         if terms is not None and not case.log.ended:
@@ -548,7 +468,7 @@ class Performer:
         status = RequestStatus.ERROR if outcome.failed else RequestStatus.SUCCESS
         self._metrics.request_ended(Direction.INBOUND, opened.capability.name, status, seconds)
 
-    def _note_refusal(self, case: _Case, reason: str) -> None:
+    def _note_refusal(self, case: Case, reason: str) -> None:
         request = case.opened.request
         record = {"event": "refusal", "step": Step.REPLAY.number, "step_name": Step.REPLAY.label}
         try:
@@ -569,49 +489,6 @@ class Performer:
         _log.error("an outcome could not be recorded: %s", error)
 
 
-class Kept:
-    """Tells the broker that a delivery is being worked on, for so many seconds and then no more."""
-
-    def __init__(
-        self, acknowledgements: Acknowledgements, delivery: Delivery, *, every_s: float, seconds: float
-    ) -> None:
-        self._acknowledgements = acknowledgements
-        self._delivery = delivery
-        self._every_s = every_s
-        self._times = self._left = int(seconds / every_s) + 1
-        self._timer: asyncio.TimerHandle | None = None
-        self._telling: asyncio.Task[None] | None = None
-
-    def extend(self) -> None:
-        """Let the time begin anew: there was a sign of progress."""
-        self._left = self._times
-
-    async def __aenter__(self) -> Self:
-        self._again()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._telling is not None:
-            self._telling.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._telling
-
-    def _again(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._every_s, self._tell)
-
-    def _tell(self) -> None:
-        # A timer and not a task, because most attempts are over long before it goes off.
-        if self._telling is None or self._telling.done():
-            self._telling = asyncio.ensure_future(self._acknowledgements.keep(self._delivery))
-        self._left -= 1
-        if self._left > 0:
-            self._again()
-        else:
-            _log.error("a task has not ended in its time; another worker will get it")
-
-
 def _is_passing(refusal: AdmissionRefusedError) -> bool:
     """Say whether a refusal is about trouble of this process that may be over soon."""
     if refusal.step in _PASSING or (refusal.step is Step.PAYLOAD and refusal.retry_after is not None):
@@ -626,7 +503,7 @@ def _refusal_told(refusal: AdmissionRefusedError) -> str:
     return f"{told} (audit id {refusal.audit_id})"[:_MAX_MESSAGE]
 
 
-def _exhausted(case: _Case) -> str:
+def _exhausted(case: Case) -> str:
     tries = case.tries(case.log.epoch)
     return f"given up after {tries} attempts, the last of which was lost with its worker"
 

@@ -1,4 +1,4 @@
-"""One attempt at a task: what its runner is given and gives back, and how the broker hears of it meanwhile."""
+"""One attempt at a task: what its runner is given and gives back, and what the broker hears meanwhile."""
 
 from __future__ import annotations
 

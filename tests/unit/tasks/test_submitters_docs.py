@@ -62,7 +62,7 @@ async def test_the_code_runs(bus: MemoryBus, page: dict[str, Any]) -> None:
 def test_the_table_of_a_handle_names_all_that_it_has() -> None:
     rows = SECTION.partition("### The handle")[2].partition("A reference is")[0]
     named = set(
-        re.findall(r"`(?:await )?([a-z]+)[(`]", "".join(re.findall(r"^\| (.*?) \|", rows, re.MULTILINE)))
+        re.findall(r"`(?:await )?([a-z_]+)[(`]", "".join(re.findall(r"^\| (.*?) \|", rows, re.MULTILINE)))
     )
     assert named == {name for name in vars(TaskHandle) if not name.startswith("_")}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,13 @@ grants:
 
 
 @pytest.fixture
-def authorizer(tmp_path: Path) -> Authorizer:
+async def authorizer(tmp_path: Path) -> AsyncIterator[Authorizer]:
     grants = tmp_path / "grants.yaml"
     grants.write_text(GRANTS)
     engine = EmbeddedEngine()
     watch = PolicyWatch(grants, engine.load)
-    return Authorizer(engine, policy_path="agentweave/grants", watch=watch, environment="production")
+    yield Authorizer(engine, policy_path="agentweave/grants", watch=watch, environment="production")
+    await engine.aclose()
 
 
 def about(action: str) -> AuthzContext:

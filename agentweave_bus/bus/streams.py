@@ -317,20 +317,32 @@ def blob_stream(writer: SpiffeID, *, replicas: int = 1) -> StreamSpec:
     return _stream(blob_stream_name(writer), f"large payloads of {writer}", f"{family}.>", replicas, limits)
 
 
-def task_consumer(agent: SpiffeID, capability: str, priority: Priority = Priority.NORMAL) -> ConsumerSpec:
-    """Declare the consumer that the workers of ``capability`` share for tasks of one priority."""
+def task_consumer(
+    agent: SpiffeID,
+    capability: str,
+    priority: Priority = Priority.NORMAL,
+    *,
+    ack_wait_s: float | None = None,
+) -> ConsumerSpec:
+    """Declare the consumer that the workers of ``capability`` share for tasks of one priority.
+
+    After ``ack_wait_s`` without a word from a worker its task is given to another one, by default 30 s.
+    """
     subject = task_subject(agent, capability, priority)
     return _queue_consumer(
         tasks_stream_name(agent),
         subject,
         f"workers of {capability} of {agent}, {priority} priority",
         max_ack_pending=_MAX_ACK_PENDING,
+        ack_wait_s=ack_wait_s,
     )
 
 
-def task_consumers(agent: SpiffeID, capability: str) -> tuple[ConsumerSpec, ...]:
+def task_consumers(
+    agent: SpiffeID, capability: str, *, ack_wait_s: float | None = None
+) -> tuple[ConsumerSpec, ...]:
     """Declare all that the workers of ``capability`` share, for the most urgent tasks first."""
-    return tuple(task_consumer(agent, capability, priority) for priority in Priority)
+    return tuple(task_consumer(agent, capability, one, ack_wait_s=ack_wait_s) for one in Priority)
 
 
 def parked_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
@@ -394,9 +406,16 @@ def wakeups_consumer(trust_domain: str) -> ConsumerSpec:
 
 
 def _queue_consumer(
-    stream: str, subject: str, description: str, *, max_ack_pending: int, name: str | None = None
+    stream: str,
+    subject: str,
+    description: str,
+    *,
+    max_ack_pending: int,
+    name: str | None = None,
+    ack_wait_s: float | None = None,
 ) -> ConsumerSpec:
     name = name or f"c-{_hashed(subject)}"
+    wait_s = TASK_ACK_WAIT_S if ack_wait_s is None else ack_wait_s
     return ConsumerSpec(
         stream,
         name,
@@ -407,7 +426,7 @@ def _queue_consumer(
             "filter_subject": subject,
             "deliver_policy": "all",
             "ack_policy": "explicit",
-            "ack_wait": TASK_ACK_WAIT_S * _NANOSECONDS,
+            "ack_wait": round(wait_s * _NANOSECONDS),
             "max_deliver": -1,
             "max_ack_pending": max_ack_pending,
             "replay_policy": "instant",

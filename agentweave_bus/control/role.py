@@ -8,8 +8,8 @@ makes what is missing. It answers nobody. An announcement counts when all of thi
 3. it is an envelope whose sender is proved: chain, revocation, signature, payload
 4. it is bound to here: a ``control`` for this role, ``announce``, on this subject, by the subject's agent
 5. it is of now, within the limits of what acts at once
-6. it lists at most 256 capabilities and nothing else, or whose events are wanted (:mod:`.events`), or says
-   that its sender stores large payloads
+6. it lists at most 256 capabilities, may say how long the broker waits for a worker's word, and says nothing
+   else; or whose events are wanted (:mod:`.events`), or that its sender stores large payloads
 
 Replayed, it does no harm: what it asks for is there. What is waiting is bounded: one entry an agent, and so
 many agents at once; what is dropped is announced again by a worker that still needs it. How many consumers
@@ -57,7 +57,7 @@ from agentweave_bus.envelope import (
 )
 from agentweave_bus.exceptions import AgentWeaveError, MalformedEnvelopeError, UnreachableError
 from agentweave_bus.spiffe_id import SpiffeID
-from agentweave_bus.tasks.announcing import ANNOUNCE, announced_capabilities
+from agentweave_bus.tasks.announcing import ANNOUNCE, TaskAnnouncement
 from agentweave_bus.tasks.blob_announcing import ANNOUNCE_BLOBS, BlobAnnouncement
 from agentweave_bus.tasks.event_announcing import ANNOUNCE_EVENTS, EventAnnouncement
 
@@ -112,7 +112,7 @@ class ControlRole:
         self._clock_ms = clock_ms
         self._replicas = replicas
         self._limits = limits
-        self._pending: OrderedDict[SpiffeID, set[str]] = OrderedDict()
+        self._pending: OrderedDict[SpiffeID, TaskAnnouncement] = OrderedDict()
         self._events = events
         self._scheduler = scheduler
         self._operators = operators
@@ -163,9 +163,9 @@ class ControlRole:
             await self._look_after_blobs()
             await self._look_after_events()
             while self._pending:
-                agent, capabilities = self._pending.popitem(last=False)
+                agent, wanted = self._pending.popitem(last=False)
                 try:
-                    await self._serve(agent, sorted(capabilities))
+                    await self._serve(agent, wanted)
                     self._told.pop(agent, None)
                 except Exception as error:  # noqa: BLE001 - of one agent; the others are served all the same
                     self._failed(agent, error)
@@ -212,16 +212,17 @@ class ControlRole:
                 self._narrow = True  # at the next announcement
                 _log.error("the consumers of events do not follow the grants yet: %s", error)
 
-    async def _serve(self, agent: SpiffeID, capabilities: list[str]) -> None:
+    async def _serve(self, agent: SpiffeID, wanted: TaskAnnouncement) -> None:
         session = await self._keeper.session(_SESSION_S)
         streams = task_streams(agent, replicas=self._replicas, limits=self._limits)
         # First, because a worker announces itself until it can pull: then everything is there.
         made = [] if self._scheduler is None else await self._scheduler.serve(session, agent)
         made += await reconcile_streams(session, streams)
-        consumers = chain.from_iterable(task_consumers(agent, one) for one in capabilities)
+        wait_s, names = wanted.ack_wait_s, sorted(wanted.capabilities)
+        consumers = chain.from_iterable(task_consumers(agent, one, ack_wait_s=wait_s) for one in names)
         made += await reconcile_consumers(session, consumers)
         if made:
-            _log.info("%s serves durable tasks (%s): made what it needs", agent, ", ".join(capabilities))
+            _log.info("%s serves durable tasks (%s): made what it needs", agent, ", ".join(names))
 
     def _failed(self, agent: SpiffeID, error: Exception) -> None:
         """Say it once for each agent until it changes; the agent announces itself again."""
@@ -258,11 +259,12 @@ class ControlRole:
                 self._of_blobs[agent] = None
                 self._arrived.set()
             return
-        wanted = self._pending.get(agent, set()) | set(announced)
+        before = self._pending.get(agent)
+        wanted = set(announced.capabilities).union(() if before is None else before.capabilities)
         if len(wanted) > MAX_CONSUMERS or len(self._pending.keys() | {agent}) > _MAX_PENDING:
             _log.debug("too much was announced at once; %s repeats its own", agent)
             return
-        self._pending[agent] = wanted
+        self._pending[agent] = TaskAnnouncement(tuple(wanted), announced.ack_wait_s)
         self._arrived.set()
 
     def _take(self, agent: SpiffeID, wanted: EventAnnouncement) -> None:
@@ -288,7 +290,7 @@ class ControlRole:
 
     def _verified(
         self, agent: SpiffeID, message: Msg
-    ) -> tuple[str, ...] | BlobAnnouncement | EventAnnouncement:
+    ) -> TaskAnnouncement | BlobAnnouncement | EventAnnouncement:
         """Return what ``agent`` announces (3 to 6)."""
         now_ms = self._clock_ms()
         opened = self._verifier.open(message.data, now_ms=now_ms)
@@ -298,7 +300,7 @@ class ControlRole:
         if opened.head.cap == ANNOUNCE_BLOBS:
             return BlobAnnouncement.read(payload)
         of_events = opened.head.cap == ANNOUNCE_EVENTS
-        return EventAnnouncement.read(payload) if of_events else announced_capabilities(payload)
+        return EventAnnouncement.read(payload) if of_events else TaskAnnouncement.read(payload)
 
     def _check_binding(self, opened: OpenedEnvelope, agent: SpiffeID, subject: str) -> None:
         head = opened.head

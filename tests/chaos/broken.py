@@ -18,7 +18,6 @@ BREAKS = ("cas", "blind", "steps")
 
 def apply(settings: Settings) -> None:
     """Change this process's copy of the package. Every process of a run does it as it starts."""
-    streams.TASK_ACK_WAIT_S = settings.ack_wait_s  # type: ignore[misc]
     if settings.broken:
         {"cas": _no_compare_and_set, "blind": _blind, "steps": _no_step_records}[settings.broken]()
 

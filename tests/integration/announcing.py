@@ -19,7 +19,14 @@ from tests.integration.probes import DOMAIN, PATIENCE
 CONTROL = control_role(DOMAIN)
 
 
-def announcement(sealer: Sealer, agent: SpiffeID, capabilities: Iterable[str], **changes: Any) -> bytes:
+def announcement(
+    sealer: Sealer,
+    agent: SpiffeID,
+    capabilities: Iterable[str],
+    *,
+    ack_wait: float | None = None,
+    **changes: Any,
+) -> bytes:
     """A frame that announces ``capabilities``, honest but for ``changes`` to its draft."""
     now = clock_ms()
     values: dict[str, Any] = {
@@ -31,12 +38,14 @@ def announcement(sealer: Sealer, agent: SpiffeID, capabilities: Iterable[str], *
         "iat": now,
         "exp": now + 30_000,
     } | changes
-    payload = encode_payload({"capabilities": sorted(capabilities)})
+    more = {} if ack_wait is None else {"ack_wait": ack_wait}
+    payload = encode_payload({"capabilities": sorted(capabilities), **more})
     return sealer.seal_now(Draft(**values), payload).frame
 
 
-async def announce(raw: Raw, agent: SpiffeID, *capabilities: str) -> None:
-    await raw.send(announce_subject(agent), announcement(raw.sealer, agent, capabilities))
+async def announce(raw: Raw, agent: SpiffeID, *capabilities: str, ack_wait: float | None = None) -> None:
+    frame = announcement(raw.sealer, agent, capabilities, ack_wait=ack_wait)
+    await raw.send(announce_subject(agent), frame)
 
 
 async def asked(mallory: Raw, subject: str, body: Any = None) -> dict[str, Any]:

@@ -65,6 +65,20 @@ async def test_announced_again_nothing_changes(world, mallory):
     assert (await consumer_info(mallory, task_consumer(FRONT, "relay")))["created"] == before["created"]
 
 
+async def test_queues_wait_for_a_word_as_long_as_was_announced_last(world, mallory):
+    """The same consumer: who pulls from it sees no difference."""
+    front, spec = await world.raw(FRONT), task_consumer(FRONT, "patient")
+    await announce(front, FRONT, "patient", ack_wait=2.5)
+    await served(mallory, FRONT, "patient")
+    made = await consumer_info(mallory, spec)
+    assert made["config"]["ack_wait"] == 2_500_000_000
+    await announce(front, FRONT, "patient", ack_wait=9)
+    with anyio.fail_after(PATIENCE):
+        while (info := await consumer_info(mallory, spec))["config"]["ack_wait"] != 9_000_000_000:  # noqa: ASYNC110 - no event
+            await anyio.sleep(0.01)
+    assert info["created"] == made["created"]
+
+
 @pytest.fixture
 async def control(world):
     """A second connection of the control role, for declarations that the first would not make."""

@@ -62,6 +62,12 @@ def others(world):
         "of something else beside": forged(
             mine, payload=encode_payload({"capabilities": [UNWANTED], "streams": ["x"]})
         ),
+        "of a time out of bounds": forged(
+            mine, payload=encode_payload({"capabilities": [UNWANTED], "ack_wait": 0})
+        ),
+        "of a time in another form": forged(
+            mine, payload=encode_payload({"capabilities": [UNWANTED], "ack_wait": 30.0})
+        ),
         "of no list": forged(mine, payload=encode_payload({"capabilities": UNWANTED})),
         "no envelope": b"announce",
         "nothing": b"",
@@ -74,7 +80,7 @@ NAMES = [
     "by another authority", "by another domain", "altered", "a call", "another verb", "for another",
     "for another domain's control role", "sent elsewhere", "an answer", "that wants an answer", "old",
     "of the future", "expired", "of another content", "of wildcards", "of too many", "of something else beside",
-    "of no list", "no envelope", "nothing", "huge",
+    "of a time out of bounds", "of a time in another form", "of no list", "no envelope", "nothing", "huge",
 ]  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 
 from agentweave_bus.bus.streams import MAX_CONSUMERS
@@ -10,7 +12,7 @@ from agentweave_bus.envelope import EnvelopeVerifier, Kind, Sealer, control_role
 from agentweave_bus.exceptions import BusError, ConfigurationError, PayloadError
 from agentweave_bus.identity import ChainVerifier, IdentitySource
 from agentweave_bus.tasks import announcing
-from agentweave_bus.tasks.announcing import Announcer, announced_capabilities, announcement_payload
+from agentweave_bus.tasks.announcing import Announcer, TaskAnnouncement
 from agentweave_bus.testing import MockIdentityProvider
 
 pytestmark = pytest.mark.anyio
@@ -20,14 +22,27 @@ CONTROL = control_role("test.local")
 
 
 def test_what_is_announced_is_read_again():
-    data = announcement_payload(["ship", "pay", "pay"])
-    assert announced_capabilities(decode_payload(data)) == ("pay", "ship")
+    data = TaskAnnouncement(("ship", "pay", "pay")).encoded()
+    assert TaskAnnouncement.read(decode_payload(data)) == (("pay", "ship"), None)
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(1.0, 1), (30.0, 30), (2.5, 2.5), (3600, 3600)])
+def test_how_long_the_broker_is_to_wait_is_announced_in_one_form_only(seconds, said):
+    payload = decode_payload(TaskAnnouncement(("pay",), seconds).encoded())
+    assert (payload["ack_wait"], type(payload["ack_wait"])) == (said, type(said))
+    assert TaskAnnouncement.read(payload).ack_wait_s == seconds
+
+
+@pytest.mark.parametrize("seconds", [0.5, 0, -1, 3601, float("nan"), float("inf")])
+def test_a_time_out_of_bounds_is_not_announced(seconds):
+    with pytest.raises(ConfigurationError, match="1 to 3600 seconds"):
+        TaskAnnouncement(("pay",), seconds).encoded()
 
 
 @pytest.mark.parametrize("names", [[], ["a.b"], ["*"], [f"c{n}" for n in range(MAX_CONSUMERS + 1)]])
 def test_what_can_not_be_announced(names):
     with pytest.raises(ConfigurationError):
-        announcement_payload(names)
+        TaskAnnouncement(tuple(names)).encoded()
 
 
 @pytest.mark.parametrize(
@@ -36,13 +51,16 @@ def test_what_can_not_be_announced(names):
         None, [], "pay", {}, {"capabilities": "pay"}, {"capabilities": []}, {"capabilities": [1]},
         {"capabilities": ["pay"], "more": 1}, {"capabilities": ["*"]}, {"capabilities": [">"]},
         {"capabilities": ["pay", "pay"]}, {"capabilities": ["ship", "pay"]},
-        {"capabilities": [f"c{n:03}" for n in range(MAX_CONSUMERS + 1)]},
+        {"capabilities": [f"c{n:03}" for n in range(MAX_CONSUMERS + 1)]}, {"ack_wait": 5},
+        *({"ack_wait": value, "capabilities": ["pay"]} for value in (
+            None, True, "5", 0, -5, 3601, 10**30, 30.0, 0.5, 3600.5, float("nan"), float("inf"), [5], Decimal("2.5")
+        )),
     ],
     ids=lambda value: repr(value)[:30],
 )  # fmt: skip
 def test_what_is_no_announcement(payload):
     with pytest.raises(PayloadError):
-        announced_capabilities(payload)
+        TaskAnnouncement.read(payload)
 
 
 class Session:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from agentweave_bus import SecureAgent, capability
 from agentweave_bus.bus.streams import task_consumer, task_streams, tasks_stream_name
 from agentweave_bus.bus.subjects import Priority
 from agentweave_bus.envelope import control_role
@@ -17,6 +20,8 @@ from agentweave_bus.testing import MemoryBus
 
 pytestmark = pytest.mark.anyio
 
+SECOND = 1_000_000_000
+
 
 async def connected(bus: MemoryBus, identity: str) -> Connected:
     parts = (await bus.client(identity))._parts
@@ -24,7 +29,7 @@ async def connected(bus: MemoryBus, identity: str) -> Connected:
     return parts
 
 
-async def announce(parts: Connected, *capabilities: str) -> None:
+async def announce(parts: Connected, *capabilities: str, ack_wait_s: float | None = None) -> None:
     """Announce what somebody serves, by its own connection."""
     announcer = Announcer(
         parts.me,
@@ -32,6 +37,7 @@ async def announce(parts: Connected, *capabilities: str) -> None:
         capabilities,
         sealer=parts.sealer,
         clock_ms=parts.surroundings.clock_ms,
+        ack_wait_s=ack_wait_s,
     )
     await announcer.announce(await parts.keeper.session(5))
 
@@ -59,6 +65,46 @@ async def test_who_announces_itself_has_streams_and_consumers(bus: MemoryBus, id
     await has_consumer(bus, agent, "look")
     await has_consumer(bus, agent, "reserve")
     assert {one.name for one in task_streams(agent)} <= bus.broker.jetstream.streams.keys()
+
+
+class Patient(SecureAgent):
+    """Has one task, and is given time for it."""
+
+    @capability("look")
+    async def look(self) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("seconds", [7.5, 3600.0, 30.0])
+async def test_queues_wait_for_a_word_as_long_as_their_workers_say(
+    bus: MemoryBus, tmp_path: Path, seconds: float
+) -> None:
+    """Also those that were made for workers who said otherwise, and had nobody who missed them since."""
+    agent = bus.id("agent/patient")
+    await announced(bus, str(agent), "look")
+    await has_consumer(bus, agent, "look")
+    assert waits(bus, agent) == {30 * SECOND}
+    named = {"name": "patient", "trust_domain": bus.trust_domain}
+    file, said = tmp_path / "patient.yaml", {"agent": named, "bus": {"task_ack_wait": seconds}}
+    file.write_text(yaml.safe_dump(said))
+    await announced_with(bus, agent, 5)
+    await bus.start(Patient, config=file)
+    async with asyncio.timeout(10):
+        while waits(bus, agent) != {int(seconds * SECOND)}:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.005)
+
+
+async def announced_with(bus: MemoryBus, agent: SpiffeID, ack_wait_s: float) -> None:
+    """Have it announced by another version of the worker, and wait until that is done."""
+    await announce(await connected(bus, str(agent)), "look", ack_wait_s=ack_wait_s)
+    async with asyncio.timeout(10):
+        while waits(bus, agent) != {ack_wait_s * SECOND}:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.005)
+
+
+def waits(bus: MemoryBus, agent: SpiffeID) -> set[int]:
+    """How long the broker waits for a word, by each of the agent's consumers, in nanoseconds."""
+    return {one.config["ack_wait"] for one in consumers(bus, agent).values()}
 
 
 async def test_it_is_at_work_through_rotations_and_hours(bus: MemoryBus) -> None:

@@ -41,7 +41,8 @@ def load_config(
     ``path`` beats ``AGENTWEAVE_CONFIG``; ``environment`` beats ``AGENTWEAVE_ENV``; without either the
     environment is production. ``overrides`` (nested, or with dotted names at the top) beat the
     variables ``AGENTWEAVE_<SECTION>__<KEY>``, which beat the file. File names in the file are
-    relative to it, except the audit log's, which is relative to the working directory.
+    relative to it, except of what an agent writes: ``authorization.audit.destination`` and
+    ``identity.authority_history`` are relative to the working directory.
 
     Raises:
         ConfigurationError: with every problem found; ``key`` is the first one's dotted key.

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 _ENDPOINT: Final = "AGENTWEAVE_IDENTITY__SPIFFE_ENDPOINT"
 _METRICS_PORT: Final = "AGENTWEAVE_OBSERVABILITY__METRICS__PORT"
 _CLIENT_HEAD: Final = "# Written by `agentweave up`"
-_STATE: Final = frozenset({"audit", "authority", "broker", "clients", "lock"})
+_STATE: Final = frozenset({"audit", "authorities", "authority", "broker", "clients", "lock"})
 _SOCKETS_PREFIX: Final = "agentweave-"  # as embedded/stack.py calls them
 
 

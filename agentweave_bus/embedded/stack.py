@@ -249,7 +249,7 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
                     group.start_soon(broker_source.run)
                     group.start_soon(control_source.run)
                     group.start_soon(role.run)
-                    group.start_soon(_Keeper(stack, files, access, broker_source, role).run)
+                    group.start_soon(_Keeper(stack, files, access, broker_source, role, history).run)
                     yield stack
                     group.cancel_scope.cancel()
 
@@ -328,6 +328,7 @@ class _Keeper:
     access: _Access
     source: IdentitySource
     role: ControlRole
+    history: RetiredAuthorities
     in_line: bool = True
     renewed: bool = False
     fault: str = ""
@@ -363,6 +364,7 @@ class _Keeper:
             await self.role.operators_changed()
         if await anyio.to_thread.run_sync(access.revoked.changed):
             access.revoked.note_owners(stack.api)
+            self.history.drop_revoked()
             self.in_line = False
         if not self.in_line and stack.nats.running:
             self.in_line = await _reload(stack, files, access)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from datetime import UTC, datetime
 
 import anyio
 import nats
@@ -14,7 +16,14 @@ from agentweave_bus.bus.subjects import call_subject
 from agentweave_bus.embedded import stack as stack_module
 from agentweave_bus.embedded.stack import StackSettings, embedded_stack
 from agentweave_bus.exceptions import ConfigurationError
-from agentweave_bus.identity import IdentitySource, SpiffeID, SPIFFEIdentityProvider, client_context
+from agentweave_bus.identity import (
+    IdentitySource,
+    RetiredAuthorities,
+    SpiffeID,
+    SPIFFEIdentityProvider,
+    client_context,
+)
+from agentweave_bus.identity.revocation_file import RevokedEntry, add_revocation, remove_revocations
 
 CALLER = SpiffeID("spiffe://a.test/client/cli")
 CALLEE = SpiffeID("spiffe://a.test/agent/callee")
@@ -120,6 +129,48 @@ async def test_whatever_is_wrong_with_its_files_the_stack_goes_on(policies, tmp_
         assert [bool(record.exc_info) for record in caplog.records] == [False, True, True]
         await stack.in_line()
         assert not await may_ask(stack)
+
+
+@pytest.mark.anyio
+async def test_the_control_role_remembers_an_authority_that_left_until_it_is_revoked(tmp_path, monkeypatch):
+    """In the state directory, as agents do: it reads what was parked or given up weeks ago."""
+    made, revoked = [], tmp_path / "revoked.yaml"
+    revoked.write_text("revoked: []\n")
+
+    def remembers(*args, **more):
+        made.append(RetiredAuthorities(*args, **more))
+        return made[-1]
+
+    async def until(remembered):
+        with anyio.fail_after(15):
+            while (made[0].bundle_at("a.test", 0, now_ms=now_ms()) is not None) != remembered:  # noqa: ASYNC110 - no event
+                await anyio.sleep(0.01)
+
+    monkeypatch.setattr(stack_module, "RetiredAuthorities", remembers)
+    settings = StackSettings("a.test", tmp_path / "state", (), revocations=revoked)
+    async with embedded_stack(settings, settle=False) as stack:
+        authority = stack.api.authority
+        (old,) = authority.bundle.authority_fingerprints
+        authority.rotate()
+        stack.api.rotate()
+        authority.retire()
+        stack.api.announce()
+        await until(remembered=True)
+        (folder,) = (tmp_path / "state" / "authorities").iterdir()
+        assert folder.name.startswith("agentweave-control-")
+        entry = RevokedEntry(authority=old.hex(), reason="stolen", time=datetime.now(UTC))
+        add_revocation(revoked, entry)
+        stack.look_again()
+        await until(remembered=False)
+        await stack.in_line()
+        remove_revocations(revoked, entry.subject)
+        stack.look_again()
+        await stack.in_line()
+        await until(remembered=False)
+
+
+def now_ms():
+    return time.time_ns() // 1_000_000
 
 
 def test_a_file_is_its_own_grants_file_and_nothing_has_none(policies):

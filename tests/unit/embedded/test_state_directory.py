@@ -60,5 +60,6 @@ def test_a_directory_with_work_of_the_user_gets_no_gitignore(tmp_path: Path) -> 
     _keep_out_of_git(tmp_path)
     assert not (tmp_path / ".gitignore").exists()
     (tmp_path / "main.py").rename(tmp_path / "lock")
+    (tmp_path / "authorities").mkdir()
     _keep_out_of_git(tmp_path)
     assert (tmp_path / ".gitignore").exists()

@@ -11,6 +11,7 @@ __all__ = ["MUTANTS"]
 FRAME = partial(Mutant, file="agentweave_bus/envelope/frame.py")
 CODEC = partial(Mutant, file="agentweave_bus/envelope/codec.py", function="unpack_exact")
 CHAIN = partial(Mutant, file="agentweave_bus/identity/chain.py", part=3)
+HISTORY = partial(Mutant, file="agentweave_bus/identity/retired_file.py", part=3)
 REVOKED = partial(
     Mutant,
     part=3,
@@ -24,6 +25,7 @@ OVERSIZED = "test_oversized.py::test_a_frame"
 DOWNGRADE = "test_downgrade.py"
 LEAF = "test_unlawful_leaf.py::test_a_leaf_that_is_no_svid"
 BEHIND = "test_swapped_chain.py::test_other_certificates_behind_a_remembered_leaf"
+RETIRED = "test_retired_authority.py"
 REVOKED_ONES = "test_revoked.py"
 UNVERIFIED = """
 from agentweave_bus.identity.chain import VerifiedChain, claimed_spiffe_id, load_certificate
@@ -310,6 +312,41 @@ MUTANTS = (
         function="ChainVerifier.verify",
         find="reason is not None",
         tests=(f"{REVOKED_ONES}::test_a_revoked_identity",),
+    ),
+    CHAIN(
+        what="when an authority left, for what it signed",
+        function="ChainVerifier._as_of",
+        find="replace(known, not_after_ms=min(known.not_after_ms, left_ms - 1, now_ms - 1))",
+        put="known",
+        tests=(f"{RETIRED}::test_dated_away_from_its_storing",),
+    ),
+    CHAIN(
+        what="the validity of a chain under an authority that left",
+        function="ChainVerifier._as_of",
+        find="ended.valid_at(at_ms)",
+        put="True",
+        tests=(f"{RETIRED}::test_a_link_dated_later",),
+    ),
+    Mutant(
+        part=3,
+        what="whether an authority had left by then",
+        file="agentweave_bus/identity/retired.py",
+        function="RetiredAuthorities._counts",
+        find="at_ms < left",
+        put="True",
+        tests=(f"{RETIRED}::test_a_link_made_up_later",),
+    ),
+    HISTORY(
+        what="who may write the folder of remembered authorities",
+        function="AuthorityFolder._locked",
+        find="found.st_uid != os.geteuid() or found.st_mode & 0o022",
+        tests=(f"{RETIRED}::test_a_folder_that_others_may_write",),
+    ),
+    HISTORY(
+        what="who may write the list of remembered authorities",
+        function="_read",
+        find="found.st_uid != os.geteuid() or found.st_mode & 0o077",
+        tests=(f"{RETIRED}::test_a_history_that_others_may_edit",),
     ),
     REVOKED(
         what="a revoked identity",

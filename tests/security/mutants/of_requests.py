@@ -187,6 +187,16 @@ MUTANTS = (
         tests=(f"{BROKEN}::test_a_link_in_anothers_name",),
     ),
     RULES(
+        what="rule 5, links as old as they say of themselves",
+        function="_check_rule_5",
+        find="at.there_ms",
+        put="link.head.iat",
+        tests=(
+            "test_retired_authority.py::test_a_link_made_up_later",
+            "test_retired_authority.py::test_a_link_of_a_live_call",
+        ),
+    ),
+    RULES(
         what="rule 5, signers that expired long ago",
         function="_check_rule_5",
         find="sender.not_after_ms + link_grace_ms < at.reference_ms",

@@ -16,7 +16,7 @@ from workers.ecommerce.directory import INVENTORY, PAYMENT, USER
 
 __all__ = ["Ask", "Checkout"]
 
-ASK_SECONDS: Final = 5.0
+ASK_SECONDS: Final = 10.0
 
 Ask = Callable[[str, str, Any, float], Awaitable[TaskResult]]
 """``SecureAgent.call_agent``: target, capability, payload, timeout in seconds."""

@@ -44,6 +44,7 @@ from workers.ecommerce.demo.screen import DidNotHappenError
 __all__ = ["Message", "Wire", "on_the_wire", "refused_without_svid", "sealed_by", "stolen_identity"]
 
 _SECONDS: Final = 5.0
+_HEARD: Final = ("aw.call.>", "aw.task.>", "aw.state.>", "aw.inbox.*.*.*.rpc.>", "demo.>")
 _LIFETIME_MS: Final = 20_000
 _INSTANCE_LENGTH: Final = 22
 _ALPHANUMERIC: Final = string.ascii_letters + string.digits
@@ -103,8 +104,13 @@ class Wire:
         await self._client.flush(timeout=int(_SECONDS))
 
     async def listen(self) -> None:
-        """Hear every message on the broker."""
-        await self._client.subscribe(">", cb=self._hear)
+        """Hear every message between participants, and what the broker answers to this connection.
+
+        Where workers are given tasks nobody listens: the broker takes a listener there for the worker, and
+        would go on giving tasks to one that has died.
+        """
+        for subject in _HEARD:
+            await self._client.subscribe(subject, cb=self._hear)
         await self._client.flush(timeout=int(_SECONDS))
 
     async def heard(self, subject: str) -> Message:

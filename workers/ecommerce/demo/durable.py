@@ -97,7 +97,7 @@ class DurableOrders:
         result = await handle.result(_SECONDS)
         must(result.status == "failed" and "declined" in str(result.error), f"{result}")
         must((available(), charged()) == before, "something of it is left")
-        must(await self._runs("inventory", "release_items") == released + 1, "nothing was released")
+        must(await self._runs("inventory", "release_items") > released, "nothing was released")
         self._outcome = (await self._records(handle))[-1]
         check.came_out(
             "failed, and undone: the goods are released",

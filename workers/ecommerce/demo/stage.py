@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from agentweave_bus import AgentWeaveClient, SpiffeID, TaskResult
-from agentweave_bus.bus import streams
 from agentweave_bus.config import load_stack
 from agentweave_bus.embedded.assembly import LocalStack, local_stack
 from agentweave_bus.embedded.processes import WorkerProcess
@@ -23,7 +22,7 @@ STACK_FILE: Final = Path(__file__).parent.parent / "agentweave.yaml"
 PRINCIPAL: Final = {"iss": "https://login.shop.example", "sub": "alice"}
 HOSTILE: Final = SpiffeID.of(TRUST_DOMAIN, "demo", "hostile-broker")
 
-MISSED_AFTER_S: Final = 2
+MISSED_AFTER_S: Final = 1
 """After so many seconds without a word from a worker its task goes to another one; in service it is 30."""
 
 _ACK_WAIT: Final = "AGENTWEAVE_BUS__TASK_ACK_WAIT"
@@ -71,7 +70,6 @@ async def open_stage(state: Path, grants: Path | None = None) -> AsyncIterator[S
     config = config.model_copy(update={"state_dir": state, "grants": grants})
     async with AsyncExitStack() as block:
         block.enter_context(_variables({DATA_VARIABLE: str(state / "data"), _ACK_WAIT: f"{MISSED_AFTER_S}"}))
-        block.enter_context(_missed_soon())
         log = block.enter_context((state / "workers.log").open("w"))
 
         def keep(name: str, line: str) -> None:
@@ -101,17 +99,6 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _missed_soon() -> Iterator[None]:
-    """Have the control role, which is in this process, make queues that miss a worker soon."""
-    before = streams.TASK_ACK_WAIT_S
-    streams.TASK_ACK_WAIT_S = MISSED_AFTER_S  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        streams.TASK_ACK_WAIT_S = before  # type: ignore[misc]
 
 
 def _client_file(local: LocalStack, name: str) -> Path:

@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from agentweave_bus.exceptions import InvalidSpiffeIdError
 
-__all__ = ["MAX_SPIFFE_ID_BYTES", "MAX_TRUST_DOMAIN_BYTES", "SpiffeID", "check_trust_domain"]
+__all__ = ["MAX_SPIFFE_ID_BYTES", "MAX_TRUST_DOMAIN_BYTES", "SpiffeID", "check_trust_domain", "domain_id"]
 
 MAX_SPIFFE_ID_BYTES: Final = 2048
 MAX_TRUST_DOMAIN_BYTES: Final = 255
@@ -103,3 +103,14 @@ def _check_segment(segment: str, text: str) -> None:
         raise InvalidSpiffeIdError(
             f"{text!r}: the path segment {segment!r} may hold letters, digits, '.', '-' and '_' only"
         )
+
+
+@lru_cache(1024)  # each record is addressed to one
+def domain_id(trust_domain: str) -> SpiffeID:
+    """Return the SPIFFE ID of a trust domain itself, to which events and records are addressed.
+
+    Raises:
+        InvalidSpiffeIdError: it is no trust domain.
+
+    """
+    return SpiffeID(f"spiffe://{trust_domain}")

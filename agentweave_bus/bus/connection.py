@@ -197,8 +197,7 @@ class Session:
         reply = f"{self._api}.{self._secret}{self._asked:x}"
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
         self._answers[reply] = answer
-        answer.add_done_callback(lambda _: self._answers.pop(reply, None))
-        self.watch(answer)
+        self._keep_open_for(answer, partial(self._no_longer_asked, reply))
         try:
             await self.publish(subject, data, reply, headers)
         except BaseException:
@@ -228,11 +227,18 @@ class Session:
 
     def watch(self, future: asyncio.Future[Any]) -> None:
         """Keep the session open until ``future`` is done; it fails with ``BusError`` if the session dies."""
+        self._keep_open_for(future, self._unwatch)
+
+    def _keep_open_for(self, future: asyncio.Future[Any], when_done: Callable[[Any], None]) -> None:
         self._waiting.add(future)
         self.take_hold()
-        future.add_done_callback(self._unwatch)
+        future.add_done_callback(when_done)
         if self.closed.is_set():
             future.set_exception(BusError("the connection to the broker is lost"))
+
+    def _no_longer_asked(self, reply: str, future: asyncio.Future[Any]) -> None:
+        self._answers.pop(reply, None)
+        self._unwatch(future)
 
     def _unwatch(self, future: asyncio.Future[Any]) -> None:
         if not future.cancelled():

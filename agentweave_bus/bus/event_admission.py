@@ -21,7 +21,7 @@ from agentweave_bus.bus.admitted import Capability, OpenedTask, StoredArrival
 from agentweave_bus.bus.refusal import Step
 from agentweave_bus.bus.subjects import event_subject
 from agentweave_bus.envelope import Kind, OpenedEnvelope, VerifiedLink, requester
-from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.spiffe_id import SpiffeID, domain_id
 
 __all__ = ["NO_HANDLER", "EventAdmission"]
 
@@ -105,7 +105,7 @@ class EventAdmission(Admission):
             wrong = f"a {head.kind.value} is no event"
         elif head.iss != publisher:
             wrong = f"an event of {head.iss} among those of {publisher}"
-        elif head.aud != SpiffeID(f"spiffe://{publisher.trust_domain}"):
+        elif head.aud != domain_id(publisher.trust_domain):
             wrong = f"addressed to {head.aud}"
         elif head.sub != arrival.subject or head.sub != event_subject(publisher, head.cap):
             wrong = f"sealed for subject {head.sub}, arrived on {arrival.subject}"

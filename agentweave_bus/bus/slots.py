@@ -14,13 +14,13 @@ What is read is bytes of whoever could write there; who believes them has to ver
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
+import orjson
 from nats.aio.msg import Msg
 
 from agentweave_bus.bus.connection import Keeper
@@ -126,7 +126,6 @@ class Slots:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE_S)
 
-
     def _on_permission_error(self, verb: str, subject: str) -> None:
         """Have whoever waits for what the broker does not let this identity read wait no more."""
         if verb != "publish" or not subject.startswith("$js.api.direct.get."):
@@ -142,8 +141,8 @@ def acknowledged(message: Msg, stream: str) -> SlotOutcome:
     if _status(message) == _NO_RESPONDERS:
         return SlotOutcome.NOWHERE
     try:
-        answer: Any = json.loads(message.data)
-    except (ValueError, RecursionError):
+        answer: Any = orjson.loads(message.data)
+    except orjson.JSONDecodeError:
         return SlotOutcome.UNCLEAR
     if not isinstance(answer, dict):
         return SlotOutcome.UNCLEAR

@@ -44,7 +44,7 @@ from agentweave_bus.exceptions import (
     PayloadError,
     QueueFullError,
 )
-from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.spiffe_id import SpiffeID, domain_id
 from agentweave_bus.tasks.dead_letters import LetterReference
 from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.types import TaskState
@@ -305,7 +305,7 @@ class DeadLetterOffice:
         draft = Draft(
             kind=Kind.RECORD,
             id=new_id(now_ms),
-            aud=SpiffeID(f"spiffe://{ref.agent.trust_domain}"),
+            aud=domain_id(ref.agent.trust_domain),
             cap=DROPPED_TYPE,
             sub=ref.subject("dropped"),
             iat=now_ms,

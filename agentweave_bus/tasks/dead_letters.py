@@ -18,7 +18,7 @@ from agentweave_bus.envelope import Draft, Kind, encode_payload, new_id
 from agentweave_bus.envelope.envelope import sha256
 from agentweave_bus.exceptions import ConfigurationError, InvalidSpiffeIdError
 from agentweave_bus.names import CAPABILITY_NAME
-from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.spiffe_id import SpiffeID, domain_id
 from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.tasks.queue import Delivery
 
@@ -154,7 +154,7 @@ class DeadLetters:
         draft = Draft(
             kind=Kind.RECORD,
             id=new_id(now_ms),
-            aud=SpiffeID(f"spiffe://{self._agent.trust_domain}"),
+            aud=domain_id(self._agent.trust_domain),
             cap=DEAD_TYPE,
             sub=dead_subject(self._agent, capability, key, attempts, "record"),
             iat=now_ms,

@@ -52,7 +52,7 @@ from agentweave_bus.exceptions import (
 )
 from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
 from agentweave_bus.observability.tracing import Tracing
-from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.spiffe_id import SpiffeID, domain_id
 from agentweave_bus.tasks.event_announcing import EventAnnouncement, announce_events
 
 __all__ = ["DEFAULT_EVENT_SECONDS", "OnBehalf", "PublishedEvent", "Publisher", "Publishing"]
@@ -209,7 +209,7 @@ class Publisher:
         draft = Draft(
             kind=Kind.EVENT,
             id=new_id(now_ms),
-            aud=SpiffeID(f"spiffe://{parts.me.trust_domain}"),
+            aud=domain_id(parts.me.trust_domain),
             cap=name,
             sub=subject,
             iat=now_ms,
@@ -223,7 +223,7 @@ class Publisher:
         me = self._parts.me
         return AuthzContext(
             caller=me,
-            callee=SpiffeID(f"spiffe://{me.trust_domain}"),
+            callee=domain_id(me.trust_domain),
             action=name,
             direction="outbound",
             payload=value,

@@ -37,7 +37,7 @@ from agentweave_bus.envelope import (
     new_id,
 )
 from agentweave_bus.exceptions import MalformedEnvelopeError, PayloadError, SignatureRefusedError
-from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.spiffe_id import SpiffeID, domain_id
 from agentweave_bus.tasks.approval import Asked, Decided, check_decision
 from agentweave_bus.tasks.redrive import check_redrive
 from agentweave_bus.tasks.state import may_follow
@@ -183,7 +183,7 @@ def draft_record(
     return Draft(
         kind=Kind.RECORD,
         id=new_id(now_ms),
-        aud=SpiffeID(f"spiffe://{ref.agent.trust_domain}"),
+        aud=domain_id(ref.agent.trust_domain),
         cap=RECORD_TYPE,
         sub=ref.subject(slot),
         iat=now_ms,

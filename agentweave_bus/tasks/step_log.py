@@ -39,7 +39,7 @@ from agentweave_bus.exceptions import (
     SignatureRefusedError,
     UnreachableError,
 )
-from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.spiffe_id import domain_id
 from agentweave_bus.tasks.log import Desk, TaskLog, may_be_genuine
 from agentweave_bus.tasks.record import StateRecord
 
@@ -177,7 +177,7 @@ class StepLog:
         return Draft(
             kind=Kind.RECORD,
             id=new_id(now_ms),
-            aud=SpiffeID(f"spiffe://{agent.trust_domain}"),
+            aud=domain_id(agent.trust_domain),
             cap=STEP_TYPE,
             sub=self._subject(name, number),
             ct=content_type,

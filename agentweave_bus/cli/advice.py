@@ -204,7 +204,7 @@ def _entry(grants: Grants, denial: Denial) -> str:
     """Return the entry that would allow it, with the issuer where a principal is named."""
     text = grants.explain(denial.caller, denial.callee, denial.action, denial.kind).rstrip()
     if denial.issuer is not None and text.startswith("grants:"):
-        text += f"\n    principals: {json.dumps([denial.issuer])}"
+        text += f"\n  principals: {json.dumps([denial.issuer])}"
     return text + "\n"
 
 

@@ -159,18 +159,18 @@ class Admission:
         except Exception as fault:  # what nobody foresaw, before a place was taken: nobody is told
             raise self._recorded(_unforeseen(fault, None)) from fault
 
-    async def open_task(self, frame: bytes, arrival: StoredArrival) -> OpenedTask:
+    async def open_task(self, frame: bytes, arrival: StoredArrival, *, late: bool = False) -> OpenedTask:
         """Take a frame from the queue of tasks through steps 1 to 8.
 
         Step 9 is the caller's: what is recorded of the task says whether it may run. Then comes
-        :meth:`admit_task`.
+        :meth:`admit_task`. ``late`` lets a task through whose time is over, to be undone and not run.
 
         Raises:
             AdmissionRefusedError: a step failed. It has been counted and audited already.
 
         """
         try:
-            return await self._open_task(frame, arrival, self._clock_ms())
+            return await self._open_task(frame, arrival, self._clock_ms(), late=late)
         except AdmissionRefusedError as refusal:
             raise self._recorded(refusal) from refusal.__cause__
         except Exception as fault:
@@ -230,12 +230,14 @@ class Admission:
         audit_id = await self._record_admission(request, facts, decision, keep=not capability.safe)  # 12
         return Admitted(request, capability, payload, via, extend_via(request), decision, audit_id)
 
-    async def _open_task(self, frame: bytes, arrival: StoredArrival, now_ms: int) -> OpenedTask:
+    async def _open_task(
+        self, frame: bytes, arrival: StoredArrival, now_ms: int, *, late: bool
+    ) -> OpenedTask:
         request = self._open(frame, now_ms, arrival.stored_at_ms)  # 1 to 5
         fault = self._task_binding_fault(request, arrival)
         capability = await self._bind(request, fault, also=BLOB_CONTENT_TYPE)  # 6
         via = self._delegation(request, now_ms, arrival.stored_at_ms)  # 7
-        expired = self._time_stored(request, now_ms, arrival.stored_at_ms)  # 8
+        expired = self._time_stored(request, now_ms, arrival.stored_at_ms, late=late)  # 8
         asks = requester(request, via, sender_expired=expired)
         return OpenedTask(request, capability, via, asks, arrival.stored_at_ms)
 
@@ -376,10 +378,12 @@ class Admission:
         except EnvelopeError as error:
             raise AdmissionRefusedError(Step.TIME, str(error), told=str(error), request=request) from error
 
-    def _time_stored(self, request: OpenedEnvelope, now_ms: int, stored_at_ms: int) -> bool:
+    def _time_stored(
+        self, request: OpenedEnvelope, now_ms: int, stored_at_ms: int, *, late: bool = False
+    ) -> bool:
         """Step 8 for what lay in a stream; returns whether its sender has expired since."""
         try:
-            return check_time_stored(request, now_ms=now_ms, stored_at_ms=stored_at_ms)
+            return check_time_stored(request, now_ms=now_ms, stored_at_ms=stored_at_ms, late=late)
         except EnvelopeError as error:
             raise AdmissionRefusedError(Step.TIME, str(error), told=str(error), request=request) from error
 

@@ -307,13 +307,15 @@ def check_time_stored(
     now_ms: int,
     stored_at_ms: int,
     parked: bool = False,
+    late: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> bool:
     """Step 8 for what was read from a stream; ``stored_at_ms`` is the stream's timestamp of it.
 
     Returns whether the sender's certificates have expired meanwhile (``context.sender_expired``). Then
     the chain must have been checked as of ``stored_at_ms``, with authorities that were in the bundle
-    at that time; else as of ``now_ms``. ``parked`` leaves out ``nbf``, for who keeps delayed tasks.
+    at that time; else as of ``now_ms``. ``parked`` leaves out ``nbf``, for who keeps delayed tasks;
+    ``late`` leaves out ``exp``, for who undoes what a task did before its end came.
 
     Raises:
         TimeRefusedError: from the future, expired, before ``nbf``, or, for a sender that has expired,
@@ -322,7 +324,7 @@ def check_time_stored(
     """
     head = opened.head
     _check_not_future(head, now_ms, limits)
-    if head.kind in _WITH_EXPIRY:
+    if head.kind in _WITH_EXPIRY and not late:
         _check_not_expired(head, now_ms)
     if head.nbf is not None and not parked and head.nbf > now_ms + limits.clock_slack_ms:
         raise TimeRefusedError(f"not to be run for another {head.nbf - now_ms} ms")

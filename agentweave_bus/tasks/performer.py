@@ -423,6 +423,8 @@ class Performer:
         log = TaskLog(self._desk, TaskRef(self._me, origin.head.iss, head.cap, head.id))
         await log.refresh()
         mine = redriven_attempt(head) == log.redriven
+        if refusal.step is Step.TIME and mine and await self._undone_late(delivery, log, refusal.told):
+            return
         if not log.ended and mine:
             state = TaskState.FAILED if refusal.step is Step.TIME else TaskState.REJECTED
             told, step = refusal.told[:_MAX_MESSAGE], refusal.step.label
@@ -430,6 +432,31 @@ class Performer:
             await log.append(body, origin.digest)
         if log.ended or not mine:
             await self._acknowledgements.done(delivery)
+
+    async def _undone_late(self, delivery: Delivery, log: TaskLog, why: str) -> bool:
+        """Undo what the attempts at a task did whose time is over; say whether that is taken care of."""
+        if log.ended or log.last is None or log.epoch == 0:
+            return False
+        if (wait_s := self._not_before(log.last)) > 0 and log.last.state is TaskState.WORKING:
+            await self._acknowledgements.back(delivery, wait_s)
+            return True
+        try:
+            arrival = StoredArrival(delivery.subject, delivery.stored_at_ms)
+            opened = await self._admission.open_task(delivery.data, arrival, late=True)
+            case = Case(delivery, opened, log)
+            admitted = await self._admitted(case, None)
+        except AdmissionRefusedError as refusal:
+            _log.error("what attempts at %r did is not undone: %s", log.ref, refusal)
+            return False
+        try:
+            working = await log.append(case.working(), case.digest)
+            if working is None:
+                await self._back(delivery)
+            else:
+                await self._attempt(case, admitted, working, why)
+        finally:
+            self._admission.leave_task(admitted)
+        return True
 
     def _early(self, head: Head) -> float:
         """Return how many seconds a task comes too early, as far as the clocks of two machines may differ."""

@@ -176,7 +176,7 @@ class Letters:
             raise UnusableLetterError("it was never verified, so nobody is known to have asked for it")
         frame = await self.frame(letter)
         try:
-            opened = self._verified(frame)
+            opened = self._verified(frame, letter.body.stored_at)
             origin = origin_of(opened)
             _check_is(letter.task, opened, origin)
         except (EnvelopeError, IdentityError, FederationError) as error:
@@ -216,13 +216,14 @@ class Letters:
             raise MalformedEnvelopeError("an envelope that is no record of this dead letter")
         return opened
 
-    def _verified(self, frame: bytes) -> OpenedEnvelope:
-        verifier = self._desk.verifier
+    def _verified(self, frame: bytes, stored_at_ms: int) -> OpenedEnvelope:
+        """Verify the task as a link; when it was there is the signed word of the worker that gave it up."""
+        verifier, now_ms = self._desk.verifier, self._desk.clock_ms()
         parts = verifier.decode_frame(frame)
-        signed_ms = Link(parts.head, parts.proof, parts.chain).head.iat
-        sender = verifier.check_chain_stored(parts, now_ms=self._desk.clock_ms(), stored_at_ms=signed_ms)
-        verifier.check_proof(parts, sender)
-        return verifier.parse_head(parts, sender)
+        link = Link(parts.head, parts.proof, parts.chain)
+        return verifier.parse_head(
+            parts, verifier.verify_link(link, now_ms=now_ms, stored_at_ms=stored_at_ms)
+        )
 
 
 def _check_is(task: TaskRef, opened: OpenedEnvelope, origin: Link) -> None:

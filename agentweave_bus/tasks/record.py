@@ -242,6 +242,7 @@ def read_record(
             task=record.task,
             attempt=record.epoch,
             now_ms=now_ms,
+            stored_at_ms=stored.stored_at_ms,
         )
     elif body.redrive is not None:
         raise MalformedEnvelopeError("a redrive of a task that had not failed")

@@ -47,10 +47,12 @@ def check_redrive(
     task: bytes,
     attempt: int,
     now_ms: int,
+    stored_at_ms: int,
 ) -> None:
     """Make sure that the control role of ``agent``'s domain let ``attempt`` of just this task begin.
 
-    ``task`` is the digest of the task's head.
+    ``task`` is the digest of the task's head; ``stored_at_ms`` is when the record with this evidence was
+    stored.
 
     Raises:
         EnvelopeError, IdentityError, FederationError: it did not, or that can't be told.
@@ -74,9 +76,7 @@ def check_redrive(
     if head.iss != control_role(agent.trust_domain):
         raise SignatureRefusedError(f"{head.iss} may not redrive tasks of {agent}")
     # It proves what was let begin when it was signed; the certificate may well have expired since.
-    sender = verifier.check_chain_stored(link, now_ms=now_ms, stored_at_ms=head.iat)
-    verifier.check_proof(link, sender)
-    verifier.check_sender(head, sender)
+    verifier.verify_link(link, now_ms=now_ms, stored_at_ms=stored_at_ms)
 
 
 def origin_of(request: OpenedEnvelope) -> Link:

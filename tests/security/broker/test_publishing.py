@@ -37,7 +37,7 @@ NOBODY = [
     "aw.control.demo=test.agent/echo.x",
     "aw.control.demo=test.agent/front.announce",
     "aw.event.demo=test.agent/echo.x",
-    "aw.park.demo=test.agent/echo.work",
+    "aw.park.demo=test.agent/front.block",
     "aw.task.demo=test.agent/front.block",
     "elsewhere",
 ]

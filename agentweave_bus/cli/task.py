@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from agentweave_bus.cli.client_config import add_identity_arguments, find_client_config
 from agentweave_bus.cli.commands import add_command
@@ -22,7 +23,8 @@ from agentweave_bus.exceptions import UnreachableError
 from agentweave_bus.observability.printable import escape_json, escape_line
 from agentweave_bus.runtime import AgentWeaveClient
 from agentweave_bus.tasks.handle import TaskHandle, TaskReference, TaskStatus
-from agentweave_bus.tasks.submitted import SubmittedTask, submitted_tasks
+from agentweave_bus.tasks.record import TaskRef
+from agentweave_bus.tasks.submitted import SubmittedTask, submission_of, submitted_tasks
 from agentweave_bus.types import TaskState
 
 __all__ = [
@@ -229,9 +231,24 @@ def _with_handle(options: argparse.Namespace, use: Callable[[TaskHandle], Awaita
         async with _connected(config) as client:
             handle = client.task(options.reference)
             options.full_reference = handle.full_reference
+            await _doubt(config, handle)
             return await use(handle)
 
     return asyncio.run(used())
+
+
+async def _doubt(config: AgentConfig, handle: TaskHandle) -> None:
+    """Say that a reference may be mistyped: nobody knows of such a task."""
+    reference = TaskReference.parse(handle.full_reference)
+    assert reference.sender is not None  # it is a full one
+    ref = TaskRef(reference.target, reference.sender, reference.capability, reference.id)
+    if await anyio.to_thread.run_sync(submission_of, config.authorization.audit.path, ref) is not None:
+        return
+    if (await handle.status()).since_ms is None:
+        message(
+            "agentweave: nothing is recorded of that task, and its submission is not in this identity's audit"
+            " log here; is the reference right?"
+        )
 
 
 @asynccontextmanager

@@ -6,9 +6,12 @@ told to stop it may finish, for as long as calls may; what is left then goes bac
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
+
+import anyio
 
 from agentweave_bus.agent import BoundCapability
 from agentweave_bus.agent.lifecycle import HEALTH
@@ -32,6 +35,11 @@ from agentweave_bus.tasks.task_puller import TaskPuller
 from agentweave_bus.types import Artifact
 
 __all__ = ["Steps", "TaskService", "Telling"]
+
+_log = logging.getLogger(__name__)
+
+_GRACE_S: Final = 8.0
+"""How long tasks may go on when their worker is told to stop; the embedded stack waits a bit longer."""
 
 _CONCURRENCY: Final = 32
 """How many attempts at tasks of one capability run at once, where the capability does not say."""
@@ -119,9 +127,22 @@ class TaskService:
                 group.cancel_scope.cancel()
 
     async def drain(self) -> None:
-        """Take nothing more, and return when what runs has ended."""
+        """Take nothing more, and return when what runs has ended.
+
+        What has not ended after a while is given back: another worker begins it at once, and it counts as no
+        attempt.
+        """
         for puller in self._pullers:
             puller.stop()
+        with anyio.move_on_after(_GRACE_S):
+            await self._ended()
+        if any(left := [puller.running for puller in self._pullers]):
+            _log.warning("%d tasks have not ended in %g s and are given back", sum(left), _GRACE_S)
+            for puller in self._pullers:
+                puller.give_back()
+        await self._ended()
+
+    async def _ended(self) -> None:
         for puller in self._pullers:
             await puller.ended.wait()
 

@@ -33,8 +33,8 @@ class Case(NamedTuple):
         return redriven_attempt(self.opened.request.head)
 
     def tries(self, epoch: int) -> int:
-        """Say the how many-th attempt one is, of those that this run of the task has."""
-        return epoch - max(0, self.redrive - 1)
+        """Say the how many-th attempt one is, of those of this run that count."""
+        return epoch - max(0, self.redrive - 1) - self.log.given_back
 
     @property
     def parked(self) -> Parked:

@@ -288,6 +288,7 @@ class TaskHandle:
                     ": it could not be told, for nothing is recorded of the task, and"
                     " its submission is not in this identity's audit log here"
                 )
+            why = why or f": no replica of {self._ref.agent} has heeded it, and nobody keeps it; cancel again"
             raise CallTimeoutError(
                 f"task {self.id} has not ended within {timeout:g} s of its cancellation{why}"
             ) from None

@@ -77,6 +77,8 @@ class TaskLog:
         self.ref = ref
         self.records: list[StateRecord] = []
         self._desk = desk
+        self.oldest_ms: int | None = None
+        """When its first slot was stored, by the broker's word. Once that is gone, it reads as empty."""
         self._slot = 0  # the first that has not been looked at
         self._foreign = 0
 
@@ -101,6 +103,11 @@ class TaskLog:
         return next((one.epoch for one in reversed(self.records) if one.body.redrive is not None), 0)
 
     @property
+    def given_back(self) -> int:
+        """How many attempts of the present run ended because their worker was told to stop."""
+        return sum(one.body.given_back is True for one in self.records if one.epoch >= self.redriven)
+
+    @property
     def approval(self) -> Approval | None:
         """The approval that the task has, if it does not wait for another one."""
         begun = False
@@ -112,6 +119,10 @@ class TaskLog:
                 return Approval(record.body.decided, asked, begun)
             begun |= record.state is TaskState.WORKING
         return None
+
+    def begun_ms(self, attempt: int) -> int | None:
+        """Return when the broker stored what is first on record of ``attempt``; of the task itself with 0."""
+        return next((one.stored_at_ms for one in self.records if one.epoch == attempt or not attempt), None)
 
     @property
     def epoch(self) -> int:
@@ -191,6 +202,8 @@ class TaskLog:
     def _take(self, stands: StoredFrame) -> None:
         """Take what stands in the next slot for a record, or pass it over."""
         desk, slot = self._desk, self._slot
+        if slot == 0:
+            self.oldest_ms = stands.stored_at_ms
         try:
             record = read_record(
                 desk.verifier, stands, self.ref, slot=slot, before=self.last, now_ms=desk.clock_ms()

@@ -115,7 +115,8 @@ class RecordBody(BaseModel):
     itself; ``message`` says why it is in this state, where there is something to say; ``retry_at`` (since
     the epoch) is when a ``submitted`` one is tried again, in milliseconds. ``step`` is the admission step at
     which a ``rejected`` one was refused. ``redrive`` is the reissue by which a ``failed`` task works again,
-    in base64 (:mod:`.redrive`). ``asked`` and ``decided`` are about an approval (:mod:`.approval`).
+    in base64 (:mod:`.redrive`). ``given_back`` says that a worker which was told to stop gave it back, which
+    counts as no attempt. ``asked`` and ``decided`` are about an approval (:mod:`.approval`).
     ``blob`` refers to a result that is too large to stand here.
     """
 
@@ -130,6 +131,7 @@ class RecordBody(BaseModel):
     step: Annotated[str, Field(strict=True, max_length=32)] | None = None
     progress: ProgressMark | None = None
     redrive: Annotated[str, Field(strict=True, max_length=131_072)] | None = None
+    given_back: Literal[True] | None = None
     blob: dict[str, Any] | None = None
     asked: Asked | None = None
     decided: Decided | None = None
@@ -137,7 +139,7 @@ class RecordBody(BaseModel):
     def encoded(self) -> bytes:
         """Return it as an envelope's payload. Raises PayloadError."""
         said: dict[str, Any] = {"v": self.v, "state": self.state.value, "pd": self.pd}
-        for name in ("message", "result", "retry_at", "step", "redrive", "blob"):
+        for name in ("message", "result", "retry_at", "step", "redrive", "given_back", "blob"):
             if (value := getattr(self, name)) is not None:
                 said[name] = value
         if self.progress is not None:
@@ -162,6 +164,8 @@ class StateRecord(NamedTuple):
     at_ms: int
     """When its writer signed it, in milliseconds since the epoch."""
     writer: SpiffeID
+    stored_at_ms: int | None = None
+    """When it was stored, by the broker's word; ``None`` for what was just written here."""
 
     @property
     def state(self) -> TaskState:
@@ -227,6 +231,7 @@ def read_record(
         digest=opened.digest,
         at_ms=opened.head.iat,
         writer=opened.head.iss,
+        stored_at_ms=stored.stored_at_ms,
     )
     _check_writer(record, ref, before)
     redriven = before is not None and before.state is TaskState.FAILED

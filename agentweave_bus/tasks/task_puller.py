@@ -138,6 +138,11 @@ class TaskPuller:
         self._stopped = True
         self._changed.set()
 
+    def give_back(self) -> None:
+        """Cancel what runs; whoever works on it gives it back."""
+        for task in self._running:
+            task.cancel()
+
     @property
     def _free(self) -> int:
         return 0 if self._stopped else self._concurrency - len(self._running)

@@ -16,6 +16,8 @@ DEFAULT_TASK_SECONDS: Final = 86_400.0
 
 _LONGEST_MS: Final = DEFAULT_LIMITS.max_lifetime_ms
 _LONGEST_S: Final = _LONGEST_MS / 1000
+_PAST_MS: Final = 60_000
+"""So long ago a task may have been due: who computed its time was slow, and did not mistype it."""
 
 
 class SaidOfTimes(Protocol):
@@ -59,7 +61,9 @@ def task_times(said: SaidOfTimes, now_ms: int) -> TaskTimes:
     if deadline_s is None:
         deadline_s = DEFAULT_TASK_SECONDS if said.every is None else _LONGEST_S
     if not (_is_number(deadline_s) and 0 < deadline_s <= _LONGEST_S):
-        raise _refused(f"a deadline is at most {_LONGEST_S:.0f} seconds ahead, not {said.deadline!r}")
+        raise _refused(
+            f"a deadline lies above 0 and at most {_LONGEST_S:.0f} seconds ahead, not {said.deadline!r}"
+        )
     due_ms = _due_ms(said, now_ms)
     if due_ms is None:
         return TaskTimes(None, now_ms + int(deadline_s * 1000))
@@ -86,6 +90,8 @@ def _due_ms(said: SaidOfTimes, now_ms: int) -> int | None:
         if said.at.tzinfo is None:
             raise _refused("the time at which a task is due is a datetime with its time zone")
         due_ms = milliseconds_of(said.at)
+        if due_ms < now_ms - _PAST_MS:
+            raise _refused(f"{said.at.isoformat()} is past: leave it out for a task that is due now")
     if said.every is None:
         return due_ms if due_ms is not None and due_ms > now_ms else None
     try:

@@ -118,12 +118,17 @@ async def test_at_a_time_and_in_any_order(clock: Setting) -> None:
     now = clock.bus.clock.now()
     late = await clock.submit(name="late", at=now + timedelta(seconds=3 * HOUR))
     soon = await clock.submit(name="soon", at=now + timedelta(seconds=HOUR), priority=9)
-    past = await clock.submit(name="past", at=now - timedelta(seconds=HOUR))
+    past = await clock.submit(name="past", at=now - timedelta(seconds=30))
     assert (await past.result(10)).data == "past"
     await clock.bus.clock.advance(4 * HOUR)
     await late.result(10)
     await soon.result(10)
     assert await clock.ran(3) == ["past", "soon", "late"]
+
+
+async def test_a_time_long_past_is_taken_for_a_slip(clock: Setting) -> None:
+    with pytest.raises(CallRefusedError, match="is past: leave it out"):
+        await clock.submit(at=clock.bus.clock.now() - timedelta(minutes=5))
 
 
 async def test_a_delayed_task_is_cancelled_before_it_is_due(clock: Setting) -> None:

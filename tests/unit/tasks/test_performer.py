@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +14,10 @@ from agentweave_bus import SecureAgent, capability
 from agentweave_bus.bus.streams import dead_stream_name, tasks_stream_name
 from agentweave_bus.bus.subjects import task_subject
 from agentweave_bus.client import Submitted, TaskOptions
-from agentweave_bus.envelope import Draft, Kind, encode_payload, new_id
+from agentweave_bus.envelope import Draft, Kind, decode_frame, decode_payload, encode_payload, new_id
 from agentweave_bus.exceptions import AuthorizationError, NoResponderError, TaskFailedError
 from agentweave_bus.runtime.wiring import Connected
+from agentweave_bus.tasks import performer
 from agentweave_bus.tasks.log import TaskLog
 from agentweave_bus.testing import MemoryBus
 from agentweave_bus.types import TaskState
@@ -212,14 +215,39 @@ async def test_what_is_expired_is_not_run(yard: Yard) -> None:
     assert yard.agent.ran == []
 
 
-async def test_what_is_no_task_becomes_a_dead_letter_untouched(yard: Yard) -> None:
-    yard.put(b"no frame at all")
+async def test_of_what_nobody_has_signed_only_how_it_began_is_kept(yard: Yard) -> None:
+    garbage = b"no frame at all" * 1_000
+    yard.put(garbage)
     await yard.until(lambda: not yard.queued)
-    frames = [
-        one.data for one in yard.stored(dead_stream_name(yard.target)) if one.subject.endswith(".frame")
-    ]
-    assert frames == [b"no frame at all"]
-    assert (yard.agent.ran, yard.dead) == ([], 1)
+    (letter,) = yard.stored(dead_stream_name(yard.target))
+    assert letter.subject.endswith(".record")
+    told = decode_payload(decode_frame(letter.data).payload)
+    assert (told["size"], told["frame"]) == (len(garbage), hashlib.sha256(garbage).hexdigest())
+    assert base64.b64decode(told["beginning"]) == garbage[:1_024]
+    assert yard.agent.ran == []
+
+
+async def test_only_some_of_what_nobody_has_signed_leaves_a_dead_letter(
+    yard: Yard, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(230):
+        yard.put(b"no frame %d" % number)
+    await yard.until(lambda: not yard.queued)
+    assert yard.dead == 200
+    assert sum("let go and counted" in one.message for one in caplog.records) == 1
+    await yard.bus.clock.advance(300)
+    yard.put(b"no frame, later")
+    await yard.until(lambda: not yard.queued)
+    assert yard.dead == 201
+    assert "30 frames that can't be verified left no dead letter" in caplog.text
+
+
+async def test_what_somebody_has_signed_is_kept_untouched(yard: Yard) -> None:
+    await yard.smuggle(kind=Kind.CALL)
+    (frame,) = (one.data for one in yard.stored(tasks_stream_name(yard.target)))
+    await yard.until(lambda: not yard.queued)
+    kept = [one.data for one in yard.stored(dead_stream_name(yard.target)) if one.subject.endswith(".frame")]
+    assert kept == [frame]
 
 
 async def test_a_call_in_the_queue_is_no_task(yard: Yard) -> None:
@@ -296,15 +324,35 @@ async def test_a_worker_told_to_stop_finishes_what_it_does(yard: Yard) -> None:
     assert states(log) == [("working", 1), ("completed", 1)]
 
 
-async def test_a_task_lost_too_often_is_given_up_and_becomes_a_dead_letter(yard: Yard) -> None:
+async def test_a_worker_told_to_stop_gives_back_what_takes_too_long_and_no_attempt_is_lost(
+    yard: Yard,
+) -> None:
+    submitted = await yard.submit("toil", retry={"attempts": 1})
+    await asyncio.wait_for(yard.agent.begun.wait(), 5)
+    stopping = asyncio.ensure_future(yard.bus.stop(yard.agent))
+    await yard.bus.clock.advance(9)
+    await asyncio.wait_for(stopping, 5)
+    yard.agent = await yard.bus.start(ToilAgent)
+    yard.agent.go_on.set()
+    log = await yard.ended(submitted)
+    assert states(log) == [("working", 1), ("submitted", 1), ("working", 2), ("completed", 2)]
+    assert log.records[1].body.given_back
+    assert yard.agent.ran == ["a"]
+
+
+async def test_a_task_lost_too_often_is_given_up_and_becomes_a_dead_letter(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(performer, "_LAST_WORDS_S", 0.0)  # as who is killed has none
     submitted = await yard.submit("toil", retry={"attempts": 2})
     for _ in range(2):
         await asyncio.wait_for(yard.agent.begun.wait(), 5)
         await yard.bus.kill_worker(yard.agent)
         yard.agent = await yard.bus.start(ToilAgent)
-        await yard.bus.clock.advance(31)
+        for _ in range(3):  # until the broker misses it, and until it is sure to be nobody's
+            await yard.bus.clock.advance(31)
     log = await yard.ended(submitted)
-    assert states(log)[-1][0] == "failed"
+    assert states(log) == [("working", 1), ("working", 2), ("working", 3), ("failed", 3)]
     assert yard.dead == 1
 
 

@@ -124,7 +124,7 @@ async def test_an_agent_submits_on_behalf_of_who_asks(bus: MemoryBus, store: Sto
 async def test_a_deadline_has_bounds(bus: MemoryBus, store: StoreAgent) -> None:
     client = await bus.client()
     for deadline in (0, -1, 32 * 86_400, float("nan"), float("inf")):
-        with pytest.raises(CallRefusedError, match="a deadline is at most"):
+        with pytest.raises(CallRefusedError, match="a deadline lies above 0 and at most"):
             await client.submit(bus.id(store), "store", {"number": 1}, deadline=deadline)
 
 

@@ -15,6 +15,8 @@ So whatever is killed in between, the broker included, is made up for: the wake-
 again with the same ids. The worker that finds a task in the queue twice sees by its log that it is one task.
 Several control roles share the work; what two of them do at once is done twice in the same way.
 
+What one sender may have parked is bounded (:mod:`.shares`); what is more is recorded as ``rejected``.
+
 A recurring task's occurrences that were missed, because no control role was there, are not made up for, but
 for the latest. An occurrence may be begun for a day at most, and not after the end of its task.
 """
@@ -27,7 +29,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from agentweave_bus.bus.connection import Keeper, Session
 from agentweave_bus.bus.slots import SlotOutcome, Slots, acknowledged, nanoseconds_of
@@ -44,6 +46,7 @@ from agentweave_bus.bus.subjects import Family, Priority, task_subject, wakeup_s
 from agentweave_bus.control.feeds import Feeds
 from agentweave_bus.control.parking import NotBroughtBackError, ParkedTask, agent_of_parked, open_parked
 from agentweave_bus.control.reconcile import reconcile_consumers, reconcile_streams
+from agentweave_bus.control.shares import Holding, Place, Shares
 from agentweave_bus.envelope import Draft, EnvelopeVerifier, Kind, Sealed, Sealer, occurrence_id
 from agentweave_bus.exceptions import (
     AgentWeaveError,
@@ -74,13 +77,6 @@ _NO_MESSAGE: Final = 10037
 _NO_STREAM: Final = 10059
 
 
-class _Place(NamedTuple):
-    """Where a parked task stands."""
-
-    stream: str
-    number: int
-
-
 class Scheduler:
     """Brings parked tasks back, as the control role ``me``. Owned by whoever runs :meth:`run`.
 
@@ -108,6 +104,7 @@ class Scheduler:
         self._replicas = replicas
         self._slots = Slots(keeper, monotonic)
         self._acknowledgements = Acknowledgements(keeper)
+        self._shares = Shares()
         self._wakeups = wakeups_stream(self._domain, replicas=replicas)
         self._feeds = Feeds(me, keeper, self._take, monotonic=monotonic)
 
@@ -148,7 +145,7 @@ class Scheduler:
             if stream == self._wakeups.name:
                 await self._woken(delivery)
             else:
-                await self._parked(_Place(stream, delivery.sequence), delivery)
+                await self._parked(Place(stream, delivery.sequence), delivery)
         except NotBroughtBackError as error:  # only with ``later``
             _log.warning("a parked task can't be verified yet: %s", error)
             await self._back(delivery)
@@ -158,17 +155,37 @@ class Scheduler:
         else:
             await self._acknowledgements.done(delivery)
 
-    async def _parked(self, place: _Place, delivery: Delivery) -> None:
+    async def _parked(self, place: Place, delivery: Delivery) -> None:
         """Plan when to look at what was parked just now."""
         task = await self._opened(place, delivery)
-        if task is not None:
+        if task is None:
+            return
+        if await self._admitted(place, delivery, task):
             await self._plan(place, task.first_ms)
+        else:
+            await self._forget(place)
+
+    async def _admitted(self, place: Place, delivery: Delivery, task: ParkedTask) -> bool:
+        """Say whether there is room for one more of its sender's; that there is none is put on record."""
+        holding = _holding(task, delivery, task.first_ms)
+        before = self._shares.elsewhere(place, holding)
+        if before is not None and await self._read(before[0]) is None:
+            self._shares.release(before[0])
+            before = None
+        if before is not None and before[1].covers(holding):
+            return False
+        refusal = self._shares.refusal(place, holding, self._clock_ms())
+        if refusal is not None and before is None:  # else the task itself stands, and goes on
+            why = NotBroughtBackError(refusal, opened=task.opened)
+            await self._give_up(task.ref.agent, delivery, why)
+        return refusal is None
 
     async def _woken(self, delivery: Delivery) -> None:
         """Bring back what is due."""
         place = self._place_of(delivery.subject)
         stands = await self._read(place)
         if stands is None:
+            self._shares.release(place)
             return  # done with
         delivery = stands._replace(delivered=delivery.delivered, acknowledgement=delivery.acknowledgement)
         task = await self._opened(place, delivery)
@@ -187,9 +204,10 @@ class Scheduler:
         if following is None:
             await self._forget(place)
         else:
+            self._shares.hold(place, _holding(task, delivery, following))
             await self._plan(place, following)
 
-    async def _opened(self, place: _Place, delivery: Delivery) -> ParkedTask | None:
+    async def _opened(self, place: Place, delivery: Delivery) -> ParkedTask | None:
         """Verify what is parked; what is not brought back is put on record, and ``None`` returned."""
         agent: SpiffeID | None = None
         try:
@@ -277,7 +295,7 @@ class Scheduler:
 
     # --- at the broker -----------------------------------------------------------------------------------
 
-    async def _plan(self, place: _Place, due_ms: int) -> None:
+    async def _plan(self, place: Place, due_ms: int) -> None:
         """Have the broker say when a parked task is due; planned twice, the later plan stands."""
         token = place.stream.removeprefix(_PARKED)
         headers = {
@@ -290,14 +308,14 @@ class Scheduler:
         if acknowledged(answer, self._wakeups.name) is not SlotOutcome.WRITTEN:
             raise BusError(f"no wake-up could be planned: {answer.data[:200]!r}")
 
-    def _place_of(self, subject: str) -> _Place:
+    def _place_of(self, subject: str) -> Place:
         stage, _, rest = subject.removeprefix(f"{wakeups_prefix(self._domain)}.").partition(".")
         token, _, number = rest.partition(".")
         if stage != "due" or not number.isdecimal():
             raise BusError(f"{subject} is no wake-up")
-        return _Place(_PARKED + token, int(number))
+        return Place(_PARKED + token, int(number))
 
-    async def _read(self, place: _Place) -> Delivery | None:
+    async def _read(self, place: Place) -> Delivery | None:
         """Read what is parked; ``None`` when it is no more."""
         answer = await self._api(f"STREAM.MSG.GET.{place.stream}", {"seq": place.number})
         if (error := answer.get("error")) is not None:
@@ -314,8 +332,9 @@ class Scheduler:
             raise BusError(f"what is parked in {place} can't be read: {error}") from error
         raise BusError(f"the broker answers with another message than {place}")
 
-    async def _forget(self, place: _Place) -> None:
+    async def _forget(self, place: Place) -> None:
         """Delete what is parked, which nobody needs any more; what can't be deleted goes with its age."""
+        self._shares.release(place)
         body = {"seq": place.number, "no_erase": True}
         answer = await self._api(f"STREAM.MSG.DELETE.{place.stream}", body)
         if "error" in answer:
@@ -332,6 +351,12 @@ class Scheduler:
     async def _back(self, delivery: Delivery) -> None:
         delay_s = min(_LONGEST_PAUSE_S, 2.0 ** min(delivery.delivered - 1, 10))
         await self._acknowledgements.back(delivery, delay_s)
+
+
+def _holding(task: ParkedTask, delivery: Delivery, due_ms: int) -> Holding:
+    head = task.opened.head
+    recurring = task.times is not None
+    return Holding(str(head.iss), task.ref.key, len(delivery.data), due_ms, head.exp, recurring)
 
 
 def _rfc3339(time_ms: int) -> str:

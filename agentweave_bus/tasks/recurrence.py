@@ -1,7 +1,8 @@
 """When a recurring task comes again: what ``every`` may say, and the times that follow from it.
 
-Either a period: a whole number and one of ``s``, ``m``, ``h``, ``d``, from ``1s`` on (``30s``, ``1h``). The
-occurrences are then the first one and what lies whole periods after it.
+Either a period: a whole number and one of ``s``, ``m``, ``h``, ``d``, from ``10s`` on (``30s``, ``1h``): one
+control role brings back the tasks of a whole domain. The occurrences are then the first one and what lies
+whole periods after it.
 
 Or the five fields of cron, in UTC: minute, hour, day of the month, month, day of the week (0 to 7, of which
 both 0 and 7 are Sunday). Each is ``*``, numbers, ranges and lists of those, with ``/n`` for steps:
@@ -26,6 +27,7 @@ __all__ = ["Recurrence", "recurrence"]
 
 _PERIOD: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_SHORTEST_S: Final = 10
 _LONGEST_DAYS: Final = 31
 _LONGEST_S: Final = _LONGEST_DAYS * 86_400
 _MINUTE_MS: Final = 60_000
@@ -56,7 +58,7 @@ def recurrence(every: str, first_ms: int) -> Recurrence:
     """
     if (period := _PERIOD.fullmatch(every)) is not None:
         seconds = int(period[1]) * _SECONDS[period[2]]
-        if seconds <= _LONGEST_S:
+        if _SHORTEST_S <= seconds <= _LONGEST_S:
             return _Periodic(first_ms, seconds * 1000)
     elif len(fields := every[:_LONGEST_TEXT].split(" ")) == len(_BOUNDS) and len(every) < _LONGEST_TEXT:
         made = _Cron(
@@ -70,7 +72,7 @@ def recurrence(every: str, first_ms: int) -> Recurrence:
 def _not_understood(every: str) -> ConfigurationError:
     return ConfigurationError(
         f"{every[:80]!r} says not when a task comes again.",
-        hint="Write a period from 1s to 31d, such as 1h, or the five fields of cron (UTC): */15 8-17 * * 1-5",
+        hint="Write a period from 10s to 31d, as 1h, or the five fields of cron (UTC): */15 8-17 * * 1-5",
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from agentweave_bus import capability
 from agentweave_bus.exceptions import TaskCanceledError
+from agentweave_bus.tasks import recurrence
 from tests.integration.connections import until
 from tests.integration.probes import CLI, ECHO, PATIENCE, Probe
 from tests.integration.world import Caller, World
@@ -65,7 +66,10 @@ async def test_it_runs_when_it_is_due(cast: Cast, ran: Times) -> None:
 
 
 @pytest.mark.slow
-async def test_it_comes_again_until_it_is_cancelled(cast: Cast, ran: Times) -> None:
+async def test_it_comes_again_until_it_is_cancelled(
+    cast: Cast, ran: Times, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recurrence, "_SHORTEST_S", 1)  # or the test would take half a minute
     client = cast[2].client
     handle = await client.submit(TARGET, "pieces", {"name": "again"}, every="1s")
     await until(lambda: len(ran) >= 2, "it came twice")

@@ -16,11 +16,13 @@ import pytest
 from agentweave_bus import SecureAgent, capability
 from agentweave_bus.bus.streams import dead_stream_name, parked_stream_name, tasks_stream_name
 from agentweave_bus.bus.subjects import park_subject, task_subject, wakeup_subject
+from agentweave_bus.control.shares import MOST_RECURRING
 from agentweave_bus.envelope import Draft, Kind, control_role, decode_frame, decode_payload
 from agentweave_bus.envelope.codec import pack
 from agentweave_bus.envelope.envelope import sha256
 from agentweave_bus.envelope.frame import Link
 from agentweave_bus.envelope.head import map_from_draft
+from agentweave_bus.exceptions import AgentWeaveError
 from agentweave_bus.runtime import AgentWeaveClient
 from agentweave_bus.tasks.handle import TaskHandle
 from agentweave_bus.testing import MemoryBus
@@ -77,6 +79,13 @@ class Scene:
         assert len(stream.messages) == 2 * count
         records = [one for one in stream.messages.values() if one.subject.endswith(".record")]
         return [decoded(bytes(one.data)) for one in records]
+
+    async def parked(self, count: int) -> None:
+        """Wait until so many are parked, and no more are to come."""
+        stream = self.stream(parked_stream_name(self.agent))
+        async with asyncio.timeout(10):
+            while len(stream.messages) != count:  # noqa: ASYNC110 - the broker tells nobody
+                await asyncio.sleep(0.01)
 
     async def runs_once_when_it_is_due(self) -> None:
         await self.bus.clock.advance(DELAY / 2)
@@ -218,3 +227,31 @@ async def test_a_forged_wakeup(scene: Scene) -> None:
         for body in (b"", json.dumps({"seq": 1}).encode()):
             scene.put(wakeup_subject(scene.bus.trust_domain, "due", place, number), body)
     await scene.runs_once_when_it_is_due()
+
+
+@refused_by(Layer.CONTROL, "a flood of recurring tasks, to make those of others late", by=Adversary.CALLER)
+async def test_a_flood_of_recurring_tasks(scene: Scene) -> None:
+    """The next one is rejected with the reason; a task parked again harms nothing; others go on."""
+    mallory, agent = await scene.bus.client("client/mallory"), str(scene.agent)
+    keyed = {"every": "5m", "deadline": 86_400, "idempotency_key": "same"}
+    first = await mallory.submit(agent, "work", {"name": "m"}, **keyed)
+    for _ in range(MOST_RECURRING - 1):
+        await mallory.submit(agent, "work", {"name": "m"}, every="1h")
+    excess = await mallory.submit(agent, "work", {"name": "m"}, every="1h")
+    with pytest.raises(AgentWeaveError, match="too many of yours are parked"):
+        await excess.result(10)
+    await scene.bus.clock.advance(40)  # the same task is due later now, and lives longer
+    await mallory.submit(agent, "work", {"name": "m"}, **keyed)
+    await scene.parked(MOST_RECURRING + 1)
+    assert (await first.status()).state.value == "submitted"
+    honest = await scene.cli.submit(agent, "work", {"name": "b"}, every="1h")
+    await scene.parked(MOST_RECURRING + 2)
+    await scene.runs_once_when_it_is_due()
+    assert (await honest.status()).state.value == "submitted"
+    await first.cancel()
+    await scene.bus.clock.advance(120)
+    await scene.parked(MOST_RECURRING)
+    room = await mallory.submit(agent, "work", {"name": "m"}, every="1h")
+    assert (await room.status()).state.value == "submitted"
+    await scene.bus.clock.advance(1)
+    await scene.parked(MOST_RECURRING + 1)

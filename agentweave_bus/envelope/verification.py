@@ -276,6 +276,10 @@ def _verify_signature(proof: Proof, root: bytes, sender: VerifiedChain) -> None:
 
 _WITH_EXPIRY: Final = frozenset({Kind.TASK, Kind.EVENT, Kind.REISSUE})
 
+_WRITTEN_WHEN_POSSIBLE: Final = frozenset({Kind.RECORD, Kind.PROGRESS})
+"""An agent that stood still, or had no broker, writes them late. What counts is that they were stored while its
+certificate was valid: nobody else could sign them then, and nobody chooses the broker's time."""
+
 
 def check_time_now(head: Head, now_ms: int, limits: Limits = DEFAULT_LIMITS) -> None:
     """Step 8 for ``call`` and ``control``, whose chain was checked as of ``now_ms``.
@@ -319,7 +323,8 @@ def check_time_stored(
 
     Raises:
         TimeRefusedError: from the future, expired, before ``nbf``, or, for a sender that has expired,
-            stored more than 30 s away from ``iat`` or outside the chain's validity.
+            stored outside the chain's validity or, but for records and progress, more than 30 s away
+            from ``iat``.
 
     """
     head = opened.head
@@ -336,7 +341,7 @@ def check_time_stored(
 
 def _check_stored_in_time(opened: OpenedEnvelope, stored_at_ms: int, limits: Limits) -> None:
     head = opened.head
-    if abs(stored_at_ms - head.iat) > limits.max_age_ms:
+    if head.kind not in _WRITTEN_WHEN_POSSIBLE and abs(stored_at_ms - head.iat) > limits.max_age_ms:
         raise TimeRefusedError(f"stored {stored_at_ms - head.iat} ms after its iat, and expired since")
     if not (opened.sender.valid_at(head.iat) and opened.sender.valid_at(stored_at_ms)):
         raise TimeRefusedError("issued or stored outside the validity of its sender's certificates")

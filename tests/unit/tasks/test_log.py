@@ -214,3 +214,14 @@ async def test_who_may_not_read_a_log_is_told_at_once(world: World) -> None:
     await world.log().append(body(TaskState.WORKING), TASK)
     with pytest.raises(BusError, match="does not let this identity read"):
         await asyncio.wait_for(world.log("mallory").refresh(), 2)
+
+
+async def test_a_record_written_late_is_readable_for_good(world: World) -> None:
+    """Its worker stood still, or had no broker, between signing and storing it."""
+    frame = await forged(world, "agent", 0)
+    await world.bus.clock.advance(45)
+    smuggle(world, 0, frame)
+    await world.bus.clock.advance(timedelta(hours=2))
+    log = world.log("client")
+    await log.refresh()
+    assert [one.state for one in log.records] == [TaskState.CANCELED]

@@ -42,6 +42,7 @@ APPROVED_GRANTS: dict[str, Any] = {
             "capabilities": ["say"],
             "approval": {"by": str(OTHER), "within": 1},
         },
+        {"caller": str(CLI), "callee": str(ECHO), "capabilities": ["whoami"]},
     ],
     "operators": [{"who": [str(OTHER), str(CLI), str(FRONT)], "may": ["control:approve", "control:reject"]}],
 }

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from agentweave_bus.bus.subjects import control_subject
-from agentweave_bus.envelope import Draft, Kind, new_id
+from agentweave_bus.bus.streams import state_stream_name
+from agentweave_bus.bus.subjects import api_inbox, control_subject
+from agentweave_bus.envelope import Draft, Kind, decode_frame, decode_payload, new_id
 from agentweave_bus.envelope.codec import pack
 from agentweave_bus.envelope.envelope import sha256
 from agentweave_bus.envelope.head import map_from_draft
@@ -184,3 +185,17 @@ async def test_the_approvers_own_approval(approval_stage):
     handle = await approval_stage.waiting()
     await approval_stage.say(signed(approval_stage, handle, OTHER))
     assert (await handle.result(PATIENCE)).status == "completed"
+
+
+async def test_an_approver_reads_what_needs_no_approval(approval_stage):
+    """Not protected: an approver of one capability reads all that the agent recorded for that sender."""
+    stage = approval_stage
+    raw, inbox = await stage.world.raw(OTHER), api_inbox(OTHER, "A" * 22) + ".x"
+    heard = await raw.listen(inbox)
+    handle = await stage.cli.client.submit(str(ECHO), "whoami")  # nobody is named for it
+    await handle.result(PATIENCE)
+    read = f"$JS.API.DIRECT.GET.{state_stream_name(ECHO)}.{handle._ref.subject(1)}"
+    await raw.send(read.replace(handle._ref.key, "*"), b"", inbox)  # the key needs not be known
+    record = await asyncio.wait_for(heard.get(), PATIENCE)
+    assert decode_payload(decode_frame(record.data).payload)["state"] == "completed"
+    assert raw.refused == []

@@ -277,8 +277,8 @@ def _verify_signature(proof: Proof, root: bytes, sender: VerifiedChain) -> None:
 _WITH_EXPIRY: Final = frozenset({Kind.TASK, Kind.EVENT, Kind.REISSUE})
 
 _WRITTEN_WHEN_POSSIBLE: Final = frozenset({Kind.RECORD, Kind.PROGRESS})
-"""An agent that stood still, or had no broker, writes them late. What counts is that they were stored while its
-certificate was valid: nobody else could sign them then, and nobody chooses the broker's time."""
+"""An agent that stood still, or had no broker, writes them late. What counts is that they were stored while
+its certificate was valid: nobody else could sign them then, and nobody chooses the broker's time."""
 
 
 def check_time_now(head: Head, now_ms: int, limits: Limits = DEFAULT_LIMITS) -> None:

@@ -391,6 +391,7 @@ def test_ctrl_c_while_it_starts(tmp_path: Path, starting: Callable[..., Up]) -> 
     assert "Traceback" not in up.messages
 
 
+@pytest.mark.slow  # it starts a stack of its own
 def test_killed_outright_it_leaves_no_process(tmp_path: Path, starting: Callable[..., Up]) -> None:
     up = starting(new(tmp_path)).ready()
     up.stop(signal.SIGKILL)
@@ -403,6 +404,7 @@ def test_killed_outright_it_leaves_no_process(tmp_path: Path, starting: Callable
     assert time.monotonic() - began < 8  # and does not wait for who can't answer
 
 
+@pytest.mark.slow  # it starts a stack of its own
 def test_the_next_one_tidies_up_after_one_that_was_killed(
     tmp_path: Path, starting: Callable[..., Up]
 ) -> None:
@@ -449,6 +451,7 @@ def test_without_a_file_there_is_a_broker_to_call_through(
     assert agentweave(tmp_path, "why", done.stderr.rpartition("why ")[2].strip()).returncode == 0
 
 
+@pytest.mark.slow  # it starts a stack of its own
 def test_a_worker_that_can_t_start_ends_it(tmp_path: Path) -> None:
     folder = new(tmp_path)
     (folder / "hello.py").write_text("raise RuntimeError('broken on purpose')\n")
@@ -463,6 +466,7 @@ def test_a_worker_that_can_t_start_ends_it(tmp_path: Path) -> None:
     assert not (folder / ".agentweave").exists()  # all state went where it was told to
 
 
+@pytest.mark.slow  # it starts a stack of its own
 def test_a_worker_that_dies_is_reported_and_replicas_go_on(
     tmp_path: Path, starting: Callable[..., Up]
 ) -> None:

@@ -50,6 +50,7 @@ def assert_nothing_is_left(scratch: Path, output: str) -> None:
     assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
 
 
+@pytest.mark.slow  # the demo, again; the README's test runs it, too
 def test_it_shows_what_it_promises(scratch: Path) -> None:
     code, output, errors = ended(demo(scratch))
     assert (code, errors) == (0, ""), output + errors
@@ -75,6 +76,7 @@ def test_it_shows_what_it_promises(scratch: Path) -> None:
     assert_nothing_is_left(scratch, output)
 
 
+@pytest.mark.slow  # the demo, again; the README's test runs it, too
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
@@ -105,6 +107,7 @@ def test_it_fails_when_a_promise_does_not_hold(
     assert_nothing_is_left(scratch, output)
 
 
+@pytest.mark.slow  # the demo, again; the README's test runs it, too
 def test_ctrl_c_ends_it_and_leaves_nothing_behind(scratch: Path) -> None:
     process = demo(scratch)
     assert process.stdout is not None

@@ -201,6 +201,7 @@ async def test_what_may_be_genuine_and_cannot_be_verified_now_stops_everybody(wo
                 await read.refresh()
 
 
+@pytest.mark.slow  # two hours of everybody's polling
 async def test_records_outlive_the_certificate_that_signed_them(world: World) -> None:
     await world.log().append(body(TaskState.CANCELED, message="long ago"), TASK)
     await world.bus.clock.advance(timedelta(hours=2))
@@ -216,6 +217,7 @@ async def test_who_may_not_read_a_log_is_told_at_once(world: World) -> None:
         await asyncio.wait_for(world.log("mallory").refresh(), 2)
 
 
+@pytest.mark.slow  # two hours of everybody's polling
 async def test_a_record_written_late_is_readable_for_good(world: World) -> None:
     """Its worker stood still, or had no broker, between signing and storing it."""
     frame = await forged(world, "agent", 0)

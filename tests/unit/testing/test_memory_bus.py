@@ -346,6 +346,7 @@ async def test_an_unknown_user_is_not_let_in(bus: MemoryBus) -> None:
         await MemoryClient(bus.broker, "spiffe://test.local/client/nobody").connect()
 
 
+@pytest.mark.slow  # hours of everybody's polling
 async def test_svids_are_renewed_by_the_clock_and_expire_by_it(bus: MemoryBus, stock: StockAgent) -> None:
     client = await bus.client()
     await bus.clock.advance(timedelta(minutes=35))

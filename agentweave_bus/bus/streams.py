@@ -136,6 +136,8 @@ _MAX_PARKED_PENDING: Final = 1_000
 
 _MAX_BLOBS_BYTES: Final = 4 * 1024**3
 
+_MAX_DEAD_BYTES: Final = 1024**3
+
 _MAX_EVENTS: Final = 1_000_000
 _MAX_EVENT_BYTES: Final = 1024**3
 _MAX_EVENT_CONSUMERS: Final = 1024
@@ -297,11 +299,11 @@ def progress_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
 
 
 def dead_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
-    """Declare the stream of tasks that ``agent`` gave up."""
+    """Declare the stream of tasks that ``agent`` gave up. A full one refuses, and they stay in the queue."""
     family = agent_prefix(Family.DEAD, agent)
-    return _log_of_slots(
-        dead_stream_name(agent), f"dead letters of {agent}", family, DEAD_MAX_AGE_S, replicas
-    )
+    name = dead_stream_name(agent)
+    spec = _log_of_slots(name, f"dead letters of {agent}", family, DEAD_MAX_AGE_S, replicas)
+    return StreamSpec(name, {**spec.config, "max_bytes": _MAX_DEAD_BYTES})
 
 
 def blob_stream(writer: SpiffeID, *, replicas: int = 1) -> StreamSpec:

@@ -182,6 +182,8 @@ def _asked(options: argparse.Namespace, ask: Callable[[DeadLetterCalls], Awaitab
 def _drawn(found: dict[str, Any]) -> str:
     rows = [("letter", found["letter"]), ("state", found["state"]), ("reason", found["reason"])]
     rows.append(("given up", _moment(found["given_up_at"])))
+    if "size" in found:
+        rows.append(("frame", f"{found['size']} bytes, not kept; SHA-256 {found['frame']}"))
     if (task := found.get("task")) is not None:
         rows += [("asked for by", task["sender"]), ("task", task["id"])]
     if (now := found.get("now")) is not None:

@@ -3,10 +3,16 @@
 A dead letter stands in two slots under the agent's own prefix: the frame untouched, so that all that its
 sender signed can still be checked, and a signed record of what became of it. It is written before the task's
 queue forgets it; written twice, the first one stands.
+
+A frame of which nobody is known to have signed it is not kept: whoever may publish could fill the broker's
+disk with such, for as long as dead letters last. The record says how it began, how long it was and what its
+SHA-256 is. Only a few of these are written; the others are counted and let go.
 """
 
 from __future__ import annotations
 
+import base64
+import logging
 import re
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
@@ -14,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agentweave_bus.bus.streams import dead_stream_name
 from agentweave_bus.bus.subjects import dead_subject
+from agentweave_bus.bus.token_bucket import TokenBucket
 from agentweave_bus.envelope import Draft, Kind, encode_payload, new_id
 from agentweave_bus.envelope.envelope import sha256
 from agentweave_bus.exceptions import ConfigurationError, InvalidSpiffeIdError
@@ -31,6 +38,8 @@ __all__ = [
     "LetterReference",
 ]
 
+_log = logging.getLogger(__name__)
+
 DEAD_TYPE: Final = "task.dead"
 """The ``cap`` of a dead letter's record."""
 
@@ -42,6 +51,10 @@ OPERATOR_CAPABILITIES: Final = ("dlq_list", "dlq_show", "dlq_redrive", "dlq_drop
 
 _LIFETIME_MS: Final = 31 * 86_400_000
 _MAX_REASON: Final = 2_000
+_BEGINNING_BYTES: Final = 1_024
+_UNVERIFIED_BURST: Final = 200
+_UNVERIFIED_PER_SECOND: Final = 1 / 300
+"""Of some 5 KB each: for as long as dead letters are kept that is an eighth of what their stream holds."""
 _PLACE: Final = re.compile(r"([0-9a-f]{64})\.(0|[1-9][0-9]{0,8})")
 
 
@@ -88,10 +101,12 @@ class LetterReference(NamedTuple):
 class DeadLetterBody(BaseModel):
     """What the record of a dead letter says.
 
-    ``frame`` is the SHA-256 of the frame beside it; ``stored_at`` and ``given_up_at`` are milliseconds since
-    the epoch; ``delivered`` counts how often the broker gave it out, ``attempts`` how often it ran.
-    ``history`` has what was recorded of the task; ``correlation_id`` names the last traceback in the log of
-    the worker. ``task`` is who asked whom for what, where the frame could be verified.
+    ``frame`` is the SHA-256 of the frame beside it. One that was never verified is not there: of that
+    ``size`` is how many bytes it had, and ``beginning`` its first 1,024, in base64. ``stored_at`` and
+    ``given_up_at`` are milliseconds since the epoch; ``delivered`` counts how often the broker gave it out,
+    ``attempts`` how often it ran. ``history`` has what was recorded of the task; ``correlation_id`` names the
+    last traceback in the log of the worker. ``task`` is who asked whom for what, where the frame could be
+    verified.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -106,6 +121,8 @@ class DeadLetterBody(BaseModel):
     history: list[dict[str, Any]] = Field(default_factory=list)
     correlation_id: str | None = None
     task: dict[str, str] | None = None
+    size: int | None = None
+    beginning: str | None = None
 
 
 class DeadLetters:
@@ -115,6 +132,8 @@ class DeadLetters:
         self._agent = agent
         self._desk = desk
         self._stream = dead_stream_name(agent)
+        self._unverified = TokenBucket(_UNVERIFIED_BURST)
+        self._unwritten = 0
 
     async def write(
         self,
@@ -127,18 +146,24 @@ class DeadLetters:
     ) -> None:
         """Write down that a delivery is given up. ``log`` and ``digest`` are those of a verified task.
 
+        Without a ``digest`` nobody is known to have signed it: then its frame is not kept, and beyond a rate
+        nothing is written at all.
+
         Raises:
             BusError: it could not be written, so it must not be acknowledged.
 
         """
         desk = self._desk
+        if digest is None and not self._may_write(delivery.subject):
+            return
         capability = delivery.subject.rpartition(".")[2].partition("=")[0]  # of whatever priority
         frame_hash = sha256(delivery.data).hex()
         # Another task under a key that is taken must not stand in that task's place.
         own = log is not None and (log.last is None or log.last.task == digest)
         key, attempts = (log.ref.key, log.epoch) if log is not None and own else (frame_hash, 0)
-        place = dead_subject(self._agent, capability, key, attempts, "frame")
-        await desk.slots.put(self._stream, place, delivery.data)
+        if digest is not None:
+            place = dead_subject(self._agent, capability, key, attempts, "frame")
+            await desk.slots.put(self._stream, place, delivery.data)
         now_ms = desk.clock_ms()
         body = DeadLetterBody(
             reason=reason[:_MAX_REASON],
@@ -150,6 +175,7 @@ class DeadLetters:
             history=[] if log is None else _history(log),
             correlation_id=correlation_id,
             task=None if log is None else _task(log),
+            **({} if digest is not None else _traits(delivery.data)),
         )
         draft = Draft(
             kind=Kind.RECORD,
@@ -166,6 +192,24 @@ class DeadLetters:
         payload = encode_payload(body.model_dump(mode="json", exclude_none=True))
         sealed = await desk.sealer.seal(draft, payload)
         await desk.slots.put(self._stream, draft.sub, sealed.frame)
+
+    def _may_write(self, subject: str) -> bool:
+        """Say whether one more that was never verified may be written down."""
+        if not self._unverified.take(
+            self._desk.clock_ms(), size=_UNVERIFIED_BURST, per_second=_UNVERIFIED_PER_SECOND
+        ):
+            if self._unwritten == 0:
+                _log.error("too many frames on %s can't be verified: they are let go and counted", subject)
+            self._unwritten += 1
+            return False
+        if self._unwritten:
+            _log.error("%d frames that can't be verified left no dead letter", self._unwritten)
+            self._unwritten = 0
+        return True
+
+
+def _traits(frame: bytes) -> dict[str, Any]:
+    return {"size": len(frame), "beginning": base64.b64encode(frame[:_BEGINNING_BYTES]).decode()}
 
 
 def _history(log: TaskLog) -> list[dict[str, Any]]:

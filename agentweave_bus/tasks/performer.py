@@ -1,6 +1,6 @@
 """From a delivery to a recorded outcome: what a worker does with one task, in this order.
 
-1. Admission opens it (steps 1 to 8). What can't be verified becomes a dead letter, untouched.
+1. Admission opens it (steps 1 to 8). What can't be verified becomes a dead letter.
 2. The task's log says whether it is done, being done by somebody else, or not this task at all (step 9).
    A first delivery is not looked up: if there is a record already, the write of the next step shows it.
 3. Admission admits it (steps 10 to 12). What is refused is recorded as ``rejected``; when the policy can't
@@ -129,6 +129,8 @@ class Performer:
         self._ack_wait_s = ack_wait_s
         self._running: dict[str, _Running] = {}
         self._unreadable = Unreadable(desk.clock_ms)
+        # Apart: what nobody has signed must not take the places of what somebody has.
+        self._incomplete = Unreadable(desk.clock_ms)
         self._parking = Parking(acknowledgements, desk.clock_ms)
         self.wake = self._parking.wake
 
@@ -408,14 +410,15 @@ class Performer:
         """Deal with what did not get through steps 1 to 8."""
         request = refusal.request
         trusted_later = refusal.step is Step.CHAIN or _is_passing(refusal)
-        if trusted_later and not self._unreadable.too_long(delivery.data):
+        if trusted_later and not self._unreadable.too_long(delivery):
             await self._back(delivery)  # its authority may become known here
             return
         if request is not None and refusal.step is Step.TIME and (early_s := self._early(request.head)):
             await self._acknowledgements.back(delivery, early_s)
             return
         if request is None or refusal.step is Step.DELEGATION or refusal.told is None:
-            await self._dead_letters.write(delivery, str(refusal))
+            digest = None if request is None else request.digest
+            await self._dead_letters.write(delivery, str(refusal), digest=digest)
             await self._acknowledgements.done(delivery)
             return
         # It is genuine and meant for this agent, but too late or for nothing that this agent can do.
@@ -468,7 +471,7 @@ class Performer:
         blob = refusal.__cause__ if isinstance(refusal.__cause__, BlobError) else None
         missing = blob is not None and blob.missing
         poison = missing or (refusal.step is Step.AUTHORIZATION and refusal.decision is None)
-        if _is_passing(refusal) and not (poison and self._unreadable.too_long(case.delivery.data)):
+        if _is_passing(refusal) and not (poison and self._incomplete.too_long(case.delivery)):
             await self._back(case.delivery)
             return True
         if blob is not None or poison:

@@ -130,6 +130,12 @@ def test_the_queue_comes_last_so_that_no_task_waits_whose_outcome_could_not_be_r
     assert task_streams(A)[-1].name == tasks_stream_name(A)
 
 
+def test_dead_letters_are_bounded_and_a_full_stream_forgets_none():
+    config = dead_stream(A).config
+    assert config["max_bytes"] > 0
+    assert config["discard"] == "new"
+
+
 @given(st.sampled_from([A, B]), st.sampled_from([A, B]))
 def test_agents_share_no_stream(one, other):
     names = [claim_stream_name, tasks_stream_name, state_stream_name, progress_stream_name, dead_stream_name]

@@ -22,7 +22,7 @@ from agentweave_bus.authz import AuditLog
 from agentweave_bus.bus.connection import Keeper
 from agentweave_bus.bus.records import sealed_facts
 from agentweave_bus.bus.slots import SlotOutcome, acknowledged
-from agentweave_bus.bus.streams import dead_stream_name, tasks_stream_name
+from agentweave_bus.bus.streams import STATE_MAX_AGE_S, dead_stream_name, tasks_stream_name
 from agentweave_bus.control.letters import DROPPED_TYPE, DeadTask, Letter, Letters, UnusableLetterError
 from agentweave_bus.control.reissue import reissue_draft
 from agentweave_bus.envelope import (
@@ -47,6 +47,7 @@ from agentweave_bus.exceptions import (
 from agentweave_bus.spiffe_id import SpiffeID, domain_id
 from agentweave_bus.tasks.dead_letters import LetterReference
 from agentweave_bus.tasks.log import Desk, TaskLog
+from agentweave_bus.tasks.redrive import redriven_attempt
 from agentweave_bus.types import TaskState
 
 __all__ = ["DeadLetterOffice"]
@@ -57,6 +58,10 @@ _SESSION_S: Final = 5.0
 _ANSWER_S: Final = 5.0
 _WRITE_S: Final = 10.0
 _LIFETIME_MS: Final = 31 * 86_400_000
+_RECORDED_MS: Final = STATE_MAX_AGE_S * 1000
+_MARGIN_MS: Final = 86_400_000
+"""How long what is recorded of a task outlasts a redrive of it: for what runs then to end by that record."""
+
 _MOST_LOOKED_AT: Final = 1_000
 _MAX_LISTED_REASON: Final = 300
 _DEALT_WITH: Final = frozenset({"dropped", "redriven"})
@@ -134,7 +139,7 @@ class DeadLetterOffice:
         if (dropped := await self._letters.dropped(ref)) is not None:
             told["dropped"] = dropped
         try:
-            task = await self._letters.task_in(letter)
+            task = await self._letters.task_in(letter, log)
             self._check_redrivable(letter, task, log)
         except UnusableLetterError as error:
             told["not_redrivable"] = str(error)
@@ -160,9 +165,10 @@ class DeadLetterOffice:
 
         """
         letter = await self._letters.find(ref)
-        task = await self._letters.task_in(letter)
-        self._check_redrivable(letter, task, await self._letters.log_of(letter))
-        sealed = await self._reissued(ref, task, seconds)
+        log = await self._letters.log_of(letter)
+        task = await self._letters.task_in(letter, log)
+        latest_ms = self._check_redrivable(letter, task, log)
+        sealed = await self._reissued(ref, task, seconds, latest_ms)
         await self._audit.record(
             {
                 "event": "reissue",
@@ -239,12 +245,15 @@ class DeadLetterOffice:
             return "unverified"
         return "redriven" if log.epoch > letter.ref.epoch else "waiting"
 
-    def _check_redrivable(self, letter: Letter, task: DeadTask, log: TaskLog | None) -> None:
-        """Make sure that the task has failed in just that attempt, by its agent's own records."""
+    def _check_redrivable(self, letter: Letter, task: DeadTask, log: TaskLog | None) -> int:
+        """Make sure that the task has failed in just that attempt, by its agent's own records.
+
+        Returns until when a redrive may be good at most (milliseconds since the epoch).
+        """
         ref = letter.ref
         self._check_mine(ref)
         last = None if log is None else log.last
-        if last is None:
+        if log is None or last is None:
             raise UnusableLetterError("nothing is recorded of the task any more")
         if last.task != task.origin.digest:
             raise UnusableLetterError("its id was used for another task, which is the one on record")
@@ -254,6 +263,14 @@ class DeadLetterOffice:
             )
         if last.state is not TaskState.FAILED or last.epoch != ref.epoch:
             raise UnusableLetterError(f"the task has not failed: it is {last.state.value}")
+        began_ms = log.begun_ms(redriven_attempt(task.opened.head))
+        if began_ms is None or log.oldest_ms is None:
+            raise UnusableLetterError("nothing is recorded of when it was begun")
+        self._letters.check_in_time(task, began_ms)
+        latest_ms = log.oldest_ms + _RECORDED_MS - _MARGIN_MS
+        if latest_ms <= self._desk.clock_ms():
+            raise UnusableLetterError("what is recorded of the task is about to be forgotten")
+        return latest_ms
 
     def _check_mine(self, ref: LetterReference) -> None:
         if self._sealer_of(ref.agent) is None:
@@ -262,7 +279,7 @@ class DeadLetterOffice:
 
     # --- doing -------------------------------------------------------------------------------------------
 
-    async def _reissued(self, ref: LetterReference, task: DeadTask, seconds: float) -> Sealed:
+    async def _reissued(self, ref: LetterReference, task: DeadTask, seconds: float, latest_ms: int) -> Sealed:
         sealer, now_ms = self._sealer_of(ref.agent), self._desk.clock_ms()
         assert sealer is not None  # it was looked at
         head, origin = task.opened.head, task.origin
@@ -270,7 +287,7 @@ class DeadLetterOffice:
             origin.head,
             task_id=head.id,
             now_ms=now_ms,
-            expires_ms=now_ms + int(seconds * 1000),
+            expires_ms=min(now_ms + int(seconds * 1000), latest_ms),
             # By it an occurrence is known for one of its recurring task.
             nbf=head.nbf if _is_occurrence(task) else None,
             attempt=ref.epoch + 1,

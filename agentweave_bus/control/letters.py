@@ -25,6 +25,7 @@ from agentweave_bus.envelope import (
     check_time_stored,
     control_role,
     decode_payload,
+    verify_delegation,
 )
 from agentweave_bus.envelope.envelope import sha256
 from agentweave_bus.exceptions import (
@@ -42,7 +43,7 @@ from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.dead_letters import DEAD_TYPE, DeadLetterBody, LetterReference
 from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.tasks.record import TaskRef
-from agentweave_bus.tasks.redrive import origin_of
+from agentweave_bus.tasks.redrive import origin_of, redriven_attempt
 
 _log = logging.getLogger(__name__)
 
@@ -162,8 +163,10 @@ class Letters:
         await log.refresh()
         return log
 
-    async def task_in(self, letter: Letter) -> DeadTask:
+    async def task_in(self, letter: Letter, log: TaskLog | None) -> DeadTask:
         """Verify the task itself, as a link is verified: as of when it was signed.
+
+        ``log`` is its own: the broker says when that began, and so when the task was there at the latest.
 
         Raises:
             UnusableLetterError: it is none, or its sender can't be told any more.
@@ -176,7 +179,7 @@ class Letters:
             raise UnusableLetterError("it was never verified, so nobody is known to have asked for it")
         frame = await self.frame(letter)
         try:
-            opened = self._verified(frame, letter.body.stored_at)
+            opened = self._verified(frame, log)
             origin = origin_of(opened)
             _check_is(letter.task, opened, origin)
         except (EnvelopeError, IdentityError, FederationError) as error:
@@ -216,14 +219,47 @@ class Letters:
             raise MalformedEnvelopeError("an envelope that is no record of this dead letter")
         return opened
 
-    def _verified(self, frame: bytes, stored_at_ms: int) -> OpenedEnvelope:
-        """Verify the task as a link; when it was there is the signed word of the worker that gave it up."""
+    def check_in_time(self, task: DeadTask, began_ms: int) -> None:
+        """Make sure that a task was good when the broker stored what is first on record of it.
+
+        Its own date and its agent's words prove nothing: who has an old key dates back, and the agent may be
+        in league with him. What led to it must have been good then, too, and its sender expired by the grace
+        of links at most.
+
+        Raises:
+            UnusableLetterError: it was not.
+
+        """
+        opened, verifier = task.opened, self._desk.verifier
+        head, limits = opened.head, verifier.limits
+        if not head.iat - limits.max_age_ms <= began_ms < head.exp:
+            raise UnusableLetterError("it was begun at a time for which it was not signed")
+        if head.kind is Kind.REISSUE:
+            return  # the control role judged then what lies before it
+        late_ms = began_ms - opened.sender.not_after_ms
+        if late_ms > limits.default_link_grace_ms:
+            raise UnusableLetterError(
+                f"{head.iss} had expired {late_ms // 60_000} min before it was begun, so it may be dated back"
+            )
+        try:
+            verify_delegation(
+                opened,
+                verifier,
+                now_ms=self._desk.clock_ms(),
+                stored_at_ms=began_ms,
+                judged_at_ms=began_ms,
+            )
+        except EnvelopeError as error:
+            raise UnusableLetterError(f"what led to it was not good when it was begun: {error}") from error
+
+    def _verified(self, frame: bytes, log: TaskLog | None) -> OpenedEnvelope:
+        """Verify the task as a link that was there when its log, or the redrive that it is, began."""
         verifier, now_ms = self._desk.verifier, self._desk.clock_ms()
         parts = verifier.decode_frame(frame)
         link = Link(parts.head, parts.proof, parts.chain)
-        return verifier.parse_head(
-            parts, verifier.verify_link(link, now_ms=now_ms, stored_at_ms=stored_at_ms)
-        )
+        began_ms = None if log is None else log.begun_ms(redriven_attempt(link.head))
+        sender = verifier.verify_link(link, now_ms=now_ms, stored_at_ms=began_ms)
+        return verifier.parse_head(parts, sender)
 
 
 def _check_is(task: TaskRef, opened: OpenedEnvelope, origin: Link) -> None:

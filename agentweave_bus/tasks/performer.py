@@ -251,6 +251,8 @@ class Performer:
             reason = f"a redrive to attempt {attempt} of a task that {told}"
             _log.warning("a task is not run: %s (%r)", reason, case.log.ref)
             self._note_refusal(case, reason)
+            if last is None:  # nothing else would tell of it any more
+                await self._dead_letters.write(case.delivery, reason, log=case.log, digest=case.digest)
         await self._acknowledgements.done(case.delivery)
         return True
 

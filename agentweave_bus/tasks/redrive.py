@@ -52,7 +52,7 @@ def check_redrive(
     """Make sure that the control role of ``agent``'s domain let ``attempt`` of just this task begin.
 
     ``task`` is the digest of the task's head; ``stored_at_ms`` is when the record with this evidence was
-    stored.
+    stored, which must be while the redrive was good, as far as clocks may differ.
 
     Raises:
         EnvelopeError, IdentityError, FederationError: it did not, or that can't be told.
@@ -75,6 +75,9 @@ def check_redrive(
         raise MalformedEnvelopeError("the redrive is of another task or attempt")
     if head.iss != control_role(agent.trust_domain):
         raise SignatureRefusedError(f"{head.iss} may not redrive tasks of {agent}")
+    slack_ms = verifier.limits.max_age_ms
+    if not head.iat - slack_ms <= stored_at_ms < head.exp + slack_ms:
+        raise MalformedEnvelopeError("the redrive was not good when its record was stored")
     # It proves what was let begin when it was signed; the certificate may well have expired since.
     verifier.verify_link(link, now_ms=now_ms, stored_at_ms=stored_at_ms)
 

@@ -251,6 +251,7 @@ async def test_without_the_log_of_the_task_nothing_is_redriven(trial: Trial) -> 
     assert trial.agent.ran == ["a"]
     (refused,) = trial.bus.audit(trial.agent, event="refusal")
     assert "has no record" in refused["reason"]
+    assert len(trial.letters()) == 2  # so that somebody hears of it
 
 
 async def test_a_redrive_whose_time_is_over_leaves_the_task_failed(trial: Trial) -> None:
@@ -356,6 +357,27 @@ async def test_a_record_without_a_genuine_redrive_is_passed_over(trial: Trial, w
         evidence = redrive_evidence(by_agent(agent, trial, evidence))
     assert not await working_again(trial, log, evidence)
     assert states(log) == [("working", 1), ("failed", 1)]
+
+
+@pytest.mark.parametrize(("later_s", "believed"), [(85, True), (95, False)])
+async def test_a_record_with_a_redrive_that_was_over_is_passed_over(
+    trial: Trial, later_s: int, believed: bool
+) -> None:
+    """It may have been signed later, by an old key of the control role's; clocks may differ by 30 s."""
+    _, log = await trial.given_up(name="a")
+    evidence = redrive_evidence((await trial.reissue(2)).link)
+    await trial.bus.clock.advance(later_s)
+    assert await working_again(trial, log, evidence) is believed
+
+
+@pytest.mark.parametrize(("ahead_ms", "believed"), [(25_000, True), (35_000, False)])
+async def test_a_record_with_a_redrive_of_later_is_passed_over(
+    trial: Trial, ahead_ms: int, believed: bool
+) -> None:
+    _, log = await trial.given_up(name="a")
+    iat = trial.client.desk.clock_ms() + ahead_ms
+    evidence = redrive_evidence((await trial.reissue(2, iat=iat)).link)
+    assert await working_again(trial, log, evidence) is believed
 
 
 def by_agent(agent: Connected, trial: Trial, evidence: str) -> Link:

@@ -71,7 +71,7 @@ __all__ = [
     "permissions_of",
 ]
 
-_MAX_STORE_BYTES: Final = 1024 * 1024**3
+_MAX_STORE_BYTES: Final = 4 * 1024**4
 """What all queues together may reserve; each reserves all that it may ever hold, and most never do."""
 
 _MAX_SUBSCRIPTIONS: Final = 1024

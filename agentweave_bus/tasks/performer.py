@@ -325,6 +325,7 @@ class Performer:
                     pd=run.opened.request.head.pd.hex(),
                     message="its worker was stopped",
                     retry_at=self._desk.clock_ms(),
+                    given_back=True,
                 )
                 with anyio.move_on_after(_LAST_WORDS_S, shield=True), suppress(BusError):
                     await run.log.append(body, run.opened.asks.digest, deadline_s=_LAST_WORDS_S)
@@ -537,7 +538,8 @@ def _refusal_told(refusal: AdmissionRefusedError) -> str:
 
 def _exhausted(case: Case) -> str:
     tries = case.tries(case.log.epoch)
-    return f"given up after {tries} attempts, the last of which was lost with its worker"
+    count = "1 attempt" if tries == 1 else f"{tries} attempts"
+    return f"given up after {count}, the last of which was lost with its worker"
 
 
 def _failed(error: str) -> dict[str, Any]:

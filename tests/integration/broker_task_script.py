@@ -492,7 +492,9 @@ async def waking(side: Side) -> Transcript:
     said.append(("kept", left["message"]["hdrs"]))
     for subject in ("aw.wakeup.due.*", "nobody.>"):
         names = await side.api("STREAM.NAMES", {"subject": subject})
-        said.append((f"names {subject}", {key: names[key] for key in ("total", "offset", "limit", "streams")}))
+        said.append(
+            (f"names {subject}", {key: names[key] for key in ("total", "offset", "limit", "streams")})
+        )
     said.append(("not deleted", (await side.api("STREAM.MSG.DELETE.wakeups", {"seq": 1}))["error"]))
     await side.api("STREAM.CREATE.parked", {"name": "parked", "subjects": ["aw.park.>"]})
     await side.store("aw.park.x")

@@ -134,7 +134,9 @@ async def test_a_decision_that_is_no_clear_yes(attack, verdict):
 @refused_by(Step.AUTHORIZATION, "a yes that needs a person's approval first", by=Adversary.CALLER)
 async def test_a_yes_that_wants_approval(attack):
     await denied(attack, returning(AuthzDecision(allowed=True, reason="large", require_approval=True)))
-    await attack.refused(reason="needs a person's approval, and the policy names nobody who could give it: large")
+    await attack.refused(
+        reason="needs a person's approval, and the policy names nobody who could give it: large"
+    )
 
 
 @refused_by(Step.AUTHORIZATION, "a yes whose limit is used up", by=Adversary.CALLER)

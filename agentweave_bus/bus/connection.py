@@ -156,8 +156,15 @@ class Session:
         """Subscribe to an inbox for what a consumer gives out; return what ends that.
 
         The inbox must lie below ``subjects.pull_inbox``, and nobody else may be able to guess it.
+
+        Raises:
+            BusError: the connection is lost.
+
         """
-        subscription = await self._subscribe(inbox, "", handler)
+        try:
+            subscription = await self._subscribe(inbox, "", handler)
+        except nats.errors.Error as error:
+            raise BusError("the connection to the broker is lost") from error
 
         async def end() -> None:
             with suppress(nats.errors.Error):  # with the connection it has ended, too

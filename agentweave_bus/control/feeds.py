@@ -30,6 +30,7 @@ __all__ = ["Feeds"]
 
 _log = logging.getLogger(__name__)
 
+_AGAIN_S: Final = 0.05  # a connection that was lost just now may not be known as such yet
 _BATCH: Final = 16
 _MOST_AT_ONCE: Final = 64
 _EXPIRES_S: Final = 30.0
@@ -96,7 +97,7 @@ class Feeds:
                     _log.debug("no connection to pull on yet")
                 except BusError as error:
                     _log.info("pulling ends with its connection: %s", error)
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(_AGAIN_S)
 
     async def _pull_on(self, session: Session) -> None:
         prefix = pull_inbox(self._me, session.instance)

@@ -32,6 +32,7 @@ __all__ = ["Acknowledgements", "Delivery", "PullSource", "Puller", "first_of", "
 
 _log = logging.getLogger(__name__)
 
+_AGAIN_S: Final = 0.05  # a connection that was lost just now may not be known as such yet
 _EXPIRES_S: Final = 30.0
 _LATE_S: Final = 5.0
 """How long after the end of a request its status may still come. Then the request counts as lost."""
@@ -167,7 +168,7 @@ class Puller:
                     _log.debug("no connection to pull on yet")
                 except BusError as error:
                     _log.info("pulling from %s ends with its connection: %s", self._subject, error)
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(_AGAIN_S)
             self._group = None
         self.ended.set()
 

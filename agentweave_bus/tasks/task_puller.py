@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 MOST_PASSED: Final = 16
 """How many more urgent tasks go before those of a slower queue, until one of these has its turn."""
 
+_AGAIN_S: Final = 0.05  # a connection that was lost just now may not be known as such yet
 _EXPIRES_S: Final = 30.0
 _LATE_S: Final = 5.0
 """How long after the end of a request its status may still come. Then the request counts as lost."""
@@ -129,7 +130,7 @@ class TaskPuller:
                     _log.debug("no connection to pull on yet")
                 except BusError as error:
                     _log.info("pulling %s ends with its connection: %s", self._capability, error)
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(_AGAIN_S)
             self._group = None
         self.ended.set()
 

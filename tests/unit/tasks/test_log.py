@@ -227,3 +227,10 @@ async def test_a_record_written_late_is_readable_for_good(world: World) -> None:
     log = world.log("client")
     await log.refresh()
     assert [one.state for one in log.records] == [TaskState.CANCELED]
+
+
+async def test_who_pulls_on_a_lost_connection_is_told_so_in_the_bus_s_own_words(world: World) -> None:
+    session = await world.parts["agent"].keeper.session(1)
+    await session._client.close()
+    with pytest.raises(BusError, match="is lost"):
+        await session.receive_pulled("aw.inbox.x", lambda _message: asyncio.sleep(0))

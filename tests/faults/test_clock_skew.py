@@ -132,7 +132,8 @@ async def test_a_caller_far_behind_is_refused_and_served_once_its_clock_is_right
 async def test_a_caller_behind_by_more_than_an_svid_is_backdated_does_not_believe_a_new_one(
     world, caller, clock
 ):
-    agent = await world.agent(ECHO)
+    # A new one it has to be: that of the stack may have been issued long ago, for other tests.
+    agent = await world.agent(ECHO, provider=Fixed(world.issue(ECHO), world.stack.api.authority.bundle))
     clock.ahead_s = -25
     asking = asyncio.create_task(caller.ask(ECHO, "say", {"text": "x"}, timeout=TIMEOUT))
     await until(lambda: caller.dropped("forged") == 1, "an answer that is not believed")

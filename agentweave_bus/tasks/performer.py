@@ -81,7 +81,6 @@ _LONGEST_RETRY_MS: Final = int(LONGEST_DELAY * 1000)
 _MAX_MESSAGE: Final = 2_000
 
 _PASSING: Final = frozenset({Step.AUDIT, Step.REPLAY, Step.ROOM})
-_UNVERIFIABLE: Final = frozenset({Step.SIZE, Step.FRAME, Step.PROOF, Step.HEAD})
 
 
 class _Running:
@@ -91,7 +90,6 @@ class _Running:
         self.digest = digest
         self.scope = anyio.CancelScope()
         self.canceled: str | None = None
-        self.ended = asyncio.Event()
 
 
 class Performer:

@@ -230,7 +230,6 @@ class ProgressWriter:
     ) -> None:
         self._desk = desk
         self._attempt = attempt
-        self._follows = attempt > 1  # on what earlier attempts told, which has to be read first
         self._chain = ProgressChain(desk, ref, task)
         self._monotonic = monotonic
         self._writing = asyncio.Lock()

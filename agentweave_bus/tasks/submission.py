@@ -15,7 +15,6 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
-from enum import Enum
 from typing import Final, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 
@@ -92,12 +91,6 @@ class Submission(NamedTuple):
             return park_subject(self.agent, self.capability), parked_stream_name(self.agent)
         subject = task_subject(self.agent, self.capability, Priority.of(self.priority))
         return subject, tasks_stream_name(self.agent)
-
-
-class _Forbidden(Enum):
-    """What a waiting submission is told instead of an acknowledgement."""
-
-    BY_BROKER = "the broker's permissions"
 
 
 class Submissions:

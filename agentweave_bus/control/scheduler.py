@@ -42,12 +42,13 @@ from agentweave_bus.bus.streams import (
     wakeups_consumer,
     wakeups_stream,
 )
-from agentweave_bus.bus.subjects import Family, Priority, task_subject, wakeup_subject, wakeups_prefix
+from agentweave_bus.bus.subjects import Family, wakeup_subject, wakeups_prefix
 from agentweave_bus.control.feeds import Feeds
 from agentweave_bus.control.parking import NotBroughtBackError, ParkedTask, agent_of_parked, open_parked
 from agentweave_bus.control.reconcile import reconcile_consumers, reconcile_streams
+from agentweave_bus.control.reissue import reissue_draft
 from agentweave_bus.control.shares import Holding, Place, Shares
-from agentweave_bus.envelope import Draft, EnvelopeVerifier, Kind, Sealed, Sealer, occurrence_id
+from agentweave_bus.envelope import EnvelopeVerifier, Sealed, Sealer, occurrence_id
 from agentweave_bus.exceptions import (
     AgentWeaveError,
     BusError,
@@ -268,23 +269,7 @@ class Scheduler:
     async def _sealed(self, sealer: Sealer, task: ParkedTask, task_id: str, due_ms: int) -> Sealed:
         opened, head, now_ms = task.opened, task.opened.head, self._clock_ms()
         exp = head.exp if task.times is None else min(head.exp, due_ms + OCCURRENCE_S * 1000)
-        draft = Draft(
-            kind=Kind.REISSUE,
-            id=task_id,
-            aud=head.aud,
-            cap=head.cap,
-            sub=task_subject(head.aud, head.cap, Priority.of(head.prio)),
-            iat=now_ms,
-            exp=max(exp, now_ms + 1),
-            ct=head.ct,
-            nbf=due_ms,
-            scope=head.scope,
-            idk=head.idk,
-            ctx=head.ctx,
-            prio=head.prio,
-            retry=head.retry,
-            trace=head.trace,
-        )
+        draft = reissue_draft(head, task_id=task_id, now_ms=now_ms, expires_ms=exp, nbf=due_ms)
         return await sealer.seal(draft, opened.payload, (*opened.via, opened.link))
 
     def _desk(self, agent: SpiffeID) -> Desk:

@@ -85,7 +85,7 @@ async def test_the_broker_lets_an_approver_read_and_decide_and_nobody_else(
     approver = await approval_stage.world.raw(OTHER)
     for subject in decides + reads:
         await approver.client.publish(subject, b"")
-    await approver.client.flush()
+    await approver.flush()
     assert approver.refused == []
     for subject in beside:
         await approver.denied(approver.client.publish(subject, b""))

@@ -7,11 +7,11 @@ import time
 from datetime import UTC, datetime
 
 import anyio
-import nats
 import pytest
 
 from agentweave_bus.authz import Grants
 from agentweave_bus.authz.policy_data import grants_file
+from agentweave_bus.bus.connection import BrokerClient
 from agentweave_bus.bus.subjects import call_subject
 from agentweave_bus.embedded import stack as stack_module
 from agentweave_bus.embedded.stack import StackSettings, embedded_stack
@@ -58,7 +58,8 @@ async def may_ask(stack) -> bool:
     async def error(problem):
         refused.append(problem)
 
-    client = await nats.connect(
+    client = BrokerClient()
+    await client.connect(
         stack.bus_url,
         tls=client_context(source, stack.broker_id),
         tls_hostname="127.0.0.1",
@@ -100,7 +101,7 @@ async def test_a_policy_directory_without_grants_grants_nothing_until_one_comes(
 
 @pytest.mark.anyio
 async def test_whatever_is_wrong_with_its_files_the_stack_goes_on(policies, tmp_path, monkeypatch, caplog):
-    def fails(*_):
+    def fails(*_, **__):
         raise KeyError("nobody foresaw this")
 
     async def told(count):

@@ -16,10 +16,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from agentweave_bus import SpiffeID
+from agentweave_bus.bus.connection import BrokerClient
 from agentweave_bus.bus.subjects import call_subject, reply_subject
 from agentweave_bus.embedded.stack import EmbeddedStack
 from agentweave_bus.envelope import (
@@ -92,7 +92,7 @@ class Wire:
     """A plain connection to the broker: it sends any bytes and keeps all that it may hear."""
 
     def __init__(self, source: IdentitySource) -> None:
-        self._client = Client()
+        self._client = BrokerClient()
         self._heard: dict[str, Message] = {}
         self._news = asyncio.Condition()
         self._errors: asyncio.Queue[str] = asyncio.Queue()

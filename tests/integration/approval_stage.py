@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -57,10 +57,12 @@ class ApprovalStage:
     cli: Caller
     other: Caller
     mallory: Raw
+    submitted: list[TaskHandle] = field(default_factory=list)
 
     async def waiting(self, name: str = "work") -> TaskHandle:
         """A task that waits for its approval: ``work`` for ten minutes, ``say`` for a second."""
         handle = await self.cli.client.submit(str(ECHO), name, {"text": "much"})
+        self.submitted.append(handle)
         async with asyncio.timeout(PATIENCE):
             while (await handle.status()).state is not TaskState.AUTH_REQUIRED:  # noqa: ASYNC110 - it is looked for
                 await asyncio.sleep(0.02)
@@ -105,9 +107,12 @@ async def approval_cast(session_world: World) -> AsyncIterator[ApprovalStage]:
     await world.stack.in_line()
     try:
         echo = await world.agent(ECHO)
-        yield ApprovalStage(
+        stage = ApprovalStage(
             world, echo, await world.client(CLI), await world.client(OTHER), await world.raw()
         )
+        yield stage
+        for handle in stage.submitted:  # under other grants the next agent of this name would run them
+            await handle.cancel(timeout=PATIENCE)
     finally:
         world.grant(GRANTS)
         await world.stack.in_line()

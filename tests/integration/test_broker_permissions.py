@@ -25,14 +25,15 @@ pytestmark = pytest.mark.anyio
 
 async def test_what_the_grants_give_may_be_published_and_nothing_beside(world, mallory):
     raw = await world.raw(FRONT)
-    heard = await mallory.listen("aw.call.>")
+    heard = await mallory.listen(call_subject(ECHO, "say"))
     await raw.send(call_subject(ECHO, "say"), b"x")
     await heard_within(heard)
     assert raw.refused == []
     said = await raw.denied(raw.client.publish(call_subject(ECHO, "block"), b"x"))
     assert call_subject(ECHO, "block") in said
-    answers = await mallory.listen("aw.inbox.>")
-    await raw.send(f"{reply_inbox(CLI, 'A' * 22)}.id", b"!")
+    asked = f"{reply_inbox(CLI, 'A' * 22)}.id"
+    answers = await mallory.listen(asked)
+    await raw.send(asked, b"!")
     assert (await heard_within(answers)).data == b"!"
     assert len(raw.refused) == 1
 

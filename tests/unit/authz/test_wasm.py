@@ -237,6 +237,7 @@ def test_without_wasmtime_the_way_out_is_named(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentweave_bus.authz.wasm_module.wasmtime", None)
+    monkeypatch.setattr("agentweave_bus.authz.wasm._MODULES", {})  # another test may hold this very module
     with pytest.raises(PolicyLoadError, match=r"agentweave-bus\[embedded\]"):
         EmbeddedEngine.from_directory(directory, cache=tmp_path)
 

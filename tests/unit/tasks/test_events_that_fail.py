@@ -66,7 +66,7 @@ async def test_exhausted_it_is_a_dead_letter_and_comes_no_more(bus: MemoryBus) -
     shipping.then = fail
     await cli.publish("order.created", {"order_id": "o-1"})
     for count in range(1, 4):
-        await until(lambda count=count: len(shipping.heard) == count)
+        await until(lambda count=count: len(shipping.heard) >= count)  # two short pauses fit into one second
         await bus.clock.advance(1.1)
     await until(lambda: len(dead(bus, shipping)) == 2)
     await bus.clock.advance(100)

@@ -29,6 +29,7 @@ __all__ = [
     "SHORTEST_ACK_WAIT_S",
     "Announcer",
     "TaskAnnouncement",
+    "send_announcement",
 ]
 
 _log = logging.getLogger(__name__)
@@ -178,15 +179,43 @@ class Announcer:
             _log.info("not announced on this connection: %s", error)
 
     async def _send(self, session: Session) -> None:
-        now_ms, subject = self._clock_ms(), announce_subject(self._me)
-        draft = Draft(
-            kind=Kind.CONTROL,
-            id=new_id(now_ms),
-            aud=self._control,
-            cap=ANNOUNCE,
-            sub=subject,
-            iat=now_ms,
-            exp=now_ms + _LIFETIME_MS,
+        await send_announcement(
+            session,
+            self._me,
+            self._control,
+            ANNOUNCE,
+            self._payload,
+            sealer=self._sealer,
+            now_ms=self._clock_ms(),
         )
-        sealed = await self._sealer.seal(draft, self._payload)
-        await session.publish(subject, sealed.frame)
+
+
+async def send_announcement(
+    session: Session,
+    me: SpiffeID,
+    control: SpiffeID,
+    what: str,
+    payload: bytes,
+    *,
+    sealer: Sealer,
+    now_ms: int,
+) -> None:
+    """Sign an announcement and publish it, once. ``what`` is the ``cap`` of its head.
+
+    Raises:
+        BusError: the connection is lost.
+        SvidUnavailableError: there is no valid SVID to sign with.
+
+    """
+    subject = announce_subject(me)
+    draft = Draft(
+        kind=Kind.CONTROL,
+        id=new_id(now_ms),
+        aud=control,
+        cap=what,
+        sub=subject,
+        iat=now_ms,
+        exp=now_ms + _LIFETIME_MS,
+    )
+    sealed = await sealer.seal(draft, payload)
+    await session.publish(subject, sealed.frame)

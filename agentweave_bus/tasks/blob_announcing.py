@@ -11,17 +11,16 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from agentweave_bus.bus.connection import Session
-from agentweave_bus.bus.subjects import announce_subject
-from agentweave_bus.envelope import Draft, Kind, Sealer, encode_payload, new_id
+from agentweave_bus.envelope import Sealer, encode_payload
 from agentweave_bus.exceptions import PayloadError
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.announcing import send_announcement
 
 __all__ = ["ANNOUNCE_BLOBS", "BlobAnnouncement", "BlobAnnouncer"]
 
 ANNOUNCE_BLOBS: Final = "announce_blobs"
 """The ``cap`` of such an announcement's head."""
 
-_LIFETIME_MS: Final = 30_000
 _SHORTEST_PAUSE_S: Final = 0.05
 
 
@@ -71,15 +70,12 @@ class BlobAnnouncer:
         if now < self._said + _SHORTEST_PAUSE_S:
             return
         self._said = now
-        now_ms, subject = self._clock_ms(), announce_subject(self._me)
-        draft = Draft(
-            kind=Kind.CONTROL,
-            id=new_id(now_ms),
-            aud=self._control,
-            cap=ANNOUNCE_BLOBS,
-            sub=subject,
-            iat=now_ms,
-            exp=now_ms + _LIFETIME_MS,
+        await send_announcement(
+            session,
+            self._me,
+            self._control,
+            ANNOUNCE_BLOBS,
+            BlobAnnouncement().encoded(),
+            sealer=self._sealer,
+            now_ms=self._clock_ms(),
         )
-        sealed = await self._sealer.seal(draft, BlobAnnouncement().encoded())
-        await session.publish(subject, sealed.frame)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agentweave_bus.bus.connection import Session
-from agentweave_bus.bus.subjects import announce_subject, event_pattern_subject
-from agentweave_bus.envelope import Draft, Kind, Sealer, encode_payload, new_id
+from agentweave_bus.bus.subjects import event_pattern_subject
+from agentweave_bus.envelope import Sealer, encode_payload
 from agentweave_bus.exceptions import ConfigurationError, InvalidSpiffeIdError, PayloadError
 from agentweave_bus.names import EVENT_PATTERN, common_event, covers_event
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.announcing import send_announcement
 
 __all__ = [
     "ANNOUNCE_EVENTS",
@@ -37,8 +38,6 @@ MAX_PUBLISHERS: Final = 256
 
 MAX_PATTERNS: Final = 64
 """How many patterns of one publisher's events."""
-
-_LIFETIME_MS: Final = 30_000
 
 
 def broadest(patterns: Iterable[str]) -> tuple[str, ...]:
@@ -164,15 +163,5 @@ async def announce_events(
         SvidUnavailableError: there is no valid SVID to sign with.
 
     """
-    now_ms, subject = clock_ms(), announce_subject(me)
-    draft = Draft(
-        kind=Kind.CONTROL,
-        id=new_id(now_ms),
-        aud=control,
-        cap=ANNOUNCE_EVENTS,
-        sub=subject,
-        iat=now_ms,
-        exp=now_ms + _LIFETIME_MS,
-    )
-    sealed = await sealer.seal(draft, what.encoded())
-    await session.publish(subject, sealed.frame)
+    payload = what.encoded()
+    await send_announcement(session, me, control, ANNOUNCE_EVENTS, payload, sealer=sealer, now_ms=clock_ms())

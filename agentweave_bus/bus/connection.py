@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import anyio
 import nats.errors
@@ -40,7 +40,14 @@ from agentweave_bus.identity import ChainVerifier, IdentitySource, PeerRefusedEr
 from agentweave_bus.observability.metrics import Metrics
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["BrokerClient", "BusAddress", "Keeper", "PermissionListener", "Session"]
+__all__ = [
+    "BrokerClient",
+    "BusAddress",
+    "Keeper",
+    "NotPermittedError",
+    "PermissionListener",
+    "Session",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +102,21 @@ class BrokerClient(Client):
         await super().flush(timeout)
 
 
+class NotPermittedError(BusError):
+    """The broker's permissions do not let this identity publish to ``subject``."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"the broker does not let this identity publish to {subject}")
+        self.subject = subject
+
+
+class _Question(NamedTuple):
+    """What the broker was asked, and has not answered yet."""
+
+    subject: str
+    answer: asyncio.Future[Msg]
+
+
 class Session:
     """One live connection. Made by :class:`Keeper`; others subscribe, publish and ask through it."""
 
@@ -104,7 +126,7 @@ class Session:
         self.closed = asyncio.Event()
         self._client = client
         self._serving: list[Subscription] = []
-        self._answers: dict[str, asyncio.Future[Msg]] = {}
+        self._answers: dict[str, _Question] = {}
         self._waiting: set[asyncio.Future[Any]] = set()
         self._api = api_inbox(me, self.instance)
         self._secret = _token()  # the instance's token is known to peers; this is known to the broker alone
@@ -198,12 +220,13 @@ class Session:
 
         Raises:
             BusError: the connection is lost. The future raises it too, if that happens later.
+            NotPermittedError: the broker does not let this identity ask that; the future alone raises it.
 
         """
         self._asked += 1
         reply = f"{self._api}.{self._secret}{self._asked:x}"
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
-        self._answers[reply] = answer
+        self._answers[reply] = _Question(subject, answer)
         self._keep_open_for(answer, partial(self._no_longer_asked, reply))
         try:
             await self.publish(subject, data, reply, headers)
@@ -231,6 +254,13 @@ class Session:
                 await self._client.flush(timeout=max(1, int(timeout_s)))
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise BusError("the broker does not answer") from error
+
+    def not_permitted(self, subject: str) -> None:
+        """Tell those who wait for an answer on ``subject`` that the broker does not let them ask there."""
+        for asked in list(self._answers.values()):
+            # The client library gives the broker's words in lower case.
+            if asked.subject.lower() == subject.lower() and not asked.answer.done():
+                asked.answer.set_exception(NotPermittedError(asked.subject))
 
     def watch(self, future: asyncio.Future[Any]) -> None:
         """Keep the session open until ``future`` is done; it fails with ``BusError`` if the session dies."""
@@ -321,9 +351,9 @@ class Session:
         )
 
     async def _on_api_answer(self, message: Msg) -> None:
-        answer = self._answers.get(message.subject)
-        if answer is not None and not answer.done():
-            answer.set_result(message)
+        asked = self._answers.get(message.subject)
+        if asked is not None and not asked.answer.done():
+            asked.answer.set_result(message)
 
 
 SessionListener = Callable[[Session], Awaitable[None]]
@@ -544,7 +574,7 @@ class Keeper:
                 # The first failure ends this attempt. Left alone, the library swallows it, waits 2 s and
                 # tries again, until the time is up and nobody can tell what was wrong.
                 raise error
-            await self._on_error(error)
+            await self._on_error(error, session)
 
         await client.connect(
             server,
@@ -562,13 +592,15 @@ class Keeper:
         connecting = False
         _when_either_end_dies(client, session.mark_closed)
 
-    async def _on_error(self, error: Exception) -> None:
+    async def _on_error(self, error: Exception, session: Session) -> None:
         match = _PERMISSION.search(str(error))
         if match is None:
             _log.warning("the broker connection reports: %s", _cause(error))
             return
         verb, subject = match.group(1).lower(), match.group(2)
         _log.warning("the broker does not allow %s to %s", verb, subject)
+        if verb == "publish":
+            session.not_permitted(subject)
         for listener in self._permission_listeners:
             listener(verb, subject)
 

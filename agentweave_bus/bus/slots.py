@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 from nats.aio.msg import Msg
 
-from agentweave_bus.bus.connection import Keeper
+from agentweave_bus.bus.connection import Keeper, NotPermittedError
 from agentweave_bus.exceptions import BusError, UnreachableError
 
 __all__ = ["SlotOutcome", "Slots", "StoredFrame", "acknowledged", "nanoseconds_of"]
@@ -65,8 +65,6 @@ class Slots:
     def __init__(self, keeper: Keeper, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._keeper = keeper
         self._monotonic = monotonic
-        self._reading: dict[str, asyncio.Future[Msg]] = {}
-        keeper.on_permission_error(self._on_permission_error)
 
     async def read(self, stream: str, subject: str, *, timeout_s: float = _ANSWER_S) -> StoredFrame | None:
         """Return what stands in a slot, or ``None``.
@@ -80,12 +78,11 @@ class Slots:
         try:
             async with asyncio.timeout(timeout_s):
                 session = await self._keeper.session(timeout_s)
-                self._reading[asked] = answer = await session.post(asked, b"")
-                return _stored(await answer, stream, subject)
+                return _stored(await (await session.post(asked, b"")), stream, subject)
         except (TimeoutError, UnreachableError) as error:
             raise BusError(f"no answer on what stands on {subject}") from error
-        finally:
-            self._reading.pop(asked, None)
+        except NotPermittedError as error:
+            raise BusError(f"the broker does not let this identity read {stream}.{subject}") from error
 
     async def write(
         self, stream: str, subject: str, frame: bytes, *, timeout_s: float = _ANSWER_S
@@ -125,15 +122,6 @@ class Slots:
                 raise BusError(f"{subject} can't be written: {outcome.value}")
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE_S)
-
-    def _on_permission_error(self, verb: str, subject: str) -> None:
-        """Have whoever waits for what the broker does not let this identity read wait no more."""
-        if verb != "publish" or not subject.startswith("$js.api.direct.get."):
-            return
-        for asked, answer in self._reading.items():
-            # The client library gives the broker's words in lower case.
-            if asked.lower() == subject and not answer.done():
-                answer.set_exception(BusError(f"the broker does not let this identity read {asked[19:]}"))
 
 
 def acknowledged(message: Msg, stream: str) -> SlotOutcome:

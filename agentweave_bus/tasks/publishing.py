@@ -20,10 +20,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, Protocol
 
-from nats.aio.msg import Msg
-
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision
-from agentweave_bus.bus.connection import Keeper, Session
+from agentweave_bus.bus.connection import Keeper, NotPermittedError, Session
 from agentweave_bus.bus.records import decision_facts, sealed_facts
 from agentweave_bus.bus.slots import SlotOutcome, acknowledged
 from agentweave_bus.bus.streams import EVENT_MAX_AGE_S, events_stream_name
@@ -121,11 +119,8 @@ class Publisher:
     def __init__(self, parts: Publishing) -> None:
         self._parts = parts
         self._stream = events_stream_name(parts.me)
-        self._waiting: dict[asyncio.Future[Msg], str] = {}
-        self._forbidden: set[asyncio.Future[Msg]] = set()
         self._announced = -1.0
         self._there = False
-        parts.keeper.on_permission_error(self._on_permission_error)
 
     async def publish(
         self,
@@ -323,15 +318,10 @@ class Publisher:
             )
 
     async def _post(self, session: Session, sealed: Sealed, left_s: float) -> SlotOutcome:
-        answer: asyncio.Future[Msg] | None = None
         try:
-            answer = await session.post(sealed.head.sub, sealed.frame)
-            self._waiting[answer] = sealed.head.sub
             async with asyncio.timeout(min(_ANSWER_S, max(0.001, left_s))):
-                return acknowledged(await answer, self._stream)
-        except asyncio.CancelledError:
-            if answer is None or answer not in self._forbidden:
-                raise
+                return acknowledged(await (await session.post(sealed.head.sub, sealed.frame)), self._stream)
+        except NotPermittedError:
             raise AuthorizationError(
                 f"the broker does not let this identity publish {sealed.head.cap!r}:"
                 " no grant covers it, or the broker has not been told of the grant yet",
@@ -340,11 +330,6 @@ class Publisher:
             ) from None
         except (TimeoutError, BusError):
             return SlotOutcome.UNCLEAR
-        finally:
-            if answer is not None:
-                answer.cancel()
-                self._waiting.pop(answer, None)
-                self._forbidden.discard(answer)
 
     async def _announce(self, session: Session) -> None:
         """Tell the control role, once for all who find at the same time that there is no stream."""
@@ -360,14 +345,6 @@ class Publisher:
             sealer=parts.sealer,
             clock_ms=parts.clock_ms,
         )
-
-    def _on_permission_error(self, verb: str, subject: str) -> None:
-        if verb != "publish":
-            return
-        for answer, asked in list(self._waiting.items()):
-            if asked.lower() == subject.lower():  # the client library gives the broker's words in lower case
-                self._forbidden.add(answer)
-                answer.cancel()
 
 
 @contextmanager

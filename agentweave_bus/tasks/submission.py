@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 
-from nats.aio.msg import Msg
-
-from agentweave_bus.bus.connection import Keeper
+from agentweave_bus.bus.connection import Keeper, NotPermittedError
 from agentweave_bus.bus.slots import SlotOutcome, acknowledged
 from agentweave_bus.bus.streams import parked_stream_name, tasks_stream_name
 from agentweave_bus.bus.subjects import Priority, park_subject, task_subject
@@ -115,9 +112,6 @@ class Submissions:
         self._witness = witness
         self._patience_s = patience_s
         self._monotonic = monotonic
-        self._waiting: defaultdict[str, set[asyncio.Future[Msg]]] = defaultdict(set)
-        self._forbidden: set[asyncio.Future[Msg]] = set()
-        keeper.on_permission_error(self._on_permission_error)
 
     async def store(
         self, task: Submission, on_sealed: Callable[[Sealed], Awaitable[None]], *, timeout_s: float
@@ -204,15 +198,10 @@ class Submissions:
                 reason="too large for the broker",
             )
         await on_sealed(sealed)
-        answer: asyncio.Future[Msg] | None = None
         try:
-            answer = await session.post(subject, sealed.frame)
-            self._waiting[subject].add(answer)
             async with asyncio.timeout(min(_ANSWER_S, max(0.001, left_s))):
-                return acknowledged(await answer, stream), sealed
-        except asyncio.CancelledError:
-            if answer is None or answer not in self._forbidden:
-                raise
+                return acknowledged(await (await session.post(subject, sealed.frame)), stream), sealed
+        except NotPermittedError:
             raise AuthorizationError(
                 f"the broker does not let this identity submit {task.capability!r} to {task.agent}:"
                 " no grant covers it, or the broker has not been told of the grant yet",
@@ -221,23 +210,3 @@ class Submissions:
             ) from None
         except (TimeoutError, BusError):
             return SlotOutcome.UNCLEAR, sealed
-        finally:
-            if answer is not None:
-                self._forget(subject, answer)
-
-    def _forget(self, subject: str, answer: asyncio.Future[Msg]) -> None:
-        answer.cancel()
-        self._forbidden.discard(answer)
-        waiting = self._waiting[subject]
-        waiting.discard(answer)
-        if not waiting:
-            del self._waiting[subject]
-
-    def _on_permission_error(self, verb: str, subject: str) -> None:
-        if verb != "publish":
-            return
-        for asked, answers in self._waiting.items():
-            if asked.lower() == subject.lower():  # the client library gives the broker's words in lower case
-                for answer in answers:
-                    self._forbidden.add(answer)
-                    answer.cancel()

@@ -9,7 +9,6 @@ the subject on which it is acknowledged, and what any other gave out is not look
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 import time
@@ -24,7 +23,8 @@ from agentweave_bus.bus.streams import ConsumerSpec
 from agentweave_bus.bus.subjects import pull_inbox
 from agentweave_bus.exceptions import BusError, UnreachableError
 from agentweave_bus.spiffe_id import SpiffeID
-from agentweave_bus.tasks.queue import Delivery
+from agentweave_bus.tasks.pulling import EXPIRES_S, LATE_S, first_of, request_next
+from agentweave_bus.tasks.queue import Delivery, read_delivery
 
 __all__ = ["Feeds"]
 
@@ -33,15 +33,9 @@ _log = logging.getLogger(__name__)
 _AGAIN_S: Final = 0.05  # a connection that was lost just now may not be known as such yet
 _BATCH: Final = 16
 _MOST_AT_ONCE: Final = 64
-_EXPIRES_S: Final = 30.0
-_LATE_S: Final = 5.0
 _SESSION_S: Final = 30.0
 _NO_CONSUMER_S: Final = 2.0
 """When to ask again where there is no consumer, or none any more."""
-
-_NANOSECONDS: Final = 1_000_000_000
-_TOKENS: Final = 9
-_TOKENS_OF_ACCOUNT: Final = 11
 
 
 @dataclass(slots=True)
@@ -92,49 +86,45 @@ class Feeds:
             self._group = group
             while True:
                 try:
-                    await self._pull_on(await self._keeper.session(_SESSION_S))
+                    await self._pull_while_usable(await self._keeper.session(_SESSION_S))
                 except UnreachableError:
                     _log.debug("no connection to pull on yet")
-                except BusError as error:
-                    _log.info("pulling ends with its connection: %s", error)
-                    await asyncio.sleep(_AGAIN_S)
 
-    async def _pull_on(self, session: Session) -> None:
+    async def _pull_while_usable(self, session: Session) -> None:
+        over = asyncio.ensure_future(session.until_over())
+        try:
+            await self._pull_on(session, over)
+        except BusError as error:
+            _log.info("pulling ends with its connection: %s", error)
+            await asyncio.wait([over], timeout=_AGAIN_S)
+        finally:
+            over.cancel()
+
+    async def _pull_on(self, session: Session, over: asyncio.Future[None]) -> None:
         prefix = pull_inbox(self._me, session.instance)
         self._inboxes.clear()
         for feed in self._feeds.values():
             feed.inbox = ""
-        over = asyncio.ensure_future(session.until_over())
         unsubscribe = await session.receive_pulled(f"{prefix}.*", self._on_message)
         try:
             while session.usable:
                 self._changed.clear()
                 due = await self._ask_all(session, prefix)
-                changed = asyncio.ensure_future(self._changed.wait())
-                both: list[asyncio.Future[object]] = [over, changed]  # type: ignore[list-item]
-                try:
-                    await asyncio.wait(
-                        both, timeout=max(0.01, due - self._monotonic()), return_when=asyncio.FIRST_COMPLETED
-                    )
-                finally:
-                    changed.cancel()
+                await first_of(over, self._changed.wait(), timeout_s=max(0.01, due - self._monotonic()))
         finally:
-            over.cancel()
             await unsubscribe()
 
     async def _ask_all(self, session: Session, prefix: str) -> float:
         """Ask every consumer of which nothing is expected; return when to look again."""
-        now, due = self._monotonic(), self._monotonic() + _EXPIRES_S
+        now, due = self._monotonic(), self._monotonic() + EXPIRES_S
         for feed in list(self._feeds.values()):
             if not feed.inbox:
                 feed.inbox = f"{prefix}.{secrets.token_hex(16)}"
                 self._inboxes[feed.inbox] = feed
                 feed.asked, feed.until = 0, now
             if now >= feed.until:
-                feed.asked, feed.until = _BATCH, now + _EXPIRES_S + _LATE_S
-                request = {"batch": _BATCH, "expires": int(_EXPIRES_S * _NANOSECONDS)}
-                subject = f"$JS.API.CONSUMER.MSG.NEXT.{feed.consumer.stream}.{feed.consumer.name}"
-                await session.publish(subject, json.dumps(request).encode(), feed.inbox)
+                feed.asked, feed.until = _BATCH, now + EXPIRES_S + LATE_S
+                await request_next(session, (feed.consumer.stream, feed.consumer.name), feed.inbox, _BATCH)
             due = min(due, feed.until)
         return due
 
@@ -142,14 +132,14 @@ class Feeds:
         if (feed := self._inboxes.get(message.subject)) is not None:
             self._on_status(feed, (message.headers or {}).get("Status", ""))
             return
-        key, delivery = _delivery(message)
-        if delivery is None or (feed := self._feeds.get(key)) is None or self._group is None:
+        given = read_delivery(message)
+        if given is None or (feed := self._feeds.get(given[0])) is None or self._group is None:
             return
         feed.asked -= 1
         if feed.asked <= 0:
             self._again(feed, 0)
         await self._places.acquire()  # what comes meanwhile waits in the subscription
-        self._group.create_task(self._guarded(feed.consumer.stream, delivery))
+        self._group.create_task(self._guarded(feed.consumer.stream, given[1]))
 
     async def _guarded(self, stream: str, delivery: Delivery) -> None:
         try:
@@ -168,19 +158,3 @@ class Feeds:
     def _again(self, feed: _Feed, pause_s: float) -> None:
         feed.asked, feed.until = 0, self._monotonic() + pause_s
         self._changed.set()
-
-
-def _delivery(message: Msg) -> tuple[tuple[str, str], Delivery | None]:
-    """Read which consumer gave out a message, and where that is acknowledged."""
-    tokens = message.reply.split(".")
-    if len(tokens) >= _TOKENS_OF_ACCOUNT:
-        del tokens[2:4]
-    if len(tokens) < _TOKENS or tokens[:2] != ["$JS", "ACK"]:
-        return ("", ""), None
-    try:
-        delivered, sequence, stored_ns = int(tokens[4]), int(tokens[5]), int(tokens[7])
-    except ValueError:
-        return ("", ""), None
-    stored_ms = stored_ns // 1_000_000
-    delivery = Delivery(message.data, message.subject, delivered, stored_ms, message.reply, sequence)
-    return (tokens[2], tokens[3]), delivery

@@ -44,7 +44,8 @@ from agentweave_bus.tasks.event_announcing import (
     patterns_of,
 )
 from agentweave_bus.tasks.event_performer import EventPerformer, EventWork, RunEvent, Subscriber
-from agentweave_bus.tasks.queue import Acknowledgements, Puller, PullSource
+from agentweave_bus.tasks.event_puller import EventPuller, PullSource
+from agentweave_bus.tasks.queue import Acknowledgements
 
 __all__ = ["EventService"]
 
@@ -90,7 +91,7 @@ class EventService:
                 metrics=parts.metrics,
             )
         )
-        self._pullers: dict[_Key, Puller] = {}
+        self._pullers: dict[_Key, EventPuller] = {}
         self._group: Any = None
         self._look = asyncio.Event()
         self._standing = asyncio.Event()
@@ -225,7 +226,7 @@ class EventService:
         parts = self._parts
         prefix = f"{agent_prefix(Family.EVENT, publisher)}."
         name = event_consumer_name(parts.me, ordered=ordered)
-        puller = self._pullers[publisher, ordered] = Puller(
+        puller = self._pullers[publisher, ordered] = EventPuller(
             parts.me,
             PullSource(events_stream_name(publisher), name, f"{prefix}>", partial(_is_below, prefix)),
             keeper=parts.keeper,

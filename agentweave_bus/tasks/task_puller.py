@@ -13,9 +13,6 @@ has just been taken. What comes then is given back at once, and is the next that
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,26 +23,23 @@ from nats.aio.msg import Msg
 
 from agentweave_bus.bus.connection import Keeper, Session
 from agentweave_bus.bus.streams import task_consumer
-from agentweave_bus.bus.subjects import Priority, pull_inbox, task_subject
-from agentweave_bus.bus.turns import Turns
-from agentweave_bus.exceptions import BusError, UnreachableError
+from agentweave_bus.bus.subjects import Priority, task_subject
 from agentweave_bus.spiffe_id import SpiffeID
-from agentweave_bus.tasks.queue import Acknowledgements, Delivery, first_of, read_delivery
+from agentweave_bus.tasks.pulling import (
+    ENDED,
+    EXPIRES_S,
+    LATE_S,
+    Puller,
+    first_of,
+    request_next,
+    unguessable_inbox,
+)
+from agentweave_bus.tasks.queue import Delivery, read_delivery
 
 __all__ = ["MOST_PASSED", "TaskPuller"]
 
-_log = logging.getLogger(__name__)
-
 MOST_PASSED: Final = 16
 """How many more urgent tasks go before those of a slower queue, until one of these has its turn."""
-
-_AGAIN_S: Final = 0.05  # a connection that was lost just now may not be known as such yet
-_EXPIRES_S: Final = 30.0
-_LATE_S: Final = 5.0
-"""How long after the end of a request its status may still come. Then the request counts as lost."""
-
-_NANOSECONDS: Final = 1_000_000_000
-_ENDED: Final = frozenset({"404", "408", "409"})
 
 
 class _Queue:
@@ -57,7 +51,7 @@ class _Queue:
 
     def __init__(self, agent: SpiffeID, capability: str, priority: Priority) -> None:
         consumer = task_consumer(agent, capability, priority)
-        self.stream, self.consumer = consumer.stream, consumer.name
+        self.consumer = (consumer.stream, consumer.name)
         self.subject = task_subject(agent, capability, priority)
         self.priority = priority
         self.inbox = ""
@@ -78,7 +72,7 @@ class _Queue:
         self.left, self.waits = 0, False
 
 
-class TaskPuller:
+class TaskPuller(Puller):
     """Takes the tasks of one capability, for at most ``concurrency`` at once.
 
     ``perform`` gets each delivery, in a task of the group in which :meth:`run` runs; its place is free again
@@ -97,82 +91,33 @@ class TaskPuller:
         announce: Callable[[Session], Coroutine[Any, Any, None]],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(capability, keeper=keeper, concurrency=concurrency, perform=perform)
         self._agent = agent
-        self._capability = capability
         self._queues = [_Queue(agent, capability, priority) for priority in Priority]
-        self._keeper = keeper
-        self._concurrency = concurrency
-        self._perform = perform
         self._announce = announce
         self._monotonic = monotonic
-        self._acknowledgements = Acknowledgements(keeper)
-        self._running: set[asyncio.Task[None]] = set()
-        self._group: asyncio.TaskGroup | None = None
-        self._changed = asyncio.Event()
-        self._stopped = False
-        self.ended = asyncio.Event()  # set when it has been stopped and nothing runs any more
-        self._turns = Turns()
         self._no_queue = False
-
-    @property
-    def running(self) -> int:
-        """How many deliveries are being worked on."""
-        return len(self._running)
-
-    async def run(self) -> None:
-        """Pull until :meth:`stop`, over whatever connections there are; then wait for what runs."""
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            while not self._stopped:
-                try:
-                    await self._pull_on(await self._keeper.session(_EXPIRES_S))
-                except UnreachableError:
-                    _log.debug("no connection to pull on yet")
-                except BusError as error:
-                    _log.info("pulling %s ends with its connection: %s", self._capability, error)
-                    await asyncio.sleep(_AGAIN_S)
-            self._group = None
-        self.ended.set()
-
-    def stop(self) -> None:
-        """Take nothing more. What runs goes on."""
-        self._stopped = True
-        self._changed.set()
-
-    def give_back(self) -> None:
-        """Cancel what runs; whoever works on it gives it back."""
-        for task in self._running:
-            task.cancel()
-
-    @property
-    def _free(self) -> int:
-        return 0 if self._stopped else self._concurrency - len(self._running)
 
     # --- asking ------------------------------------------------------------------------------------------
 
-    async def _pull_on(self, session: Session) -> None:
-        """Pull on one connection until it is retired or lost: whenever a good part of the places is free."""
+    async def _pull_on(self, session: Session, over: asyncio.Future[None]) -> None:
         self._no_queue = False
-        over = asyncio.ensure_future(session.until_over())
-        try:
-            async with self._inboxes(session):
-                while session.usable and not self._stopped:
-                    if self._no_queue:
-                        self._no_queue = False
-                        await first_of(over, self._announce(session))
-                        continue
-                    self._changed.clear()
-                    await self._ask(session)
-                    await first_of(over, self._changed.wait(), timeout_s=self._patience())
-        finally:
-            over.cancel()
+        async with self._inboxes(session):
+            while session.usable and not self._stopped:
+                if self._no_queue:
+                    self._no_queue = False
+                    await first_of(over, self._announce(session))
+                    continue
+                self._changed.clear()
+                await self._ask(session)
+                await first_of(over, self._changed.wait(), timeout_s=self._patience())
 
     @asynccontextmanager
     async def _inboxes(self, session: Session) -> AsyncIterator[None]:
         """Subscribe to an inbox for each queue that nobody can guess."""
         async with AsyncExitStack() as stack:
             for queue in self._queues:
-                queue.begin(f"{pull_inbox(self._agent, session.instance)}.{secrets.token_hex(16)}")
+                queue.begin(unguessable_inbox(self._agent, session))
                 end = await session.receive_pulled(queue.inbox, partial(self._on_message, queue))
                 stack.push_async_callback(end)
             yield
@@ -210,15 +155,9 @@ class TaskPuller:
         return sorted(self._queues, key=lambda queue: queue.passed < MOST_PASSED)
 
     async def _request(self, session: Session, queue: _Queue, batch: int, *, wait: bool) -> None:
-        request: dict[str, Any] = {"batch": batch}
-        if wait:
-            request["expires"] = int(_EXPIRES_S * _NANOSECONDS)
-        else:
-            request["no_wait"] = True
         queue.left, queue.waits = batch, wait
-        queue.until = self._monotonic() + _LATE_S + (_EXPIRES_S if wait else 0.0)
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{queue.stream}.{queue.consumer}"
-        await session.publish(subject, json.dumps(request).encode(), queue.inbox)
+        queue.until = self._monotonic() + LATE_S + (EXPIRES_S if wait else 0.0)
+        await request_next(session, queue.consumer, queue.inbox, batch, wait=wait)
 
     # --- what comes --------------------------------------------------------------------------------------
 
@@ -228,20 +167,13 @@ class TaskPuller:
             return
         if message.subject != queue.subject:
             return
-        delivery = read_delivery(message, queue.stream, queue.consumer)
-        if delivery is None:
+        given = read_delivery(message)
+        if given is None or given[0] != queue.consumer:
             return
         queue.left = max(0, queue.left - 1)
         if not queue.left:
             self._answered(queue)
-        if self._free > 0 and self._group is not None:
-            self._count(queue)
-            task = self._group.create_task(self._guarded(delivery))
-            self._running.add(task)
-            task.add_done_callback(self._ended)
-            await self._turns.taken()
-        else:
-            await self._acknowledgements.back(delivery, 0)
+        await self._take(given[1], partial(self._count, queue))
 
     def _answered(self, queue: _Queue) -> None:
         """Take note that a queue has given all that it was asked for: it may have more, as may the others."""
@@ -256,23 +188,13 @@ class TaskPuller:
         for queue in self._queues[self._queues.index(begun) + 1 :]:
             queue.passed = 0 if queue.waits else queue.passed + 1
 
-    async def _guarded(self, delivery: Delivery) -> None:
-        try:
-            await self._perform(delivery)
-        except Exception:  # noqa: BLE001 - the last boundary: one task must not stop the others
-            _log.exception("a task ended in an error of the bus itself; it comes again")
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._changed.set()
-
     def _on_status(self, queue: _Queue, message: Msg) -> None:
         """Take note that a request has ended. Only the broker writes to this inbox by its own name."""
         headers = message.headers or {}
         status = headers.get("Status", "")
         if status == "503":
             self._no_queue = True
-        elif status in _ENDED:
+        elif status in ENDED:
             queue.empty = not queue.waits
             self._no_queue |= status == "409" and "Consumer" in headers.get("Description", "")
         else:

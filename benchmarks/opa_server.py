@@ -10,7 +10,7 @@ from typing import Final
 
 from agentweave_bus.authz.policy_bundle import build_bundle
 from agentweave_bus.authz.policy_source import find_opa
-from agentweave_bus.embedded.lifeline import dies_with_this_process
+from agentweave_bus.supervisor.lifeline import dies_with_this_process
 
 __all__ = ["opa_server"]
 

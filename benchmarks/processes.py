@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from agentweave_bus.embedded.lifeline import dies_with_this_process
+from agentweave_bus.supervisor.lifeline import dies_with_this_process
 from benchmarks.child import READY_FD
 from benchmarks.load import Load, Sample
 from benchmarks.places import Place

@@ -22,10 +22,10 @@ from typing import IO, Any, Final
 import yaml
 
 from agentweave_bus.config import AgentConfig, StackAgent, StackConfig, load_config
-from agentweave_bus.embedded.processes import WorkerProcesses, WorkerSpec
 from agentweave_bus.embedded.stack import EmbeddedStack, StackSettings, embedded_stack
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.supervisor.worker_process import WorkerProcesses, WorkerSpec
 
 __all__ = [
     "LocalStack",

@@ -20,12 +20,12 @@ import yaml
 from agentweave_bus.agent import SecureAgent
 from agentweave_bus.authz.authorizer import POLL_SECONDS
 from agentweave_bus.config import AgentConfig
-from agentweave_bus.embedded.processes import WorkerProcess, WorkerProcesses, WorkerSpec
 from agentweave_bus.embedded.stack import EmbeddedStack, StackSettings, embedded_stack
 from agentweave_bus.exceptions import AgentWeaveError
 from agentweave_bus.identity import IdentityProvider, X509Bundle
 from agentweave_bus.runtime.surroundings import Surroundings
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.supervisor.worker_process import WorkerProcess, WorkerProcesses, WorkerSpec
 from agentweave_bus.testing.bus import Bus, reconnects
 from agentweave_bus.testing.clock import RealClock
 from agentweave_bus.testing.configuration import named_after

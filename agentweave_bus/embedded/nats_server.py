@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 import anyio
 
-from agentweave_bus.embedded.lifeline import dies_with_this_process
 from agentweave_bus.exceptions import BusError, ConfigurationError
+from agentweave_bus.supervisor.lifeline import dies_with_this_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

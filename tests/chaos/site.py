@@ -23,13 +23,13 @@ import yaml
 
 from agentweave_bus.authz import Grants
 from agentweave_bus.control.broker import BrokerFiles, broker_configuration, broker_id, broker_users
-from agentweave_bus.embedded.lifeline import dies_with_this_process
 from agentweave_bus.embedded.nats_server import NatsServer
 from agentweave_bus.embedded.workload_api import WorkloadApiServer
 from agentweave_bus.envelope import control_role
 from agentweave_bus.identity import Authority
 from agentweave_bus.runtime import READY_FD
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.supervisor.lifeline import dies_with_this_process
 from tests.chaos.plan import AGENT, AUDITOR, CLIENT, DOMAIN, KINDS, SETTINGS, Settings
 from tests.faults.proxy import Proxy, proxied
 

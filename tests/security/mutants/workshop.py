@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentweave_bus.embedded.lifeline import dies_with_this_process
+from agentweave_bus.supervisor.lifeline import dies_with_this_process
 from tests.security.mutants.mutant import Mutant, mutated
 
 __all__ = ["Outcome", "Workshop"]

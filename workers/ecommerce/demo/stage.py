@@ -12,7 +12,7 @@ from typing import Any, Final
 from agentweave_bus import AgentWeaveClient, SpiffeID, TaskResult
 from agentweave_bus.config import load_stack
 from agentweave_bus.embedded.assembly import LocalStack, local_stack
-from agentweave_bus.embedded.processes import WorkerProcess
+from agentweave_bus.supervisor.worker_process import WorkerProcess
 from workers.ecommerce.database import DATA_VARIABLE
 from workers.ecommerce.directory import ADMIN, GATEWAY, TRUST_DOMAIN
 

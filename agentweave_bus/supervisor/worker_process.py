@@ -20,9 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from agentweave_bus.embedded.lifeline import dies_with_this_process
 from agentweave_bus.exceptions import AgentWeaveError, WorkerError
 from agentweave_bus.runtime import READY_FD
+from agentweave_bus.supervisor.lifeline import dies_with_this_process
 
 __all__ = ["WorkerExit", "WorkerProcess", "WorkerProcesses", "WorkerSpec"]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from agentweave_bus.embedded.lifeline import dies_with_this_process
+from agentweave_bus.supervisor.lifeline import dies_with_this_process
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
 
 PARENT = """
 import subprocess, sys
-from agentweave_bus.embedded.lifeline import dies_with_this_process
+from agentweave_bus.supervisor.lifeline import dies_with_this_process
 command = [sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)"]
 if sys.argv[1] == "with":
     command = dies_with_this_process(command)

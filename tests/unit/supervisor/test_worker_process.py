@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from agentweave_bus.embedded import processes
-from agentweave_bus.embedded.processes import WorkerProcesses, WorkerSpec
 from agentweave_bus.exceptions import AgentWeaveError, WorkerError
+from agentweave_bus.supervisor import worker_process as processes
+from agentweave_bus.supervisor.worker_process import WorkerProcesses, WorkerSpec
 
 pytestmark = pytest.mark.anyio
 

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from agentweave_bus.runtime import AgentWeaveClient, SyncAgentWeaveClient
     from agentweave_bus.spiffe_id import SpiffeID
     from agentweave_bus.tasks.events import TaskEvent
-    from agentweave_bus.tasks.handle import TaskHandle, TaskStatus
+    from agentweave_bus.tasks.handle import TaskHandle
     from agentweave_bus.tasks.retry import Retry
+    from agentweave_bus.tasks.status import TaskStatus
     from agentweave_bus.types import DataPart, Message, TaskResult, TextPart
 
 __all__ = [
@@ -74,7 +75,7 @@ _HOMES: Final = {
     "TaskFailedError": "agentweave_bus.exceptions",
     "TaskHandle": "agentweave_bus.tasks.handle",
     "TaskResult": "agentweave_bus.types",
-    "TaskStatus": "agentweave_bus.tasks.handle",
+    "TaskStatus": "agentweave_bus.tasks.status",
     "TextPart": "agentweave_bus.types",
 }
 

@@ -35,6 +35,7 @@ from agentweave_bus.bus.subjects import call_subject
 from agentweave_bus.envelope import (
     DEFAULT_LIMITS,
     JSON_CONTENT_TYPE,
+    Head,
     Limits,
     Link,
     Sealed,
@@ -68,6 +69,7 @@ from agentweave_bus.observability.metrics import Direction, Metrics, RequestStat
 from agentweave_bus.observability.tracing import Span, Tracing
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.record import TaskRef
+from agentweave_bus.tasks.schedule import Schedule
 from agentweave_bus.tasks.submission import Submission, Submissions, id_of_key
 from agentweave_bus.tasks.task_times import task_times
 from agentweave_bus.types import JsonValue, TaskResult
@@ -118,12 +120,16 @@ class Transport(Protocol):
 
 
 class Submitted(NamedTuple):
-    """A task that was stored: which one, the digests of its head and payload, and until when it may begin."""
+    """A task that was stored: which one, the digests of its head and payload, and until when it may begin.
+
+    ``schedule`` is when it is due, of one that is parked.
+    """
 
     ref: TaskRef
     digest: bytes
     pd: bytes
     expires_ms: int
+    schedule: Schedule | None = None
 
 
 class CalleeBreakers:
@@ -297,13 +303,16 @@ class Client:
 
             async def record(sealed: Sealed) -> None:
                 entry = {"event": "submit", **sealed_facts(sealed), **decision_facts(facts, decision)}
-                await self.audit.record({**entry, "pd": sealed.head.pd.hex()})
+                schedule = _schedule(sealed.head)
+                times = {} if schedule is None else schedule.facts()
+                await self.audit.record({**entry, "pd": sealed.head.pd.hex(), **times})
 
             with _as_call_errors(task.agent):
                 task, left_s = await self._stored_apart(task, options.timeout)
                 sealed = await self.submissions.store(task, record, timeout_s=left_s)  # 4
             ref = TaskRef(task.agent, self.me, task.capability, task.id)
-            return Submitted(ref, sealed.digest, sealed.head.pd, sealed.head.exp)
+            head = sealed.head
+            return Submitted(ref, sealed.digest, head.pd, head.exp, _schedule(head))
 
     async def _stored_apart(self, task: Submission, timeout_s: float) -> tuple[Submission, float]:
         """Store a payload that is too large for a message; return what refers to it, and the time left."""
@@ -472,6 +481,10 @@ class Client:
             audit_id=audit_id,
             direction="outbound",
         )
+
+
+def _schedule(head: Head) -> Schedule | None:
+    return None if head.nbf is None else Schedule(head.nbf, head.exp, head.every)
 
 
 def _with_a_way_out(refused: CallRefusedError, payload: Any) -> CallRefusedError:

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -22,8 +22,9 @@ from agentweave_bus.config import AgentConfig
 from agentweave_bus.exceptions import UnreachableError
 from agentweave_bus.observability.printable import escape_json, escape_line
 from agentweave_bus.runtime import AgentWeaveClient
-from agentweave_bus.tasks.handle import TaskHandle, TaskReference, TaskStatus
+from agentweave_bus.tasks.handle import TaskHandle, TaskReference
 from agentweave_bus.tasks.record import TaskRef
+from agentweave_bus.tasks.status import TaskStatus
 from agentweave_bus.tasks.submitted import SubmittedTask, submission_of, submitted_tasks
 from agentweave_bus.types import TaskState
 
@@ -130,6 +131,9 @@ def run_watch(options: argparse.Namespace) -> int:
     """Print a task's events as they come."""
 
     async def watch(handle: TaskHandle) -> TaskState | None:
+        with suppress(UnreachableError):  # then it is waited for
+            if not options.after and (waits := _schedule(await handle.status())):
+                message(escape_line(f"agentweave: {waits}"))
         drawing, last = None if wants_json(options.json) else Drawing(), None
         try:
             async for event in handle.events(after=options.after):
@@ -186,14 +190,35 @@ def run_list(options: argparse.Namespace) -> int:
     rows = asyncio.run(_list(find_client_config(options), max(0, options.limit)))
     if not rows:
         message("agentweave: no task was submitted as this identity from here, by its audit log.")
-    lines = [("STATE", "SUBMITTED", "REFERENCE")]
-    lines += [(row["state"], _moment(row["submitted"]), row["reference"]) for row in rows]
+    due = [_due(row) for row in rows]
+    columns = [
+        ("STATE", *(row["state"] for row in rows)),
+        ("SUBMITTED", *(_moment(row["submitted"]) for row in rows)),
+        *([("DUE", *due)] if any(due) else []),  # most tasks are due at once
+        ("REFERENCE", *(row["reference"] for row in rows)),
+    ]
+    lines = zip(*columns, strict=True)
     print_result(rows, table(lines, indent=""), json_wanted=options.json)
     return ExitCode.DONE
 
 
 def _code(state: TaskState | None) -> ExitCode:
     return ExitCode.FAILED if state is None else _CODES.get(state, ExitCode.FAILED)
+
+
+def _due(row: dict[str, Any]) -> str:
+    """Say in a table when a task is due and how it comes again."""
+    due = _moment(row["due_at"]) if "due_at" in row else ""
+    return escape_line(", ".join(filter(None, (due, f"every {row['every']}" if "every" in row else ""))))
+
+
+def _schedule(status: TaskStatus) -> str:
+    """Say when a task that is parked is due, and how it comes again; nothing of another one."""
+    if status.every is None:
+        return "" if status.due_at is None else f"due at {_moment(status.due_at)}"
+    if status.due_at is not None:
+        return f"every {status.every}, next at {_moment(status.due_at)}"
+    return f"every {status.every}" if status.state.terminal else f"every {status.every}, comes no more"
 
 
 def _print_status(options: argparse.Namespace, status: TaskStatus) -> None:
@@ -205,6 +230,10 @@ def _print_status(options: argparse.Namespace, status: TaskStatus) -> None:
     since = f", since {_moment(status.since_ms)}" if status.since_ms is not None else ""
     again = f", tried again at {_moment(status.retry_at)}" if status.retry_at is not None else ""
     text = escape_line(f"{status.state.value}{attempt}{since}{again}{said or error}")
+    if waits := _schedule(status):
+        text += f"\n{escape_line(waits)}"
+    if (last := status.last_occurrence) is not None:
+        text += f"\nlast: {last.state.value}, that of {_moment(last.at_ms)}: {last.reference}"
     if status.result is not None and status.result.data is not None:
         text += "\n" + json.dumps(status.result.data, indent=2, ensure_ascii=False, default=str)
     if status.approval is not None:

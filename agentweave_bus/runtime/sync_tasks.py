@@ -8,7 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 from agentweave_bus.exceptions import AgentWeaveError
 from agentweave_bus.tasks.events import TaskEvent
-from agentweave_bus.tasks.handle import TaskHandle, TaskStatus
+from agentweave_bus.tasks.handle import TaskHandle
+from agentweave_bus.tasks.status import TaskStatus
 from agentweave_bus.types import TaskResult
 
 __all__ = ["RunBlocking", "SyncTaskHandle"]

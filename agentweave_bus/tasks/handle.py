@@ -14,9 +14,8 @@ import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import anyio
 
@@ -44,10 +43,12 @@ from agentweave_bus.tasks.events import EventFeed, Position, TaskEvent, approval
 from agentweave_bus.tasks.hints import Hints, Waiting
 from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.tasks.record import StateRecord, TaskRef
-from agentweave_bus.tasks.submitted import submission_of
+from agentweave_bus.tasks.schedule import LastOccurrence, Schedule
+from agentweave_bus.tasks.status import Occurrence, TaskStatus
+from agentweave_bus.tasks.submitted import ParkedSubmissions, submission_of
 from agentweave_bus.types import TaskResult, TaskState
 
-__all__ = ["Handles", "TaskHandle", "TaskReference", "TaskStatus"]
+__all__ = ["Handles", "TaskHandle", "TaskReference"]
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -99,39 +100,6 @@ class TaskReference(NamedTuple):
         return f"{self.target}#{self.capability}/{self.id}{by}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskStatus:
-    """Where a task stands, as its agent recorded it.
-
-    A task of which nothing is recorded yet is ``submitted``. ``attempt`` counts from 1, and is 0 before the
-    first. Times are milliseconds since the epoch: ``since_ms`` is when the agent recorded the state,
-    ``retry_at`` when a task that failed is tried again. ``message`` says why, where there is something to
-    say. ``result`` is that of a task which has ended by itself, completed or failed. ``approval`` says who
-    may approve of one that waits for it, until when (``until``), and of what.
-    """
-
-    state: TaskState
-    attempt: int = 0
-    message: str | None = None
-    since_ms: int | None = None
-    retry_at: int | None = None
-    result: TaskResult | None = None
-    approval: dict[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object, without what is not set."""
-        values: dict[str, Any] = {
-            "state": self.state.value,
-            "attempt": self.attempt,
-            "message": self.message,
-            "since": self.since_ms,
-            "retry_at": self.retry_at,
-            "result": None if self.result is None else self.result.to_json(full=True),
-            "approval": self.approval,
-        }
-        return {key: value for key, value in values.items() if value is not None}
-
-
 class TaskHandle:
     """A task that was submitted; ``Client.submit`` and :meth:`Handles.named` make them.
 
@@ -150,7 +118,9 @@ class TaskHandle:
         digest: bytes | None = None,
         pd: bytes | None = None,
         expires_ms: int | None = None,
+        schedule: Schedule | None = None,
         log: str | Path | None = None,
+        parked: ParkedSubmissions | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ref = ref
@@ -162,6 +132,9 @@ class TaskHandle:
         self._pd = None if pd is None else pd.hex()
         self._expires_ms = expires_ms
         self._own_log = log  # in which its submission may stand
+        self._schedule = schedule
+        self._parked = parked  # where its schedule may be found, if it is not known
+        self._last_occurrence = LastOccurrence(desk, ref)
         self._monotonic = monotonic
         self._log = TaskLog(desk, ref)
         self._reading = asyncio.Lock()  # one log has one reader
@@ -373,8 +346,11 @@ class TaskHandle:
 
     async def _status(self) -> TaskStatus:
         last = self._log.last
+        due_at, every, occurrence = await self._times()
         if last is None:
-            return TaskStatus(state=TaskState.SUBMITTED)
+            return TaskStatus(
+                state=TaskState.SUBMITTED, due_at=due_at, every=every, last_occurrence=occurrence
+            )
         try:
             result = await self._result_of(last)
         except BusError as error:
@@ -387,7 +363,39 @@ class TaskHandle:
             retry_at=last.body.retry_at,
             result=result,
             approval=approval_of(last),
+            due_at=due_at,
+            every=every,
+            last_occurrence=occurrence,
         )
+
+    async def _times(self) -> tuple[int | None, str | None, Occurrence | None]:
+        """Return when it is due, and comes again, by what its submitter signed; and what of it began last."""
+        async with self._reading:
+            schedule = await self._scheduled()
+            if schedule is None or (schedule.every is None and self._log.last is not None):
+                return None, None, None
+            now_ms = self._desk.clock_ms()
+            due_at = None if self._log.ended else schedule.due_at(now_ms)
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    found = await self._last_occurrence.look(schedule, now_ms)
+            except (BusError, TimeoutError) as error:
+                raise UnreachableError(f"the occurrences of task {self.id} can't be read: {error}") from error
+        if found is None:
+            return due_at, schedule.every, None
+        ref, at_ms, state = found
+        reference = str(TaskReference.parse(self.reference)._replace(id=ref.id))
+        return due_at, schedule.every, Occurrence(id=ref.id, reference=reference, at_ms=at_ms, state=state)
+
+    async def _scheduled(self) -> Schedule | None:
+        """Return what its submission says of its times; looked for once in the submitter's own log."""
+        parked, self._parked = self._parked, None
+        if self._schedule is None and parked is not None and self._log.epoch == 0:
+            try:
+                self._schedule = await anyio.to_thread.run_sync(parked.schedule_of, self._ref)
+            except OSError as error:
+                _logger.warning("the audit log can't be read for task %s: %s", self.id, error)
+        return self._schedule
 
     async def _result_of(self, record: StateRecord) -> TaskResult | None:
         """Return the result that a record holds, or refers to."""
@@ -467,6 +475,7 @@ class Handles:
         self._desk = desk
         self._me = me
         self._own_log = log
+        self._parked = None if log is None else ParkedSubmissions(log, me)
         self._hints = Hints(me=me, keeper=keeper)
         self._cancels = CancelSender(desk=desk, keeper=keeper, me=me, audit=audit)
         self._approver = Approver(desk=desk, keeper=keeper, me=me, audit=audit)
@@ -477,8 +486,12 @@ class Handles:
         digest: bytes | None = None,
         pd: bytes | None = None,
         expires_ms: int | None = None,
+        schedule: Schedule | None = None,
     ) -> TaskHandle:
-        """Return the handle of a task: the digests of its head and payload, and when it expires, if known."""
+        """Return the handle of a task: the digests of its head and payload, and when it expires, if known.
+
+        ``schedule`` is when it is due, of one that was parked.
+        """
         return TaskHandle(
             ref,
             desk=self._desk,
@@ -488,7 +501,9 @@ class Handles:
             digest=digest,
             pd=pd,
             expires_ms=expires_ms,
+            schedule=schedule,
             log=self._own_log,
+            parked=self._parked if digest is None and ref.sender == self._me else None,
         )
 
     def named(self, reference: str) -> TaskHandle:

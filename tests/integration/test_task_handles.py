@@ -253,3 +253,23 @@ async def test_the_command_line_cancels_by_name_and_lists(
         (queued, "canceled"),
     ]
     assert len(await command(capsys, "task", "list", "--limit", "1", *me)) == 1
+
+
+async def test_the_command_line_says_when_a_task_is_due(
+    probe: TaskProbe, client_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    me = ["--config", client_file]
+    new = ["submit", "--target", TARGET, *me, "--capability", "work", "--data", '{"text": "x"}']
+    nightly = (await command(capsys, *new, "--every", "30 2 * * *"))["reference"]
+    later = (await command(capsys, *new, "--delay", "86400"))["reference"]
+    status = await command(capsys, "task", "get", nightly, *me)
+    assert (status["state"], status["every"]) == ("submitted", "30 2 * * *")
+    assert status["due_at"] % 86_400_000 == 9_000_000
+    known = {one["reference"]: one for one in await command(capsys, "task", "list", *me)}
+    assert known[nightly]["due_at"] == status["due_at"]
+    assert known[later]["due_at"] >= known[later]["submitted"] + 86_000_000
+    for reference in (nightly, later):
+        await command(capsys, "task", "cancel", reference, *me)
+    capsys.readouterr()
+    assert await asyncio.to_thread(main, ["task", "watch", nightly, *me]) == 1
+    assert "every 30 2 * * *" in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import sys
 from typing import Any
 
 import pytest
@@ -10,10 +12,11 @@ import pytest
 from agentweave_bus.cli import main
 from agentweave_bus.cli.audit_records import describe
 from agentweave_bus.cli.exit_codes import ExitCode, exit_code_of
-from agentweave_bus.cli.task import _code
+from agentweave_bus.cli.task import _code, _due, _print_status
 from agentweave_bus.cli.task_drawing import Drawing
 from agentweave_bus.exceptions import IdempotencyError, QueueFullError, TaskCanceledError
 from agentweave_bus.tasks.events import TaskEvent
+from agentweave_bus.tasks.status import Occurrence, TaskStatus
 from agentweave_bus.types import TaskResult, TaskState
 
 REFERENCE = "spiffe://shop.test/agent/order#create_order/01890a5d-ac96-774b-bcce-b302099a8057"
@@ -128,3 +131,32 @@ def test_audit_records_about_tasks_are_told_in_words() -> None:
     assert "agent/x work: attempt 2, for spiffe://a.test/o" in redriven
     started = describe({"event": "start", "instance": "x pid 1", "log": "cli", "ts": 0})
     assert started.endswith("start     x pid 1")
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"due_at": 1_735_732_800_000}, "due at 2025-01-01 12:00:00Z"),
+        ({"due_at": 1_735_732_800_000, "every": "1h"}, "every 1h, next at 2025-01-01 12:00:00Z"),
+        ({"every": "1h"}, "every 1h, comes no more"),
+        ({"every": "1h", "state": TaskState.CANCELED}, "every 1h"),
+    ],
+)
+def test_when_a_task_is_due_is_said_in_words(
+    told: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    last = Occurrence(id="x", reference=REFERENCE, at_ms=1_735_729_200_000, state=TaskState.COMPLETED)
+    status = TaskStatus(**{"state": TaskState.SUBMITTED, "last_occurrence": last} | told)
+    _print_status(argparse.Namespace(reference=REFERENCE, json=False), status)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        said,
+        f"last: completed, that of 2025-01-01 11:00:00Z: {REFERENCE}",
+    ]
+
+
+def test_a_table_says_when_tasks_are_due() -> None:
+    due = 1_735_732_800_000
+    assert _due({"state": "submitted"}) == ""
+    assert _due({"due_at": due}) == "2025-01-01 12:00:00Z"
+    assert _due({"due_at": due, "every": "1h"}) == "2025-01-01 12:00:00Z, every 1h"

@@ -163,6 +163,82 @@ async def test_occurrences_are_tasks_of_their_own_with_handles(clock: Setting) -
     assert len({handle.id, second.id, clock.cli.occurrence(handle, first).id}) == 3
 
 
+def milliseconds(clock: Setting, ahead_s: float = 0) -> int:
+    return clock.bus.clock.time_ns() // 1_000_000 + int(ahead_s * 1000)
+
+
+def about(at_ms: int) -> Any:
+    return pytest.approx(at_ms, abs=2_000)
+
+
+async def test_a_status_says_when_a_delayed_task_is_due_until_it_has_begun(clock: Setting) -> None:
+    due = milliseconds(clock, HOUR)
+    handle = await clock.submit(delay=HOUR)
+    of_reference = clock.cli.task(handle.reference)
+    for one in (handle, of_reference):
+        status = await one.status()
+        assert (status.due_at, status.every, status.last_occurrence) == (about(due), None, None)
+    await clock.bus.clock.advance(HOUR + 5)
+    await handle.result(10)
+    for one in (handle, of_reference, clock.cli.task(handle.reference)):
+        assert (await one.status()).due_at is None
+    assert (await (await clock.submit()).status()).due_at is None
+
+
+async def test_a_status_says_how_a_task_comes_again_and_what_ran_last(clock: Setting) -> None:
+    planned = milliseconds(clock, HOUR)
+    handle = await clock.submit(every="1m", deadline=2.5 * HOUR)
+    of_reference = clock.cli.task(handle.reference)
+    status, first = await of_reference.status(), (await handle.status()).due_at
+    assert first == about(planned)
+    assert (status.due_at, status.every, status.last_occurrence) == (first, "1m", None)
+    await clock.bus.clock.advance(2 * HOUR + 5)
+    await clock.ran(2)
+    for one in (handle, of_reference, clock.cli.task(handle.reference)):
+        status = await one.status()
+        assert (status.state, status.due_at, status.every) == ("submitted", first + 2 * HOUR * 1000, "1m")
+        last = status.last_occurrence
+        assert last is not None
+        assert last.at_ms == first + HOUR * 1000
+        found = clock.cli.task(last.reference)
+        assert (await found.result(10)).data == "a"
+        assert (found.id, last.state) == (last.id, "completed")
+    await clock.bus.clock.advance(3 * HOUR)
+    status = await handle.status()
+    assert status.due_at is None  # it comes no more
+    assert status.to_json()["last_occurrence"]["at"] == first + 2 * HOUR * 1000
+    assert status.to_json()["every"] == "1m"
+
+
+async def test_an_occurrence_that_has_not_begun_is_not_the_last_one(clock: Setting) -> None:
+    handle = await clock.submit(every="1m")
+    await clock.bus.clock.advance(1.5 * HOUR)
+    await clock.ran(1)
+    began = milliseconds(clock, -HOUR / 2)
+    await clock.bus._control.stop()
+    await clock.bus.clock.advance(2 * HOUR)
+    for one in (handle, clock.cli.task(handle.reference)):
+        last = (await one.status()).last_occurrence
+        assert last is not None
+        assert last.at_ms == about(began)
+
+
+async def test_what_was_cancelled_is_due_no_more(clock: Setting) -> None:
+    once, again = await clock.submit(delay=HOUR), await clock.submit(every="1m")
+    for handle in (once, again):
+        status = await handle.cancel()
+        assert (status.state, status.due_at) == ("canceled", None)
+    assert (await again.status()).every == "1m"
+
+
+async def test_when_it_is_due_is_known_by_who_submitted_it_alone(clock: Setting) -> None:
+    handle = await clock.submit(every="1m")
+    await clock.bus.grant("client/other", "agent/clockwork", "*")
+    other = await clock.bus.client("client/other")
+    status = await other.task(handle.reference).status()  # as if it were its own
+    assert (status.due_at, status.every) == (None, None)
+
+
 async def test_a_recurring_task_ends_with_its_deadline(clock: Setting) -> None:
     handle = await clock.submit(every="1m", deadline=2.5 * HOUR)  # from the first time on
     await clock.bus.clock.advance(8 * HOUR)

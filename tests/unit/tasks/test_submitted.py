@@ -10,7 +10,9 @@ import pytest
 
 from agentweave_bus import SecureAgent, capability
 from agentweave_bus.spiffe_id import SpiffeID
-from agentweave_bus.tasks.submitted import submission_of, submitted_tasks
+from agentweave_bus.tasks.record import TaskRef
+from agentweave_bus.tasks.schedule import Schedule
+from agentweave_bus.tasks.submitted import ParkedSubmissions, submission_of, submitted_tasks
 from agentweave_bus.testing import MemoryBus
 
 ME = SpiffeID("spiffe://a.test/client/cli")
@@ -72,6 +74,42 @@ def test_what_is_no_submission_of_mine_is_left_out(tmp_path: Path, line: object)
 
 def test_where_there_is_no_log_nothing_was_submitted(tmp_path: Path) -> None:
     assert submitted_tasks(tmp_path / "none" / "cli.jsonl", ME) == []
+
+
+def ref(number: int) -> TaskRef:
+    return TaskRef(SpiffeID(AGENT), ME, "work", IDS[number])
+
+
+def test_when_tasks_are_due_is_read_as_the_log_grows(tmp_path: Path) -> None:
+    due = {"nbf": 5_000, "exp": 9_000}
+    log = write(tmp_path, record(0, **due), record(1))
+    parked = ParkedSubmissions(log, ME)
+    assert parked.schedule_of(ref(0)) == Schedule(5_000, 9_000)
+    assert parked.schedule_of(ref(1)) is None
+    (file,) = tmp_path.iterdir()
+    later = json.dumps(record(2, **due, every="1h"))
+    with file.open("a") as lines:
+        lines.write(later[:40])
+        lines.flush()
+        assert parked.schedule_of(ref(2)) is None
+        lines.write(f"{later[40:]}\n")
+    assert parked.schedule_of(ref(2)) == Schedule(5_000, 9_000, "1h")
+    write(tmp_path, record(0, nbf=6_000, exp=9_000), number=2)
+    assert parked.schedule_of(ref(0)) == Schedule(6_000, 9_000)
+
+
+@pytest.mark.parametrize(
+    "told", [{"nbf": "soon"}, {"exp": None}, {"every": 7}, {"every": "often"}, {"iss": "spiffe://a.test/x"}]
+)
+def test_what_is_no_time_of_mine_is_not_told(tmp_path: Path, told: dict[str, Any]) -> None:
+    log = write(tmp_path, record(0, **{"nbf": 5_000, "exp": 9_000} | told), record(1, nbf=1, exp=2))
+    parked = ParkedSubmissions(log, ME)
+    assert parked.schedule_of(ref(0)) is None
+    assert parked.schedule_of(ref(1)) == Schedule(1, 2)
+
+
+def test_where_there_is_no_log_nothing_is_due(tmp_path: Path) -> None:
+    assert ParkedSubmissions(tmp_path / "none" / "cli.jsonl", ME).schedule_of(ref(0)) is None
 
 
 class Idle(SecureAgent):

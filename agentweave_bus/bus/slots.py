@@ -26,7 +26,15 @@ from nats.aio.msg import Msg
 from agentweave_bus.bus.connection import Keeper, NotPermittedError
 from agentweave_bus.exceptions import BusError, UnreachableError
 
-__all__ = ["SlotOutcome", "Slots", "StoredFrame", "acknowledged", "nanoseconds_of"]
+__all__ = [
+    "NoStreamError",
+    "NotReadableError",
+    "SlotOutcome",
+    "Slots",
+    "StoredFrame",
+    "acknowledged",
+    "nanoseconds_of",
+]
 
 _NOT_STORED: Final = 10077
 _SUBJECT_FULL: Final = "maximum messages per subject exceeded"
@@ -36,6 +44,14 @@ _NOT_FOUND: Final = "404"
 _ANSWER_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.05
 _LAST_PAUSE_S: Final = 2.0
+
+
+class NotReadableError(BusError):
+    """The broker's permissions do not let this identity read what stands there, if anything does."""
+
+
+class NoStreamError(BusError):
+    """There is no such stream: whoever would write to it has never run here."""
 
 
 class SlotOutcome(Enum):
@@ -69,9 +85,12 @@ class Slots:
     async def read(self, stream: str, subject: str, *, timeout_s: float = _ANSWER_S) -> StoredFrame | None:
         """Return what stands in a slot, or ``None``.
 
+        What it raises names no subject, for it may come before people; a note on it does.
+
         Raises:
-            BusError: no answer in ``timeout_s`` seconds, or none that can be read; there is no such stream,
-                or the broker does not let this identity read there.
+            NotReadableError: the broker does not let this identity read there.
+            NoStreamError: there is no such stream.
+            BusError: no answer in ``timeout_s`` seconds, or none that can be read.
 
         """
         asked = f"$JS.API.DIRECT.GET.{stream}.{subject}"
@@ -80,9 +99,10 @@ class Slots:
                 session = await self._keeper.session(timeout_s)
                 return _stored(await (await session.post(asked, b"")), stream, subject)
         except (TimeoutError, UnreachableError) as error:
-            raise BusError(f"no answer on what stands on {subject}") from error
+            raise _noted(BusError("no answer from the broker"), stream, subject) from error
         except NotPermittedError as error:
-            raise BusError(f"the broker does not let this identity read {stream}.{subject}") from error
+            told = NotReadableError("the broker does not let this identity read there")
+            raise _noted(told, stream, subject) from error
 
     async def write(
         self, stream: str, subject: str, frame: bytes, *, timeout_s: float = _ANSWER_S
@@ -163,16 +183,24 @@ def _refused(error: Any) -> SlotOutcome:
 def _stored(message: Msg, stream: str, subject: str) -> StoredFrame | None:
     headers: Mapping[str, str] = message.headers or {}
     if "Nats-Stream" not in headers:
-        if _status(message) == _NOT_FOUND:
+        if (status := _status(message)) == _NOT_FOUND:
             return None
-        raise BusError(f"nothing can be read from stream {stream}: {_status(message) or 'no answer to that'}")
+        if status == _NO_RESPONDERS:
+            raise _noted(NoStreamError("there is no such stream at the broker"), stream, subject)
+        raise _noted(BusError(f"the broker can't read it: {status or 'no answer to that'}"), stream, subject)
     if headers["Nats-Stream"] != stream or headers.get("Nats-Subject") != subject:
-        raise BusError(f"the broker answers with another message than {subject}")
+        raise _noted(BusError("the broker answers with another message"), stream, subject)
     try:
         stored_ns = nanoseconds_of(headers["Nats-Time-Stamp"])
     except (KeyError, ValueError) as error:
-        raise BusError(f"the broker does not say when {subject} was stored") from error
+        told = BusError("the broker does not say when it was stored")
+        raise _noted(told, stream, subject) from error
     return StoredFrame(message.data, stored_ns // 1_000_000)
+
+
+def _noted(error: BusError, stream: str, subject: str) -> BusError:
+    error.add_note(f"read from stream {stream}: {subject}")
+    return error
 
 
 def _status(message: Msg) -> str | None:

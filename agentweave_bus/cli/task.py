@@ -70,6 +70,10 @@ Example:
 
 It lists what was submitted as this identity from this machine, by its audit log; the newest last.
 """
+_UNKNOWN: Final = (
+    "no such task is known: nothing is recorded of it, and its submission is not in this identity's audit log"
+    " here. Is the reference right? One that was submitted elsewhere and waits for a worker looks the same."
+)
 _AT_ONCE: Final = 16
 _CODES: Final = {TaskState.COMPLETED: ExitCode.DONE, TaskState.REJECTED: ExitCode.DENIED}
 
@@ -123,6 +127,10 @@ def run_get(options: argparse.Namespace) -> int:
         return await handle.status()
 
     status = _with_handle(options, get)
+    if not options.known and status.since_ms is None:
+        facts = {"reference": options.reference, "state": "unknown", "message": _UNKNOWN}
+        print_result(facts, "unknown", json_wanted=options.json)
+        return ExitCode.FAILED
     _print_status(options, status)
     return ExitCode.DONE
 
@@ -260,24 +268,23 @@ def _with_handle(options: argparse.Namespace, use: Callable[[TaskHandle], Awaita
         async with _connected(config) as client:
             handle = client.task(options.reference)
             options.full_reference = handle.full_reference
-            await _doubt(config, handle)
+            options.known = await _is_known(config, handle)
             return await use(handle)
 
     return asyncio.run(used())
 
 
-async def _doubt(config: AgentConfig, handle: TaskHandle) -> None:
-    """Say that a reference may be mistyped: nobody knows of such a task."""
+async def _is_known(config: AgentConfig, handle: TaskHandle) -> bool:
+    """Say whether there is anything to show of a task; if not, it is told that its reference may be wrong."""
     reference = TaskReference.parse(handle.full_reference)
     assert reference.sender is not None  # it is a full one
     ref = TaskRef(reference.target, reference.sender, reference.capability, reference.id)
     if await anyio.to_thread.run_sync(submission_of, config.authorization.audit.path, ref) is not None:
-        return
-    if (await handle.status()).since_ms is None:
-        message(
-            "agentweave: nothing is recorded of that task, and its submission is not in this identity's audit"
-            " log here; is the reference right?"
-        )
+        return True
+    known = (await handle.status()).since_ms is not None
+    if not known:
+        message(f"agentweave: {_UNKNOWN}")
+    return known
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ import anyio
 
 from agentweave_bus.authz import AuditLog
 from agentweave_bus.bus.connection import Keeper
+from agentweave_bus.bus.slots import NoStreamError, NotReadableError
 from agentweave_bus.exceptions import (
     AgentCallError,
     AgentWeaveError,
@@ -32,6 +33,7 @@ from agentweave_bus.exceptions import (
     ConfigurationError,
     IdempotencyError,
     InvalidSpiffeIdError,
+    NoResponderError,
     TaskCanceledError,
     UnreachableError,
 )
@@ -180,12 +182,13 @@ class TaskHandle:
 
         Raises:
             IdempotencyError: its id was used before, by the same idempotency key with another payload.
-            UnreachableError: the task's log can't be read now.
+            AuthorizationError: the broker does not let this identity read it.
+            UnreachableError: the task's log can't be read now; with ``NoResponderError`` the agent has none.
 
         """
         await self._look()
         if self._trouble is not None:
-            raise UnreachableError(f"the log of task {self.id} can't be read: {self._trouble}")
+            raise self._unreadable(self._trouble) from self._trouble
         return await self._status()
 
     async def result(self, timeout: float | None = None) -> TaskResult:  # noqa: ASYNC109 - as of Client.call
@@ -299,6 +302,21 @@ class TaskHandle:
                 fresh, self._trouble = False, BusError("the broker does not answer")
         self._check_mine()
         return fresh
+
+    def _unreadable(self, trouble: BusError) -> AgentCallError:
+        """Say that the log can't be read; of a task that is somebody else's no more than that."""
+        if isinstance(trouble, NotReadableError):
+            return AuthorizationError(
+                f"task {self.id} is not this identity's to read, if there is one: the broker shows it only"
+                " those that a grant let it submit, or that it may decide on",
+                reason="the broker's permissions",
+                direction="broker",
+            )
+        if isinstance(trouble, NoStreamError):
+            return NoResponderError(
+                f"{self.target} has no tasks here: has a worker of it ever run, and is that its name?"
+            )
+        return UnreachableError(f"the log of task {self.id} can't be read: {trouble}")
 
     def _check_mine(self) -> None:
         records = self._log.records

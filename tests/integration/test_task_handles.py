@@ -273,3 +273,14 @@ async def test_the_command_line_says_when_a_task_is_due(
     capsys.readouterr()
     assert await asyncio.to_thread(main, ["task", "watch", nightly, *me]) == 1
     assert "every 30 2 * * *" in capsys.readouterr().err
+
+
+async def test_the_command_line_tells_of_a_task_that_is_not_there_or_not_ones_own(
+    probe: TaskProbe, client_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    me, reference = ["--config", client_file], f"{TARGET}#work/01890a5d-ac96-774b-bcce-b302099a8057"
+    assert (await command(capsys, "task", "get", reference, *me, code=1))["state"] == "unknown"
+    for verb in ("get", "watch"):
+        code = await asyncio.to_thread(main, ["task", verb, f"{reference}@{TARGET}", *me])
+        told = capsys.readouterr().err
+        assert (code, "not this identity's to read" in told, "aw.state" in told) == (3, True, False), told

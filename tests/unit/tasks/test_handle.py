@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from datetime import timedelta
 
@@ -15,6 +16,7 @@ from agentweave_bus.exceptions import (
     CallTimeoutError,
     ConfigurationError,
     IdempotencyError,
+    NoResponderError,
     TaskCanceledError,
 )
 from agentweave_bus.tasks.handle import Handles, TaskHandle, TaskReference
@@ -48,6 +50,26 @@ async def test_status_follows_the_log(world: World, handle: TaskHandle) -> None:
     assert (status.state, status.attempt, status.since_ms) == ("completed", 2, ended.at_ms)
     assert status.result is not None
     assert status.to_json()["result"]["artifacts"] == RESULT["artifacts"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_stranger_is_told_that_a_task_is_not_his_to_read_and_no_more(
+    world: World, handle: TaskHandle, there: bool
+) -> None:
+    if there:
+        await world.log().append(body(TaskState.COMPLETED, result=RESULT), TASK)
+    stranger = world.parts["mallory"].handles.named(handle.full_reference)
+    with pytest.raises(AuthorizationError, match="not this identity's to read, if there is one") as told:
+        await stranger.status()
+    assert told.value.direction == "broker"
+    assert not re.search(r"states-|aw\.state|JS\.API", str(told.value))
+
+
+async def test_an_agent_that_never_ran_has_no_tasks(world: World) -> None:
+    await world.bus.grant("client/cli", "agent/nobody", "work")
+    reference = f"{world.bus.id('agent/nobody')}#work/{world.task_id}"
+    with pytest.raises(NoResponderError, match="agent/nobody has no tasks here: has a worker"):
+        await world.parts["client"].handles.named(reference).status()
 
 
 async def test_a_result_comes_with_its_record_and_not_with_the_next_poll(

@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "new": ("agentweave_bus.cli.new", "write a runnable agent with grants and a test"),
     "up": ("agentweave_bus.cli.up", "start a whole stack on this machine: broker, identities, agents"),
     "serve": ("agentweave_bus.cli.serve", "serve one agent in this process"),
+    "control": ("agentweave_bus.cli.control", "be the control role at brokers of one's own"),
     "call": ("agentweave_bus.cli.call", "ask an agent for a capability and print its result"),
     "submit": ("agentweave_bus.cli.submit", "store a durable task for an agent and print its reference"),
     "task": ("agentweave_bus.cli.task", "look at, watch, cancel or list durable tasks"),

@@ -14,7 +14,7 @@ from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import counted, message, print_result
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.identity import IdentitySnapshot, IdentitySource
-from agentweave_bus.runtime.wiring import configured_provider
+from agentweave_bus.runtime.identities import configured_provider
 
 __all__ = ["add_arguments", "run_fetch", "run_show"]
 
@@ -85,7 +85,7 @@ def run_fetch(options: argparse.Namespace) -> int:
 
 async def _fetch(config: AgentConfig) -> IdentitySnapshot:
     source = IdentitySource(
-        configured_provider(config),
+        configured_provider(config.identity, config.agent.spiffe_id),
         allowed_trust_domains=config.identity.allowed_trust_domains,
         expected_id=config.agent.spiffe_id,
     )

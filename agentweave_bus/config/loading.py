@@ -16,18 +16,18 @@ from agentweave_bus.config.problems import to_configuration_error
 from agentweave_bus.config.sources import Settings, choose_environment, choose_path
 from agentweave_bus.exceptions import ConfigurationError
 
-__all__ = ["load_config", "validated"]
+__all__ = ["IDENTITY_FILES", "default_socket", "load_config", "validated"]
 
 _M = TypeVar("_M", bound=BaseModel)
 
 # Files that an agent reads travel with its configuration; what it writes stays where it runs.
-_FILE_KEYS: Final[tuple[KeyPath, ...]] = (
+IDENTITY_FILES: Final[tuple[KeyPath, ...]] = (
     ("identity", "revocations"),
     ("identity", "static", "cert_file"),
     ("identity", "static", "key_file"),
     ("identity", "static", "bundles", "*"),
-    ("authorization", "bundle"),
 )
+_FILE_KEYS: Final[tuple[KeyPath, ...]] = (*IDENTITY_FILES, ("authorization", "bundle"))
 
 
 def load_config(
@@ -58,7 +58,7 @@ def load_config(
     settings.read_overrides(overrides or {})
     if file is None and not settings.tree:
         raise ConfigurationError("No configuration.", hint="Name a file, or set AGENTWEAVE_CONFIG.")
-    _default_socket(settings, variables)
+    default_socket(settings, variables)
     return validated(AgentConfig, settings, chosen)
 
 
@@ -75,7 +75,7 @@ def validated(model: type[_M], settings: Settings, environment: Environment) -> 
         raise to_configuration_error(error, model, settings.origins) from error
 
 
-def _default_socket(settings: Settings, variables: Mapping[str, str]) -> None:
+def default_socket(settings: Settings, variables: Mapping[str, str]) -> None:
     """Honour the variable of the SPIFFE Workload Endpoint specification (section 4)."""
     socket = variables.get("SPIFFE_ENDPOINT_SOCKET")
     identity = settings.tree.get("identity")

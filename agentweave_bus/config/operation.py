@@ -11,6 +11,7 @@ from agentweave_bus.config.fields import ConfigModel, Count, Flag, Port, Seconds
 from agentweave_bus.config.security import CircuitBreakerConfig
 
 __all__ = [
+    "DEFAULT_SERVERS",
     "BusConfig",
     "LogLevel",
     "LoggingConfig",
@@ -19,14 +20,17 @@ __all__ = [
     "RetryConfig",
     "ServerConfig",
     "TracingConfig",
+    "bus_url",
 ]
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 _DEFAULT_BUS_PORT: Final = 4222
+DEFAULT_SERVERS: Final[tuple[str, ...]] = (f"tls://127.0.0.1:{_DEFAULT_BUS_PORT}",)
 
 
-def _bus_url(text: str) -> str:
+def bus_url(text: str) -> str:
+    """Check the address of a broker; return it with its port."""
     parts = urlsplit(text)
     if parts.scheme != "tls" or not parts.hostname:
         raise ValueError(f"{text!r} must be tls://host:port; the bus is never spoken to without TLS")
@@ -74,8 +78,8 @@ class RetryConfig(ConfigModel):
 class BusConfig(ConfigModel):
     """How the broker is reached and what is kept in flight; times are seconds."""
 
-    servers: Annotated[tuple[Annotated[str, AfterValidator(_bus_url)], ...], Field(min_length=1)] = (
-        f"tls://127.0.0.1:{_DEFAULT_BUS_PORT}",
+    servers: Annotated[tuple[Annotated[str, AfterValidator(bus_url)], ...], Field(min_length=1)] = (
+        DEFAULT_SERVERS
     )
     server_spiffe_id: SpiffeIdText | None = None
     connect_timeout: Seconds = 5.0

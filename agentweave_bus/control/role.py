@@ -22,7 +22,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Final
 
@@ -36,6 +36,7 @@ from agentweave_bus.bus.streams import (
     QueueLimits,
     StreamSpec,
     blob_stream,
+    claim_stream,
     task_consumers,
     task_streams,
 )
@@ -135,6 +136,10 @@ class ControlRole:
 
         """
         return await reconcile_streams(await self._keeper.session(_SESSION_S), streams)
+
+    async def make_claims(self, identities: Iterable[SpiffeID]) -> list[str]:
+        """Make where ``identities`` claim calls; return as :meth:`make`, and raise as it does."""
+        return await self.make(*(claim_stream(one, replicas=self._replicas) for one in identities))
 
     async def run(self) -> None:
         """Make what is announced, until cancelled. The caller owns this task, and keeps the keeper open."""

@@ -31,6 +31,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import anyio
+
 from agentweave_bus.bus.connection import Keeper, Session
 from agentweave_bus.bus.slots import SlotOutcome, Slots, acknowledged, nanoseconds_of
 from agentweave_bus.bus.streams import (
@@ -43,6 +45,7 @@ from agentweave_bus.bus.streams import (
     wakeups_stream,
 )
 from agentweave_bus.bus.subjects import Family, wakeup_subject, wakeups_prefix
+from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.control.feeds import Feeds
 from agentweave_bus.control.parking import NotBroughtBackError, ParkedTask, agent_of_parked, open_parked
 from agentweave_bus.control.reconcile import reconcile_consumers, reconcile_streams
@@ -53,6 +56,7 @@ from agentweave_bus.exceptions import (
     AgentWeaveError,
     BusError,
     MalformedEnvelopeError,
+    UnreachableError,
 )
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.dead_letters import DeadLetters
@@ -68,6 +72,7 @@ _log = logging.getLogger(__name__)
 OCCURRENCE_S: Final = 86_400
 """How long after its time an occurrence of a recurring task may still be begun, in seconds."""
 
+_LOOK_S: Final = 30.0
 _SESSION_S: Final = 15.0
 _ANSWER_S: Final = 5.0
 _LONGEST_PAUSE_S: Final = 60.0
@@ -82,7 +87,8 @@ class Scheduler:
     """Brings parked tasks back, as the control role ``me``. Owned by whoever runs :meth:`run`.
 
     ``sealer_of`` returns with what to sign for an agent, as the control role of its trust domain; ``None`` of
-    an agent for which this control role can't. Such agents can't be given delayed tasks here.
+    an agent for which this control role can't. Such agents can't be given delayed tasks here. ``look_s`` is
+    how often it looks for what other control roles have made, in seconds.
     """
 
     def __init__(
@@ -95,8 +101,10 @@ class Scheduler:
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         monotonic: Callable[[], float] = time.monotonic,
         replicas: int = 1,
+        look_s: float = _LOOK_S,
     ) -> None:
         self._me = me
+        self._look_s = look_s
         self._domain = me.trust_domain
         self._keeper = keeper
         self._verifier = verifier
@@ -130,13 +138,27 @@ class Scheduler:
         await reconcile_streams(session, [self._wakeups])
         await reconcile_consumers(session, [wakeups_consumer(self._domain)])
         self._feeds.add(wakeups_consumer(self._domain))
-        for stream in await _streams_of(session, f"aw.{Family.PARK}.>"):
-            if stream.startswith(_PARKED):
-                self._feeds.add(ConsumerSpec(stream, PARKED_CONSUMER, {}))
+        await self._find_parked(session)
 
     async def run(self) -> None:
         """Look after parked tasks until cancelled, after :meth:`prepare`. The caller owns this task."""
-        await self._feeds.run()
+        async with owned_tasks() as group:
+            group.start_soon(self._find_what_others_made)
+            await self._feeds.run()
+
+    async def _find_what_others_made(self) -> None:
+        """Pull from new streams of parked tasks, too: another control role made them, and may be gone."""
+        while True:
+            await anyio.sleep(self._look_s)
+            try:
+                await self._find_parked(await self._keeper.session(_SESSION_S))
+            except (BusError, UnreachableError) as error:
+                _log.info("whether there are more parked tasks is looked at later: %s", error)
+
+    async def _find_parked(self, session: Session) -> None:
+        for stream in await _streams_of(session, f"aw.{Family.PARK}.>"):
+            if stream.startswith(_PARKED):
+                self._feeds.add(ConsumerSpec(stream, PARKED_CONSUMER, {}))
 
     # --- what comes --------------------------------------------------------------------------------------
 

@@ -28,11 +28,8 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from agentweave_bus.authz import Grants
-from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.bus.claims import NEW_STREAM_S
 from agentweave_bus.bus.connection import BusAddress, Keeper
-from agentweave_bus.bus.streams import claim_stream
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.control.broker import (
     DEFAULT_SYNC,
@@ -41,15 +38,14 @@ from agentweave_bus.control.broker import (
     broker_id,
     broker_users,
 )
-from agentweave_bus.control.events import EventPlaces
-from agentweave_bus.control.operators import operator_service
+from agentweave_bus.control.composition import Cast, composed_role
+from agentweave_bus.control.grants_watch import GrantsWatch
 from agentweave_bus.control.role import ControlRole
-from agentweave_bus.control.scheduler import Scheduler
 from agentweave_bus.embedded.nats_server import NatsServer
 from agentweave_bus.embedded.revoked import Revoked
 from agentweave_bus.embedded.workload_api import WorkloadApiServer
-from agentweave_bus.envelope import EnvelopeVerifier, Sealer, control_role
-from agentweave_bus.exceptions import AgentWeaveError, BusError, ConfigurationError
+from agentweave_bus.envelope import EnvelopeVerifier, control_role
+from agentweave_bus.exceptions import AgentWeaveError, BusError
 from agentweave_bus.identity import (
     Authority,
     ChainVerifier,
@@ -216,7 +212,7 @@ async def embedded_stack(settings: StackSettings, *, settle: bool = True) -> Asy
 @asynccontextmanager
 async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[EmbeddedStack]:
     revoked = await anyio.to_thread.run_sync(Revoked, settings.revocations)
-    access = _Access(_Grants(settings.grants), revoked)
+    access = _Access(GrantsWatch(settings.grants), revoked)
     authority = await anyio.to_thread.run_sync(
         Authority.load_or_create, settings.state_dir / "authority", settings.trust_domain
     )
@@ -283,39 +279,26 @@ async def _connected_role(
     chains = ChainVerifier(source, revocations=access.revoked.list, retired=history)
     address = BusAddress([stack.bus_url], stack.broker_id)
     keeper = Keeper(source, chains, address, name="control")
-    sealer, verifier = Sealer(lambda: source.svid), EnvelopeVerifier(chains)
-
-    def sealer_of(agent: SpiffeID) -> Sealer | None:
-        return sealer if agent.trust_domain == source.spiffe_id.trust_domain else None
-
-    async with operator_service(
-        source.spiffe_id,
-        keeper=keeper,
-        sealer=sealer,
-        verifier=verifier,
-        sealer_of=sealer_of,
-        everyone=lambda: stack.settings.users,
-        policy=stack.settings.grants,
-        audit=stack.settings.state_dir / "audit" / "control.jsonl",
-    ) as operators:
-        role = ControlRole(
-            source.spiffe_id,
+    cast = Cast(lambda: stack.settings.users, lambda: access.grants.current, lambda: access.revoked.shut_out)
+    async with (
+        composed_role(
+            source,
             keeper=keeper,
-            verifier=verifier,
-            known=lambda one: one in stack.settings.users and one not in access.revoked.shut_out,
-            events=EventPlaces(lambda: access.grants.current, lambda: stack.settings.users),
-            scheduler=Scheduler(source.spiffe_id, keeper=keeper, verifier=verifier, sealer_of=sealer_of),
-            operators=operators,
-        )
-        async with keeper.open(deadline_s=_CONNECT_S):
-            await _make_claims(stack, role)
-            yield role
+            verifier=EnvelopeVerifier(chains),
+            cast=cast,
+            policy=stack.settings.grants,
+            audit=stack.settings.state_dir / "audit" / "control.jsonl",
+        ) as role,
+        keeper.open(deadline_s=_CONNECT_S),
+    ):
+        await _make_claims(stack, role)
+        yield role
 
 
 async def _make_claims(stack: EmbeddedStack, role: ControlRole) -> None:
     """Make the claim streams as the control role, and note when calls can be claimed in new ones."""
     began = time.monotonic()
-    if await role.make(*(claim_stream(one) for one in stack.settings.users)):
+    if await role.make_claims(stack.settings.users):
         stack.claimable_from(began + NEW_STREAM_S + 0.1)
 
 
@@ -414,48 +397,11 @@ async def _reload(stack: EmbeddedStack, files: BrokerFiles, access: _Access) -> 
     return True
 
 
-class _Grants:
-    """The grants, read again when their file changes; a mistake there keeps the last good ones."""
-
-    def __init__(self, source: Path | None) -> None:
-        self._source = source
-        self._stamp = self._stat()
-        self.current = self._read()
-
-    def changed(self) -> bool:
-        """Read the file again if it changed, came or went; return whether there are new grants."""
-        try:
-            stamp = self._stat()
-            if stamp == self._stamp:
-                return False
-            self._stamp = stamp
-            self.current = self._read()
-        except ConfigurationError as error:
-            _log.error("the grants stay as they were: %s", error)
-            return False
-        except Exception:  # noqa: BLE001 - a slip in a file must not end the stack
-            _log.exception("the grants stay as they were: reading them failed in a way that nobody foresaw")
-            return False
-        return True
-
-    def _read(self) -> Grants:
-        path = grants_file(self._source)
-        return Grants() if path is None else Grants.load(path)
-
-    def _stat(self) -> tuple[Path, int, int] | None:
-        path = grants_file(self._source)
-        try:
-            found = None if path is None else path.stat()
-        except OSError:
-            return None
-        return None if path is None or found is None else (path, found.st_mtime_ns, found.st_size)
-
-
 @dataclass(frozen=True, slots=True)
 class _Access:
     """Who has a user at the broker, and what each may do there."""
 
-    grants: _Grants
+    grants: GrantsWatch
     revoked: Revoked
 
     def configuration(self, files: BrokerFiles, settings: StackSettings) -> str:

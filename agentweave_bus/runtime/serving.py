@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -34,14 +31,12 @@ from agentweave_bus.bus.occupancy import Occupancy
 from agentweave_bus.bus.responder import Responder
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.client import Parent, TaskOptions
-from agentweave_bus.config import LoggingConfig
 from agentweave_bus.envelope import Head, Kind, Requester, VerifiedLink, requester
-from agentweave_bus.exceptions import SvidUnavailableError
-from agentweave_bus.identity import IdentitySnapshot, IdentitySource, X509Svid
-from agentweave_bus.observability.exposition import Exposition
-from agentweave_bus.observability.logs import configure_logging, log_context
+from agentweave_bus.identity import IdentitySnapshot, X509Svid
+from agentweave_bus.observability.logs import log_context
 from agentweave_bus.observability.metrics import Direction, Metrics
 from agentweave_bus.observability.tracing import Span, Tracing
+from agentweave_bus.runtime import lifecycle
 from agentweave_bus.runtime.event_service import EventService
 from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.runtime.task_service import Steps, TaskService, Telling
@@ -55,15 +50,9 @@ from agentweave_bus.tasks.publishing import PublishedEvent
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.types import TaskResult
 
-__all__ = ["READY_FD", "Runner"]
+__all__ = ["Runner"]
 
 _log = logging.getLogger(__name__)
-
-READY_FD: Final = "AGENTWEAVE_READY_FD"
-"""Environment variable: a file descriptor on which a worker writes ``ready`` once it takes calls.
-
-After a space the line names where its metrics are, if it has a listener.
-"""
 
 _DRAIN_SECONDS: Final = 30.0
 _ON_STOP_SECONDS: Final = 10.0
@@ -190,6 +179,14 @@ def _parent(context: RequestContext | None) -> Parent | None:
     )
 
 
+def _health_listener(parts: Connected) -> AbstractContextManager[str | None]:
+    def details() -> Mapping[str, Any]:
+        return {"policy_revision": parts.authorizer.revision}
+
+    settings = parts.config.observability.metrics
+    return lifecycle.health_listener(settings, parts.metrics, parts.source, parts.keeper, details)
+
+
 class Runner:
     """Serves an agent: connects it, answers its calls, and takes it down in order when told to stop.
 
@@ -206,7 +203,7 @@ class Runner:
 
     async def run(self, agent: SecureAgent) -> None:
         """Serve ``agent`` until cancelled, or until SIGINT or SIGTERM. Errors as of :func:`connected`."""
-        with _logging_of(agent.config.observability.logging):
+        with lifecycle.logging_of(agent.config.observability.logging):
             for warning in agent.config.warnings:
                 _log.warning("%s", warning)
             served = _Served(agent, self._on_started)
@@ -218,18 +215,6 @@ class Runner:
                 surroundings=self._surroundings,
             ) as parts:
                 await served.until_stopped(parts)
-
-
-@contextmanager
-def _logging_of(settings: LoggingConfig) -> Iterator[None]:
-    if logging.getLogger().handlers:
-        yield
-        return
-    restore = configure_logging(settings)
-    try:
-        yield
-    finally:
-        restore()
 
 
 class _Served:
@@ -294,15 +279,15 @@ class _Served:
         assert self._tasks is not None
         assert self._events is not None
         async with self._responder.running(), owned_tasks() as group:
-            stop_signals = parts.surroundings.stop_signals or _stop_signals
-            with stop_signals() as stop_signal, _health_listener(parts) as metrics_url:
+            signals = parts.surroundings.stop_signals or lifecycle.stop_signals
+            with signals() as stop_signal, _health_listener(parts) as metrics_url:
                 await self._agent.begin_serving(_ConnectedAgent(parts))
                 try:
                     self._on_started()
                     self._started.set()
                     group.start_soon(self._announce_rotations, parts)
                     async with self._tasks.running(), self._events.running():
-                        _say_ready(parts.me, metrics_url)
+                        lifecycle.say_ready(parts.me, metrics_url)
                         await stop_signal()
                         await parts.keeper.drain(_DRAIN_SECONDS, self._drain)
                 finally:
@@ -441,69 +426,3 @@ class _Served:
                 await self._agent.announce_svid(await newest.get())
         finally:
             unsubscribe()
-
-
-@contextmanager
-def _health_listener(parts: Connected) -> Iterator[str | None]:
-    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` where the configuration wants them; yield the URL."""
-    settings = parts.config.observability.metrics
-    if not settings.enabled:
-        yield None
-        return
-
-    def health() -> tuple[bool, Mapping[str, Any]]:
-        return True, {"agent": str(parts.me)}
-
-    def ready() -> tuple[bool, Mapping[str, Any]]:
-        identity = _has_svid(parts.source)
-        details = {
-            "connected": parts.keeper.connected,
-            "identity": identity,
-            "policy_revision": parts.authorizer.revision,
-        }
-        return parts.keeper.connected and identity, details
-
-    with Exposition(settings, parts.metrics, health=health, ready=ready) as listener:
-        url = f"http://{settings.host}:{listener.port}{settings.path}"
-        _log.info("metrics and health on %s", url)
-        yield url
-
-
-def _has_svid(source: IdentitySource) -> bool:
-    """Say whether there is an SVID that has not expired."""
-    try:
-        source.svid  # noqa: B018 - it raises when there is none
-    except SvidUnavailableError:
-        return False
-    return True
-
-
-def _say_ready(me: SpiffeID, metrics_url: str | None) -> None:
-    """Tell whoever started this process that calls are taken from now on."""
-    _log.info("%s is ready", me)
-    descriptor = os.environ.get(READY_FD)
-    if descriptor is None:
-        return
-    try:
-        os.write(int(descriptor), " ".join(filter(None, ("ready", metrics_url))).encode() + b"\n")
-    except (OSError, ValueError) as error:
-        _log.warning("%s=%s can't be written to: %s", READY_FD, descriptor, error)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], Awaitable[None]]]:
-    """Take SIGINT and SIGTERM over for the block; yield what waits for one.
-
-    Outside the main thread, where there are no signals, that waits for cancellation.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield anyio.sleep_forever
-        return
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-
-        async def received() -> None:
-            async for number in signals:
-                _log.info("stopping on %s", signal.Signals(number).name)
-                return
-
-        yield received

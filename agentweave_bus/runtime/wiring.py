@@ -46,17 +46,17 @@ from agentweave_bus.envelope import EnvelopeVerifier, Sealer, control_role
 from agentweave_bus.identity import (
     ChainVerifier,
     IdentityProvider,
-    IdentitySnapshot,
     IdentitySource,
-    RetiredAuthorities,
     RevocationWatch,
-    RotationHooks,
-    SPIFFEIdentityProvider,
-    StaticMTLSProvider,
     client_context,
 )
 from agentweave_bus.observability.metrics import BreakerState, Direction, Metrics
 from agentweave_bus.observability.tracing import Tracing
+from agentweave_bus.runtime.identities import (
+    followed_revocations,
+    identity_source,
+    remembered_authorities,
+)
 from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.blob_announcing import BlobAnnouncer
@@ -65,7 +65,7 @@ from agentweave_bus.tasks.log import Desk
 from agentweave_bus.tasks.publishing import Publisher, Publishing
 from agentweave_bus.tasks.submission import Submissions
 
-__all__ = ["Connected", "clock_ms", "configured_provider", "connected", "server_id"]
+__all__ = ["Connected", "clock_ms", "connected", "server_id"]
 
 _LAST_SPANS_SECONDS: Final = 5.0
 
@@ -124,10 +124,13 @@ async def connected(
 
     """
     metrics = Metrics.create()
-    revocations = await anyio.to_thread.run_sync(_revocations, config, metrics)
+    me = config.agent.spiffe_id
+    revocations = await anyio.to_thread.run_sync(followed_revocations, config.identity, metrics)
     async with AsyncExitStack() as stack:
-        history = _history(config, revocations)
-        source = _identity(config, identity_provider, metrics, surroundings, history)
+        history = remembered_authorities(config.identity, me, revocations)
+        source = identity_source(
+            config.identity, me, metrics, surroundings, provider=identity_provider, history=history
+        )
         chains = ChainVerifier(source, revocations=revocations.list, retired=history)
         await source.start(connect_deadline_s)
         stack.push_async_callback(source.aclose)
@@ -167,59 +170,6 @@ async def connected(
         stack.callback(group.cancel_scope.cancel)
         await stack.enter_async_context(parts.keeper.open(deadline_s=connect_deadline_s))
         yield parts
-
-
-def _identity(
-    config: AgentConfig,
-    provider: IdentityProvider | None,
-    metrics: Metrics,
-    surroundings: Surroundings,
-    history: RetiredAuthorities | None,
-) -> IdentitySource:
-    expected = config.agent.spiffe_id
-    if provider is None:
-        provider = configured_provider(config)
-
-    def rotated(snapshot: IdentitySnapshot) -> None:
-        metrics.svid_rotations.inc()
-        metrics.certificate_expiry.set(snapshot.svid.expiry.timestamp())
-
-    hooks = RotationHooks(rotated=rotated, failed=lambda _error: metrics.svid_rotation_errors.inc())
-    return IdentitySource(
-        provider,
-        allowed_trust_domains=config.identity.allowed_trust_domains,
-        expected_id=expected,
-        hooks=hooks,
-        clock=surroundings.wall_s,
-        history=history,
-    )
-
-
-def _history(config: AgentConfig, revocations: RevocationWatch) -> RetiredAuthorities | None:
-    """Return what remembers the authorities that leave a bundle, unless that is switched off."""
-    directory = config.identity.authority_history
-    if directory is None:
-        return None
-    history = RetiredAuthorities(directory, config.agent.spiffe_id, revocations=revocations.list)
-    revocations.on_change(history.drop_revoked)
-    return history
-
-
-def _revocations(config: AgentConfig, metrics: Metrics) -> RevocationWatch:
-    return RevocationWatch(
-        config.identity.revocations, on_alarm=lambda _sentence: metrics.revocation_load_errors.inc()
-    )
-
-
-def configured_provider(config: AgentConfig) -> IdentityProvider:
-    """Return the identity provider that ``config`` names, not started."""
-    identity = config.identity
-    if identity.provider == "static":
-        assert identity.static is not None  # the configuration was validated
-        return StaticMTLSProvider(
-            identity.static.cert_file, identity.static.key_file, identity.static.bundles
-        )
-    return SPIFFEIdentityProvider(identity.spiffe_endpoint, config.agent.spiffe_id)
 
 
 async def _authorizer(

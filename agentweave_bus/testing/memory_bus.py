@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +13,8 @@ from agentweave_bus.bus.streams import claim_stream
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.control.broker import broker_id, broker_users
-from agentweave_bus.control.events import EventPlaces
-from agentweave_bus.control.operators import OperatorService, operator_service
+from agentweave_bus.control.composition import Cast, composed_role
 from agentweave_bus.control.role import ControlRole
-from agentweave_bus.control.scheduler import Scheduler
 from agentweave_bus.envelope import EnvelopeVerifier, Sealer, control_role
 from agentweave_bus.identity import (
     ChainVerifier,
@@ -132,8 +129,20 @@ class MemoryBus(Bus):
         # What was parked a while ago is verified by the authorities of that time.
         verifier = EnvelopeVerifier(ChainVerifier(_EveryDomain(self), retired=history))
         try:
-            async with self._operator_service(me, source, keeper, verifier) as operators:
-                role = self._role = self._made_role(me, keeper, verifier, operators)
+            async with composed_role(
+                source,
+                keeper=keeper,
+                verifier=verifier,
+                cast=Cast(lambda: self._identities, lambda: self.grants),
+                policy=self._policy,
+                audit=self._audit_path(me),
+                sealer_of=lambda agent: self._sealer_of(agent.trust_domain),
+                # To each domain this is its own broker, so it has the control role of each, too.
+                is_me=lambda one: one == control_role(one.trust_domain),
+                time_ns=self._clock.time_ns,
+                monotonic=lambda: self._clock.monotonic_ns() / 1e9,
+            ) as role:
+                self._role = role
                 async with keeper.open(deadline_s=_CONNECT_S), owned_tasks() as group:
                     group.start_soon(source.run)
                     group.start_soon(role.run)
@@ -142,45 +151,6 @@ class MemoryBus(Bus):
                     group.cancel_scope.cancel()
         finally:
             await source.aclose()
-
-    def _made_role(
-        self, me: SpiffeID, keeper: Keeper, verifier: EnvelopeVerifier, operators: OperatorService
-    ) -> ControlRole:
-        return ControlRole(
-            me,
-            keeper=keeper,
-            verifier=verifier,
-            known=lambda one: one in self._identities,
-            # To each domain this is its own broker, so it has the control role of each, too.
-            is_me=lambda one: one == control_role(one.trust_domain),
-            clock_ms=lambda: self._clock.time_ns() // 1_000_000,
-            events=EventPlaces(lambda: self.grants, lambda: self._identities),
-            scheduler=Scheduler(
-                me,
-                keeper=keeper,
-                verifier=verifier,
-                sealer_of=lambda agent: self._sealer_of(agent.trust_domain),
-                clock_ms=lambda: self._clock.time_ns() // 1_000_000,
-                monotonic=lambda: self._clock.monotonic_ns() / 1e9,
-            ),
-            operators=operators,
-        )
-
-    def _operator_service(
-        self, me: SpiffeID, source: IdentitySource, keeper: Keeper, verifier: EnvelopeVerifier
-    ) -> AbstractAsyncContextManager[OperatorService]:
-        return operator_service(
-            me,
-            keeper=keeper,
-            sealer=Sealer(lambda: source.svid),
-            verifier=verifier,
-            sealer_of=lambda agent: self._sealer_of(agent.trust_domain),
-            everyone=lambda: self._identities,
-            policy=self._policy,
-            audit=self._audit_path(me),
-            time_ns=self._clock.time_ns,
-            monotonic=lambda: self._clock.monotonic_ns() / 1e9,
-        )
 
     def _sealer_of(self, trust_domain: str) -> Sealer:
         """Sign as the control role of a domain."""

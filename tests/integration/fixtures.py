@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentweave_bus.runtime import serving
+from agentweave_bus.runtime import lifecycle
 from tests.integration.connections import Raw
 from tests.integration.probes import CLI, ECHO, Probe, stop_asked_for
 from tests.integration.world import Caller, World
@@ -18,7 +18,7 @@ from tests.integration.world import Caller, World
 def _tests_own_logging_and_signals() -> Any:
     """Agents run inside of the test process, whose signals are pytest's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving, "_stop_signals", lambda: nullcontext(stop_asked_for))
+        patch.setattr(lifecycle, "stop_signals", lambda: nullcontext(stop_asked_for))
         yield
 
 

@@ -11,13 +11,21 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from agentweave_bus.config import AgentConfig, ObservabilityConfig, StackConfig, load_config
+from agentweave_bus.config import (
+    AgentConfig,
+    ControlConfig,
+    IdentityConfig,
+    ObservabilityConfig,
+    StackConfig,
+    load_config,
+)
 from agentweave_bus.config.problems import known_keys
 from agentweave_bus.exceptions import ConfigurationError
 from tests.unit.settings_in_words import type_words
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
-AGENT_PART, STACK_PART = DOCUMENT.split("## An agent's keys")[1].split("## A stack's keys")
+AGENT_PART, OTHERS = DOCUMENT.split("## An agent's keys")[1].split("## A stack's keys")
+STACK_PART, CONTROL_PART = OTHERS.split("## A control role's keys")
 TOP_LEVEL_SECTIONS = {"agent", "identity", "authorization", "transport", "bus", "observability"}
 
 
@@ -49,6 +57,13 @@ def test_every_key_of_a_stack_is_documented_and_every_documented_key_exists() ->
     assert StackConfig.model_fields["observability"].annotation is ObservabilityConfig
 
 
+def test_every_key_of_a_control_role_is_documented_and_every_documented_key_exists() -> None:
+    keys = {key for key in known_keys(ControlConfig) if not key.startswith(("identity.", "observability."))}
+    assert set(documented(CONTROL_PART)) == keys
+    assert ControlConfig.model_fields["identity"].annotation is IdentityConfig
+    assert ControlConfig.model_fields["observability"].annotation is ObservabilityConfig
+
+
 def field_of(model: type[BaseModel], key: str) -> tuple[type[BaseModel], str]:
     section, _, name = key.rpartition(".")
     owner = known_keys(model)[section.removesuffix("[]")] if section else model
@@ -64,7 +79,8 @@ def default_of(model: type[BaseModel], key: str) -> Any:
 @pytest.mark.parametrize(
     ("model", "key", "shown"),
     [(AgentConfig, key, kind) for key, kind, _ in rows(AGENT_PART)]
-    + [(StackConfig, key, kind) for key, kind, _ in rows(STACK_PART)],
+    + [(StackConfig, key, kind) for key, kind, _ in rows(STACK_PART)]
+    + [(ControlConfig, key, kind) for key, kind, _ in rows(CONTROL_PART)],
 )
 def test_the_documented_type_is_the_type(model: type[BaseModel], key: str, shown: str) -> None:
     assert shown == type_words(*field_of(model, key))
@@ -95,7 +111,8 @@ def test_every_key_can_be_set_by_its_variable(
 @pytest.mark.parametrize(
     ("model", "key", "shown"),
     [(AgentConfig, *row) for row in documented(AGENT_PART).items()]
-    + [(StackConfig, *row) for row in documented(STACK_PART).items()],
+    + [(StackConfig, *row) for row in documented(STACK_PART).items()]
+    + [(ControlConfig, *row) for row in documented(CONTROL_PART).items()],
 )
 def test_the_documented_default_is_the_default(model: type[BaseModel], key: str, shown: str) -> None:
     default = default_of(model, key)

@@ -1,0 +1,118 @@
+"""What is outside of a process that serves: its log, its health, the word that it's ready, orders to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import anyio
+
+from agentweave_bus.bus.connection import Keeper
+from agentweave_bus.config import LoggingConfig, MetricsConfig
+from agentweave_bus.exceptions import SvidUnavailableError
+from agentweave_bus.identity import IdentitySource
+from agentweave_bus.observability.exposition import Exposition
+from agentweave_bus.observability.logs import configure_logging
+from agentweave_bus.observability.metrics import Metrics
+from agentweave_bus.spiffe_id import SpiffeID
+
+__all__ = ["READY_FD", "health_listener", "logging_of", "say_ready", "stop_signals"]
+
+_log = logging.getLogger(__name__)
+
+READY_FD: Final = "AGENTWEAVE_READY_FD"
+"""Environment variable: a file descriptor on which a worker writes ``ready`` once it takes calls.
+
+After a space the line names where its metrics are, if it has a listener.
+"""
+
+
+@contextmanager
+def logging_of(settings: LoggingConfig) -> Iterator[None]:
+    """Log as configured for the block, unless the program has configured logging itself."""
+    if logging.getLogger().handlers:
+        yield
+        return
+    restore = configure_logging(settings)
+    try:
+        yield
+    finally:
+        restore()
+
+
+@contextmanager
+def health_listener(
+    settings: MetricsConfig,
+    metrics: Metrics,
+    source: IdentitySource,
+    keeper: Keeper,
+    details: Callable[[], Mapping[str, Any]] = dict,
+) -> Iterator[str | None]:
+    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` where the configuration wants them; yield the URL.
+
+    ``details`` is what ``/readyz`` tells besides the connection and the identity.
+    """
+    if not settings.enabled:
+        yield None
+        return
+
+    def health() -> tuple[bool, Mapping[str, Any]]:
+        return True, {"agent": str(source.spiffe_id)}
+
+    def ready() -> tuple[bool, Mapping[str, Any]]:
+        identity = _has_svid(source)
+        return keeper.connected and identity, {
+            "connected": keeper.connected,
+            "identity": identity,
+            **details(),
+        }
+
+    with Exposition(settings, metrics, health=health, ready=ready) as listener:
+        url = f"http://{settings.host}:{listener.port}{settings.path}"
+        _log.info("metrics and health on %s", url)
+        yield url
+
+
+def _has_svid(source: IdentitySource) -> bool:
+    """Say whether there is an SVID that has not expired."""
+    try:
+        source.svid  # noqa: B018 - it raises when there is none
+    except SvidUnavailableError:
+        return False
+    return True
+
+
+def say_ready(me: SpiffeID, metrics_url: str | None) -> None:
+    """Tell whoever started this process that it does its work from now on."""
+    _log.info("%s is ready", me)
+    descriptor = os.environ.get(READY_FD)
+    if descriptor is None:
+        return
+    try:
+        os.write(int(descriptor), " ".join(filter(None, ("ready", metrics_url))).encode() + b"\n")
+    except (OSError, ValueError) as error:
+        _log.warning("%s=%s can't be written to: %s", READY_FD, descriptor, error)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], Awaitable[None]]]:
+    """Take SIGINT and SIGTERM over for the block; yield what waits for one.
+
+    Outside the main thread, where there are no signals, that waits for cancellation.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield anyio.sleep_forever
+        return
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+
+        async def received() -> None:
+            async for number in signals:
+                _log.info("stopping on %s", signal.Signals(number).name)
+                return
+
+        yield received

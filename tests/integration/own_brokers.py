@@ -1,0 +1,188 @@
+"""A deployment in pieces: identities, brokers that are somebody's own, and our commands as processes.
+
+Nothing here is the embedded stack: brokers run with a configuration from outside, the control role is
+``agentweave control``, workers are ``agentweave serve``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import yaml
+
+from agentweave_bus.control.broker import BrokerFiles, broker_configuration, broker_id
+from agentweave_bus.embedded.workload_api import WorkloadApiServer
+from agentweave_bus.envelope import control_role
+from agentweave_bus.identity import Authority
+from agentweave_bus.runtime import READY_FD
+from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.supervisor.lifeline import dies_with_this_process
+
+ROOT = Path(__file__).parents[2]
+_READY_S = 40.0
+_MAIN = "import sys; from agentweave_bus.cli import main; sys.exit(main())"
+
+
+class Process:
+    """One of our commands, in a process of its own, with a log file."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, said: str) -> None:
+        self.process = process
+        self.log = log
+        self.said = said
+        """What it wrote when it was ready; empty if it ended instead."""
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Tell it to end, and return its exit code."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        async with asyncio.timeout(_READY_S):
+            return await self.process.wait()
+
+
+class Deployment:
+    """Identities of a trust domain, files of configuration, and processes that end with it."""
+
+    def __init__(self, folder: Path, domain: str, authority: Authority, api: WorkloadApiServer) -> None:
+        self.folder = folder
+        self.domain = domain
+        self.authority = authority
+        self.api = api
+        self.servers: list[str] = []
+        self._processes: list[Process] = []
+
+    @property
+    def grants(self) -> Path:
+        return self.folder / "grants.yaml"
+
+    def grant(self, *grants: dict[str, Any]) -> None:
+        draft = self.folder / "grants.new"
+        draft.write_text(yaml.safe_dump({"grants": list(grants)}))
+        draft.replace(self.grants)
+
+    def broker_files(self, name: str) -> BrokerFiles:
+        """Give a broker its certificate and key, and the authorities of those who may connect."""
+        place = self.folder / name
+        place.mkdir()
+        files = BrokerFiles(
+            place / "svid.pem", place / "key.pem", place / "authorities.pem", place / "streams"
+        )
+        svid = self.authority.issue(broker_id(self.domain), lifetime=timedelta(hours=12))
+        files.certificate.write_bytes(svid.chain_pem())
+        files.key.write_bytes(svid.key_pem())
+        files.key.chmod(0o600)
+        files.authorities.write_bytes(self.authority.bundle.to_pem())
+        return files
+
+    def broker(self, name: str, users: Sequence[dict[str, Any]]) -> str:
+        """Return the configuration of a broker alone."""
+        return broker_configuration(name, self.broker_files(name), users)
+
+    def participant(self, identity: SpiffeID, **sections: Any) -> Path:
+        """Write the configuration of an agent or client; return its file."""
+        name = identity.path.rpartition("/")[2]
+        tree = {
+            "agent": {"name": name, "trust_domain": self.domain, "path": identity.path[1:]},
+            "identity": self._identity(identity, name),
+            "bus": {"servers": self.servers},
+            "authorization": {
+                "bundle": str(self.grants),
+                "audit": {"destination": str(self.folder / "audit" / f"{name}.jsonl")},
+            },
+            "observability": _QUIET,
+        }
+        for section, keys in sections.items():
+            tree.setdefault(section, {}).update(keys)
+        return self._written(name, tree)
+
+    def control_file(self, name: str = "control", **keys: Any) -> Path:
+        """Write the configuration of a control role; return its file."""
+        tree = {
+            "trust_domain": self.domain,
+            "grants": str(self.grants),
+            "state_dir": str(self.folder / name),
+            "identity": self._identity(control_role(self.domain), name),
+            "bus": {"servers": self.servers},
+            "observability": _QUIET,
+        }
+        return self._written(name, tree | keys)
+
+    def _identity(self, identity: SpiffeID, name: str) -> dict[str, str]:
+        history = self.folder / f"authorities-{name}"
+        return {"spiffe_endpoint": self.api.endpoint(identity), "authority_history": str(history)}
+
+    def _written(self, name: str, tree: dict[str, Any]) -> Path:
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    async def start(self, *words: str | Path) -> Process:
+        """Run ``agentweave`` with ``words``; return when it is ready or has ended."""
+        log = self.folder / f"process-{len(self._processes)}.log"
+        reading, writing = os.pipe()
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                *dies_with_this_process([sys.executable, "-c", _MAIN, *map(str, words)]),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(ROOT),
+                    "AGENTWEAVE_ENV": "production",
+                    READY_FD: str(writing),
+                },
+                pass_fds=[writing],
+            )
+        os.close(writing)
+        started = Process(process, log, "")
+        self._processes.append(started)
+        try:
+            async with asyncio.timeout(_READY_S):
+                said = await anyio.to_thread.run_sync(os.read, reading, 200, abandon_on_cancel=True)
+        finally:
+            os.close(reading)
+        started.said = said.decode()
+        return started
+
+    async def close(self) -> None:
+        for one in self._processes:
+            if one.process.returncode is None:
+                one.process.kill()
+            await one.process.wait()
+
+
+_QUIET = {"metrics": {"enabled": False}, "logging": {"level": "INFO", "format": "text"}}
+
+
+@asynccontextmanager
+async def deployment(folder: Path, domain: str, *identities: SpiffeID) -> AsyncIterator[Deployment]:
+    """Bring up the authority and the Workload API of ``identities`` and the control role."""
+    async with AsyncExitStack() as stack:
+        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="own-")))
+        authority = await asyncio.to_thread(Authority.load_or_create, folder / "authority", domain)
+        api = WorkloadApiServer(authority, sockets, lifetime=timedelta(hours=12))
+        await stack.enter_async_context(api)
+        for identity in (control_role(domain), *identities):
+            await api.serve(identity)
+        made = Deployment(folder, domain, authority, api)
+        stack.push_async_callback(made.close)
+        yield made
+
+
+def lines_of(path: Path) -> list[Any]:
+    """Return what was appended to a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,48 @@
+"""``agentweave control`` at a plain nats-server: durable tasks without the embedded stack."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentweave_bus import AgentWeaveClient
+from agentweave_bus.authz import Grants
+from agentweave_bus.control.broker import broker_users
+from agentweave_bus.control.grants_watch import identities_in
+from agentweave_bus.embedded.nats_server import NatsServer
+from agentweave_bus.envelope import control_role
+from agentweave_bus.spiffe_id import SpiffeID
+from tests.integration.own_brokers import deployment
+
+pytestmark = pytest.mark.anyio
+
+DOMAIN = "own.test"
+STOCK = SpiffeID(f"spiffe://{DOMAIN}/agent/stock")
+CLI = SpiffeID(f"spiffe://{DOMAIN}/client/cli")
+
+
+async def test_a_task_is_done_at_a_broker_of_ones_own_with_two_control_roles(tmp_path):
+    async with deployment(tmp_path, DOMAIN, STOCK, CLI) as place:
+        place.grant({"caller": str(CLI), "callee": str(STOCK), "capabilities": ["reserve"]})
+        grants = Grants.load(place.grants)
+        users = broker_users(grants, identities_in(grants, [DOMAIN]), control=[control_role(DOMAIN)])
+        async with NatsServer(place.broker("broker", users), tmp_path / "broker") as nats:
+            place.servers = [f"tls://127.0.0.1:{nats.port}"]
+            one, other = [
+                await place.start("control", place.control_file(name)) for name in ("control", "other")
+            ]
+            assert one.said.startswith("ready"), one.log.read_text()
+            assert other.said.startswith("ready"), other.log.read_text()
+            # The one that made the claims goes: the other is enough.
+            assert await one.stop() == 0, one.log.read_text()
+            agent = {"class": "tests.integration.stock_worker:StockAgent"}
+            worker = await place.start("serve", place.participant(STOCK, agent=agent))
+            assert worker.said.startswith("ready"), worker.log.read_text()
+            async with AgentWeaveClient(place.participant(CLI)) as client:
+                task = await client.submit(str(STOCK), "reserve", {"sku": "chair"})
+                result = await task.result(timeout=20)
+            assert result.data == {"reserved": 1}
+            assert await worker.stop() == 0, worker.log.read_text()
+            assert await other.stop() == 0, other.log.read_text()
+        said = other.log.read_text()
+        assert f"{STOCK} serves durable tasks (process, reserve): made what it needs" in said
+        assert "Traceback" not in said

@@ -13,7 +13,7 @@ from agentweave_bus.cli.client_config import add_identity_arguments, find_client
 from agentweave_bus.cli.commands import add_command
 from agentweave_bus.cli.exit_codes import ExitCode, exit_code_of, message_of, single_error
 from agentweave_bus.cli.output import message, print_result, table
-from agentweave_bus.exceptions import AgentCallError
+from agentweave_bus.exceptions import AgentCallError, AgentWeaveError, ConfigurationError
 from agentweave_bus.observability.printable import escape_line
 from agentweave_bus.runtime.operators import DeadLetterCalls, Operator
 from agentweave_bus.tasks.dead_letters import LetterReference
@@ -28,8 +28,9 @@ Example:
   agentweave dlq list --as operator
   agentweave dlq list --agent spiffe://shop.test/agent/order --all --json
 
-STATE is `waiting` for what can be redriven, `unverified` for what was never found genuine, `doubtful` for
-what its agent has not signed. What was redriven and has begun, or was dropped, is listed with --all.
+STATE is `waiting` for what can be redriven, `event` for an event, which its publisher may publish again,
+`unverified` for what is not found genuine, `doubtful` for what its agent has not signed. What was redriven
+and has begun, or was dropped, is listed with --all.
 """
 _SHOW_EPILOG: Final = f"""\
 Example:
@@ -40,7 +41,7 @@ Example:
   agentweave dlq redrive {_LETTER} --as operator
 
 It is queued when this returns; its submitter watches it by the reference it has. Asked for twice it still
-runs once.
+runs once. Of an event that is not to be had: its publisher publishes it again.
 """
 _DROP_EPILOG: Final = f"""\
 Example:
@@ -99,9 +100,17 @@ def run_list(options: argparse.Namespace) -> int:
     letters = found["letters"]
     if not letters:
         message("agentweave: no dead letter" + (" behind that place." if options.after else "."))
-    rows = [("STATE", "GIVEN UP", "REASON", "LETTER")]
+    rows = [("STATE", "GIVEN UP", "ATTEMPTS", "WHAT", "REASON", "LETTER")]
     rows += [
-        (one["state"], _moment(one["given_up_at"]), _short(one["reason"]), one["letter"]) for one in letters
+        (
+            one["state"],
+            _moment(one["given_up_at"]),
+            str(one.get("attempts", "")),
+            _what(one),
+            _short(one["reason"]),
+            one["letter"],
+        )
+        for one in letters
     ]
     print_result(found, table(rows, indent=""), json_wanted=options.json)
     if found["after"] is not None:
@@ -149,12 +158,13 @@ def _each(
     for letter in options.letter:
         LetterReference.parse(letter)  # before anything is connected
 
-    async def ask(calls: DeadLetterCalls) -> tuple[list[dict[str, Any]], list[AgentCallError]]:
-        done, failed = [], []
+    async def ask(calls: DeadLetterCalls) -> tuple[list[dict[str, Any]], list[AgentWeaveError]]:
+        done: list[dict[str, Any]] = []
+        failed: list[AgentWeaveError] = []
         for letter in options.letter:
             try:
                 done.append(await act(calls, letter))
-            except AgentCallError as error:
+            except (AgentCallError, ConfigurationError) as error:
                 failed.append(error)
         return done, failed
 
@@ -184,8 +194,9 @@ def _drawn(found: dict[str, Any]) -> str:
     rows.append(("given up", _moment(found["given_up_at"])))
     if "size" in found:
         rows.append(("frame", f"{found['size']} bytes, not kept; SHA-256 {found['frame']}"))
-    if (task := found.get("task")) is not None:
-        rows += [("asked for by", task["sender"]), ("task", task["id"])]
+    rows += _source(found)
+    if "attempts" in found:
+        rows.append(("attempts", str(found["attempts"])))
     if (now := found.get("now")) is not None:
         rows.append(("now", f"{now['state']}, attempt {now['attempt']}, since {_moment(now['since'])}"))
     if "correlation_id" in found:
@@ -204,6 +215,23 @@ def _drawn(found: dict[str, Any]) -> str:
     if "payload" in found:
         lines += "\n\n" + json.dumps(found["payload"], indent=2, ensure_ascii=False, default=str)
     return lines
+
+
+def _source(found: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if (task := found.get("task")) is not None:
+        rows += [("asked for by", task["sender"]), ("task", task["id"])]
+    if (event := found.get("event")) is not None:
+        rows += [("event", event["name"]), ("published by", event["publisher"]), ("id", event["id"])]
+        rows += [("key", event["key"])] if "key" in event else []
+    return rows
+
+
+def _what(found: dict[str, Any]) -> str:
+    if (event := found.get("event")) is not None:
+        return f"{event['name']} from {event['publisher']}"
+    task = found.get("task")
+    return "" if task is None else f"{task['capability']} from {task['sender']}"
 
 
 def _short(reason: str) -> str:

@@ -6,6 +6,8 @@ task back. Who may ask is decided before (:mod:`.operators`). What holds here:
 - A redrive brings back what its sender asked for and an agent verified, and nothing else: the frame verifies
   again, by the time of its signing; the agent's own log says that the task has failed in just that attempt.
   Whatever never verified can't be redriven. Asked for twice it may be queued twice; it runs once.
+- An event is not redriven. A reissue is for whom its task was for, and an event is for nobody by name: what
+  the control role signed in its stead for one agent would be its own word, not the publisher's.
 - A dead letter that is dropped stays where it is for as long as it is kept. A record beside it says that it
   is dealt with, so that it is listed no more.
 
@@ -23,11 +25,20 @@ from agentweave_bus.bus.connection import Keeper
 from agentweave_bus.bus.records import sealed_facts
 from agentweave_bus.bus.slots import SlotOutcome, acknowledged
 from agentweave_bus.bus.streams import STATE_MAX_AGE_S, dead_stream_name, tasks_stream_name
-from agentweave_bus.control.letters import DROPPED_TYPE, DeadTask, Letter, Letters, UnusableLetterError
+from agentweave_bus.control.letters import (
+    DROPPED_TYPE,
+    DeadEventError,
+    DeadTask,
+    Letter,
+    Letters,
+    UnusableLetterError,
+)
 from agentweave_bus.control.reissue import reissue_draft
 from agentweave_bus.envelope import (
     Draft,
+    Head,
     Kind,
+    OpenedEnvelope,
     Sealed,
     Sealer,
     decode_payload,
@@ -64,6 +75,7 @@ _MARGIN_MS: Final = 86_400_000
 
 _MOST_LOOKED_AT: Final = 1_000
 _MAX_LISTED_REASON: Final = 300
+_NO_REDRIVE: Final = "a dead event can't be redriven: its publisher may publish it again, for all who hear it"
 _DEALT_WITH: Final = frozenset({"dropped", "redriven"})
 
 
@@ -132,20 +144,22 @@ class DeadLetterOffice:
         told = await self._row(letter)
         if letter.body is None:
             return told
-        told |= letter.body.model_dump(mode="json", exclude={"v"}, exclude_none=True)
+        if (dropped := await self._letters.dropped(ref)) is not None:
+            told["dropped"] = dropped
+        told |= letter.body.model_dump(mode="json", exclude={"v", "event"}, exclude_none=True)
+        if letter.body.event is not None:
+            told |= await self._event_shown(letter, payload=payload)
+            return told
         log = await self._letters.log_of(letter)
         if log is not None and log.last is not None:
             told["now"] = {"state": log.last.state.value, "attempt": log.last.epoch, "since": log.last.at_ms}
-        if (dropped := await self._letters.dropped(ref)) is not None:
-            told["dropped"] = dropped
         try:
             task = await self._letters.task_in(letter, log)
             self._check_redrivable(letter, task, log)
         except UnusableLetterError as error:
             told["not_redrivable"] = str(error)
             return told
-        head = task.origin.head
-        told["signed"] = {"iat": head.iat, "exp": head.exp, "digest": task.origin.digest.hex(), "ct": head.ct}
+        told["signed"] = _signed(task.origin.head, task.origin.digest)
         if payload:
             told["payload"] = decode_payload(task.opened.payload)
         return told
@@ -158,6 +172,7 @@ class DeadLetterOffice:
         ``operator`` has asked for it, by the request of which the head has the digest ``request``.
 
         Raises:
+            DeadEventError: it is an event, and no task.
             UnusableLetterError: it can't be redriven; the message says why.
             QueueFullError: the agent's queue takes nothing more.
             BusError: the broker gives no clear answer; it may be asked for again.
@@ -165,6 +180,9 @@ class DeadLetterOffice:
 
         """
         letter = await self._letters.find(ref)
+        if letter.body is not None and letter.body.event is not None:
+            name = (await self._letters.event_in(letter)).head.cap
+            raise DeadEventError(f"{ref}: {_NO_REDRIVE}", name=name)
         log = await self._letters.log_of(letter)
         task = await self._letters.task_in(letter, log)
         latest_ms = self._check_redrivable(letter, task, log)
@@ -218,9 +236,10 @@ class DeadLetterOffice:
 
     async def _row(self, letter: Letter) -> dict[str, Any]:
         body, task = letter.body, letter.task
+        state, event = await self._state(letter)
         row: dict[str, Any] = {
             "letter": str(letter.ref),
-            "state": await self._state(letter),
+            "state": state,
             "reason": (f"not believed: {letter.doubt}" if body is None else body.reason)[:_MAX_LISTED_REASON],
             "given_up_at": letter.stored.stored_at_ms if body is None else body.given_up_at,
         }
@@ -228,22 +247,39 @@ class DeadLetterOffice:
             row["attempts"] = body.attempts
         if task is not None:
             row["task"] = {"id": task.id, "sender": str(task.sender), "capability": task.capability}
+        if event is not None:
+            row["event"] = _event_facts(event)
         return row
 
-    async def _state(self, letter: Letter) -> str:
-        """Say what an operator has to know first: ``waiting``, if anything can be done."""
-        if await self._letters.dropped(letter.ref) is not None:
-            return "dropped"
+    async def _state(self, letter: Letter) -> tuple[str, OpenedEnvelope | None]:
+        """Say what an operator has to know first, ``waiting`` if it can be redriven; and of which event."""
+        dropped = await self._letters.dropped(letter.ref) is not None
         if letter.body is None:
-            return "doubtful"
+            return "dropped" if dropped else "doubtful", None
+        event: OpenedEnvelope | None = None
         try:
-            log = await self._letters.log_of(letter)
+            if letter.body.event is not None:
+                event = await self._letters.event_in(letter)
+                state = "event"
+            elif dropped or (log := await self._letters.log_of(letter)) is None:
+                state = "unverified"
+            else:
+                state = "redriven" if log.epoch > letter.ref.epoch else "waiting"
         except BusError as error:
-            _log.warning("the log of what %s was is not read: %s", letter.ref, error)
-            return "unreadable"
-        if log is None:
-            return "unverified"
-        return "redriven" if log.epoch > letter.ref.epoch else "waiting"
+            _log.warning("what stands behind %s is not read: %s", letter.ref, error)
+            state = "unreadable"
+        except UnusableLetterError as error:
+            _log.warning("%s is of no event that verifies: %s", letter.ref, error)
+            state = "unverified"
+        return "dropped" if dropped else state, event
+
+    async def _event_shown(self, letter: Letter, *, payload: bool) -> dict[str, Any]:
+        try:
+            event = await self._letters.event_in(letter)
+        except UnusableLetterError as error:
+            return {"not_redrivable": str(error)}
+        told = {"not_redrivable": _NO_REDRIVE, "signed": _signed(event.head, event.digest)}
+        return told | ({"payload": decode_payload(event.payload)} if payload else {})
 
     def _check_redrivable(self, letter: Letter, task: DeadTask, log: TaskLog | None) -> int:
         """Make sure that the task has failed in just that attempt, by its agent's own records.
@@ -331,6 +367,16 @@ class DeadLetterOffice:
             log=self._audit.witness(),
         )
         return await self._desk.sealer.seal(draft, encode_payload({"by": str(operator), "reason": reason}))
+
+
+def _signed(head: Head, digest: bytes) -> dict[str, Any]:
+    return {"iat": head.iat, "exp": head.exp, "digest": digest.hex(), "ct": head.ct}
+
+
+def _event_facts(event: OpenedEnvelope) -> dict[str, Any]:
+    head = event.head
+    facts = {"id": head.id, "publisher": str(head.iss), "name": head.cap}
+    return facts | ({} if head.idk is None else {"key": head.idk})
 
 
 def _is_occurrence(task: DeadTask) -> bool:

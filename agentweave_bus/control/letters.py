@@ -3,6 +3,10 @@
 A dead letter is a frame and a record beside it. The record counts when the agent that it belongs to has
 signed it, or the control role of its domain, for just this place and these bytes. The frame counts as what
 its sender signed, as of when that was: a dead letter may be weeks old.
+
+Of a task its log says more. Of an event there is none: that its publisher signed it is all that anybody can
+check, and when that was is the word of the publisher's date and of the agent that gave it up. So nothing is
+done by it but to show it.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
@@ -17,8 +22,9 @@ from pydantic import ValidationError
 from agentweave_bus.bus.connection import Keeper
 from agentweave_bus.bus.slots import StoredFrame, nanoseconds_of
 from agentweave_bus.bus.streams import dead_stream_name
-from agentweave_bus.bus.subjects import Family, agent_prefix, parse_subject
+from agentweave_bus.bus.subjects import Family, agent_prefix, event_subject, parse_subject
 from agentweave_bus.envelope import (
+    Head,
     Kind,
     Link,
     OpenedEnvelope,
@@ -39,7 +45,7 @@ from agentweave_bus.exceptions import (
     PayloadError,
     SignatureRefusedError,
 )
-from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.spiffe_id import SpiffeID, domain_id
 from agentweave_bus.tasks.dead_letters import DEAD_TYPE, DeadLetterBody, LetterReference
 from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.tasks.record import TaskRef
@@ -47,7 +53,7 @@ from agentweave_bus.tasks.redrive import origin_of, redriven_attempt
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["DROPPED_TYPE", "DeadTask", "Letter", "Letters", "UnusableLetterError"]
+__all__ = ["DROPPED_TYPE", "DeadEventError", "DeadTask", "Letter", "Letters", "UnusableLetterError"]
 
 DROPPED_TYPE: Final = "task.dropped"
 """The ``cap`` of the record that a dead letter is dealt with."""
@@ -60,6 +66,14 @@ _TASKS: Final = frozenset({Kind.TASK, Kind.REISSUE})
 
 class UnusableLetterError(AgentWeaveError):
     """Nothing can be done with a dead letter. The message says why, for an operator."""
+
+
+class DeadEventError(UnusableLetterError):
+    """It is about an event, which nobody can redrive. ``name`` is the event's."""
+
+    def __init__(self, message: str, *, name: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class Letter(NamedTuple):
@@ -135,10 +149,13 @@ class Letters:
 
     async def frame(self, letter: Letter) -> bytes:
         """Return the frame beside the record. Raises UnusableLetterError when it is another, and BusError."""
+        return (await self._frame(letter)).data
+
+    async def _frame(self, letter: Letter) -> StoredFrame:
         stands = await self._slot(letter.ref, "frame")
         if stands is None or letter.body is None or sha256(stands.data).hex() != letter.body.frame:
             raise UnusableLetterError("the frame beside its record is not the one that was given up")
-        return stands.data
+        return stands
 
     async def dropped(self, ref: LetterReference) -> dict[str, Any] | None:
         """Return what is on record about that a dead letter is dealt with, or ``None``. Raises BusError."""
@@ -185,6 +202,26 @@ class Letters:
         except (EnvelopeError, IdentityError, FederationError) as error:
             raise UnusableLetterError(f"the task does not verify now: {error}") from error
         return DeadTask(opened, origin)
+
+    async def event_in(self, letter: Letter) -> OpenedEnvelope:
+        """Verify the event that a record speaks of: its publisher signed it, and the record tells it right.
+
+        Raises:
+            UnusableLetterError: it is none, or its publisher can't be told any more.
+            BusError: the broker does not answer.
+
+        """
+        if letter.body is None or letter.body.event is None:
+            raise UnusableLetterError("it is no event")
+        stands = await self._frame(letter)
+        try:
+            opened = self._opened_link(stands.data, lambda _head: stands.stored_at_ms)
+            _check_is_event(letter, letter.body, opened)
+            if opened.head.iat - self._desk.verifier.limits.max_age_ms > stands.stored_at_ms:
+                raise MalformedEnvelopeError("it was given up before its date")
+        except (EnvelopeError, IdentityError, FederationError) as error:
+            raise UnusableLetterError(f"the event does not verify now: {error}") from error
+        return opened
 
     async def _slot(self, ref: LetterReference, part: str) -> StoredFrame | None:
         return await self._desk.slots.read(dead_stream_name(ref.agent), ref.subject(part))
@@ -254,11 +291,16 @@ class Letters:
 
     def _verified(self, frame: bytes, log: TaskLog | None) -> OpenedEnvelope:
         """Verify the task as a link that was there when its log, or the redrive that it is, began."""
-        verifier, now_ms = self._desk.verifier, self._desk.clock_ms()
+        return self._opened_link(
+            frame, lambda head: None if log is None else log.begun_ms(redriven_attempt(head))
+        )
+
+    def _opened_link(self, frame: bytes, there_ms: Callable[[Head], int | None]) -> OpenedEnvelope:
+        """Verify a frame as of its own date. ``there_ms`` is when it was there, by the broker's word."""
+        verifier = self._desk.verifier
         parts = verifier.decode_frame(frame)
         link = Link(parts.head, parts.proof, parts.chain)
-        began_ms = None if log is None else log.begun_ms(redriven_attempt(link.head))
-        sender = verifier.verify_link(link, now_ms=now_ms, stored_at_ms=began_ms)
+        sender = verifier.verify_link(link, now_ms=self._desk.clock_ms(), stored_at_ms=there_ms(link.head))
         return verifier.parse_head(parts, sender)
 
 
@@ -269,6 +311,23 @@ def _check_is(task: TaskRef, opened: OpenedEnvelope, origin: Link) -> None:
         raise MalformedEnvelopeError(f"it holds a {head.kind.value}, no task")
     if (origin.head.iss, head.aud, head.cap, head.id) != (task.sender, task.agent, task.capability, task.id):
         raise MalformedEnvelopeError("it holds another task than its record says")
+
+
+def _check_is_event(letter: Letter, body: DeadLetterBody, opened: OpenedEnvelope) -> None:
+    """Make sure that a frame is the event that its record says. Raises MalformedEnvelopeError."""
+    head, ref = opened.head, letter.ref
+    if head.kind is not Kind.EVENT:
+        raise MalformedEnvelopeError(f"it holds a {head.kind.value}, no event")
+    try:
+        subject = event_subject(head.iss, head.cap)
+    except ConfigurationError as error:
+        raise MalformedEnvelopeError("an event without an event's name") from error
+    if (head.aud, head.sub) != (domain_id(head.iss.trust_domain), subject):
+        raise MalformedEnvelopeError("an event that is not where its publisher's are")
+    said = {"id": head.id, "publisher": str(head.iss), "name": head.cap}
+    place = (head.cap.rpartition(".")[2], body.frame, 0)
+    if body.event != said or (ref.capability, ref.key, ref.epoch) != place:
+        raise MalformedEnvelopeError("it holds another event than its record says")
 
 
 def _reference(subject: str) -> LetterReference | None:

@@ -32,7 +32,7 @@ from agentweave_bus.bus.occupancy import Occupancy
 from agentweave_bus.bus.responder import Responder
 from agentweave_bus.bus.slots import Slots
 from agentweave_bus.control.dead_letters import DeadLetterOffice
-from agentweave_bus.control.letters import UnusableLetterError
+from agentweave_bus.control.letters import DeadEventError, UnusableLetterError
 from agentweave_bus.envelope import (
     JSON_CONTENT_TYPE,
     EnvelopeVerifier,
@@ -212,6 +212,10 @@ class OperatorService:
         assert isinstance(wanted, _Wanted)
         try:
             told = await self._does[name](wanted.body, admitted)
+        except DeadEventError as error:
+            # By the event's name the operator's side knows that asking for this was the mistake.
+            facts = Message("assistant", [DataPart({"event": error.name})])
+            return TaskResult("failed", [facts], error=str(error)).to_json()
         except UnusableLetterError as error:
             return TaskResult(status="failed", error=str(error)).to_json()
         except (AgentWeaveError, TimeoutError) as error:

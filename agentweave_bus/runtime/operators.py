@@ -16,7 +16,7 @@ from typing import Any
 
 from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.envelope import control_role
-from agentweave_bus.exceptions import AgentCallError, AgentWeaveError
+from agentweave_bus.exceptions import AgentCallError, AgentWeaveError, ConfigurationError
 from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.runtime.wiring import Connected, connected, server_id
 from agentweave_bus.tasks.dead_letters import REDRIVE_ACT, LetterReference
@@ -31,7 +31,7 @@ class DeadLetterCalls:
 
         AuthorizationError: an own policy, or that of the control role, does not allow it.
         AgentCallError: it could not be done, or nobody answered; the message and subclasses say why.
-        ConfigurationError: the reference names no dead letter.
+        ConfigurationError: the reference names no dead letter, or one of an event is to be redriven.
     """
 
     def __init__(self, parts: Connected, *, timeout: float = 30.0) -> None:
@@ -75,6 +75,8 @@ class DeadLetterCalls:
             str(control), capability, asked, timeout=self._timeout, safe=True, action=REDRIVE_ACT
         )
         if result.status == "failed":
+            if isinstance(result.data, dict) and (event := result.data.get("event")) is not None:
+                raise ConfigurationError(result.error or "a dead event can't be redriven", hint=_again(event))
             raise AgentCallError(result.error or "the control role could not do it")
         if not isinstance(result.data, dict):
             raise AgentCallError(f"{control} answers with nothing that is understood")
@@ -122,6 +124,13 @@ class Operator:
         stack, self._stack = self._stack, None
         if stack is not None:
             await stack.__aexit__(kind, error, trace)
+
+
+def _again(event: object) -> str:
+    return (
+        f"What it held: agentweave dlq show LETTER --payload. As its publisher: agentweave publish {event}"
+        " --data JSON. When that is done: agentweave dlq drop LETTER."
+    )
 
 
 def _checked(letter: str) -> str:

@@ -1,4 +1,4 @@
-"""Dead letters: tasks that were given up, as they came, and why.
+"""Dead letters: tasks and events that were given up, as they came, and why.
 
 A dead letter stands in two slots under the agent's own prefix: the frame untouched, so that all that its
 sender signed can still be checked, and a signed record of what became of it. It is written before the task's
@@ -33,6 +33,7 @@ __all__ = [
     "DEAD_TYPE",
     "OPERATOR_CAPABILITIES",
     "REDRIVE_ACT",
+    "DeadEvent",
     "DeadLetterBody",
     "DeadLetters",
     "LetterReference",
@@ -98,6 +99,15 @@ class LetterReference(NamedTuple):
         return dead_subject(self.agent, self.capability, self.key, self.epoch, part)
 
 
+class DeadEvent(NamedTuple):
+    """Which event a dead letter is of, and how often its handler was run."""
+
+    publisher: SpiffeID
+    name: str
+    id: str
+    attempts: int
+
+
 class DeadLetterBody(BaseModel):
     """What the record of a dead letter says.
 
@@ -105,8 +115,8 @@ class DeadLetterBody(BaseModel):
     ``size`` is how many bytes it had, and ``beginning`` its first 1,024, in base64. ``stored_at`` and
     ``given_up_at`` are milliseconds since the epoch; ``delivered`` counts how often the broker gave it out,
     ``attempts`` how often it ran. ``history`` has what was recorded of the task; ``correlation_id`` names the
-    last traceback in the log of the worker. ``task`` is who asked whom for what, where the frame could be
-    verified.
+    last traceback in the log of the worker. Where the frame could be verified, ``task`` is who asked whom for
+    what, and ``event`` who published what.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -121,6 +131,7 @@ class DeadLetterBody(BaseModel):
     history: list[dict[str, Any]] = Field(default_factory=list)
     correlation_id: str | None = None
     task: dict[str, str] | None = None
+    event: dict[str, str] | None = None
     size: int | None = None
     beginning: str | None = None
 
@@ -143,11 +154,13 @@ class DeadLetters:
         log: TaskLog | None = None,
         digest: bytes | None = None,
         correlation_id: str | None = None,
+        event: DeadEvent | None = None,
     ) -> None:
-        """Write down that a delivery is given up. ``log`` and ``digest`` are those of a verified task.
+        """Write down that a delivery is given up.
 
-        Without a ``digest`` nobody is known to have signed it: then its frame is not kept, and beyond a rate
-        nothing is written at all.
+        ``log`` and ``digest`` are those of a verified task; of a verified event there are ``digest`` and
+        ``event``. Without a ``digest`` nobody is known to have signed it: then its frame is not kept, and
+        beyond a rate nothing is written at all.
 
         Raises:
             BusError: it could not be written, so it must not be acknowledged.
@@ -171,10 +184,11 @@ class DeadLetters:
             stored_at=delivery.stored_at_ms,
             given_up_at=now_ms,
             delivered=delivery.delivered,
-            attempts=attempts,
+            attempts=attempts if event is None else event.attempts,
             history=[] if log is None else _history(log),
             correlation_id=correlation_id,
             task=None if log is None else _task(log),
+            event=None if event is None else _event(event),
             **({} if digest is not None else _traits(delivery.data)),
         )
         draft = Draft(
@@ -228,3 +242,7 @@ def _history(log: TaskLog) -> list[dict[str, Any]]:
 def _task(log: TaskLog) -> dict[str, str]:
     ref = log.ref
     return {"id": ref.id, "sender": str(ref.sender), "capability": ref.capability}
+
+
+def _event(event: DeadEvent) -> dict[str, str]:
+    return {"id": event.id, "publisher": str(event.publisher), "name": event.name}

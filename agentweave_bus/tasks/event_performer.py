@@ -38,7 +38,7 @@ from agentweave_bus.exceptions import AuditError, BusError, EnvelopeError, SvidU
 from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.attempt import Attempted, Kept
-from agentweave_bus.tasks.dead_letters import DeadLetters
+from agentweave_bus.tasks.dead_letters import DeadEvent, DeadLetters
 from agentweave_bus.tasks.queue import Acknowledgements, Delivery
 from agentweave_bus.tasks.retry import Retry
 
@@ -192,7 +192,7 @@ class EventPerformer:
             return
         if delivery.delivered > subscriber.retry.attempts:
             reason = f"given up: given out {delivery.delivered - 1} times, and never acknowledged"
-            await self._give_up(delivery, opened, reason)
+            await self._give_up(delivery, opened, reason, attempts=delivery.delivered - 1)
             return
         admitted = await self._admitted(delivery, opened)  # 3
         if admitted is not None:
@@ -237,7 +237,9 @@ class EventPerformer:
             return
         if _has_failed(outcome):
             reason = str(outcome.result.get("error") or "failed")
-            await self._give_up(delivery, opened, reason, outcome.correlation_id)
+            await self._give_up(
+                delivery, opened, reason, attempts=run.attempt, correlation_id=outcome.correlation_id
+            )
         else:
             await work.acknowledgements.done(delivery)
 
@@ -257,12 +259,23 @@ class EventPerformer:
         return outcome
 
     async def _give_up(
-        self, delivery: Delivery, opened: OpenedTask | None, reason: str, correlation_id: str | None = None
+        self,
+        delivery: Delivery,
+        opened: OpenedTask | None,
+        reason: str,
+        *,
+        attempts: int = 0,
+        correlation_id: str | None = None,
     ) -> None:
         """Write a dead letter, and be done with the event."""
-        digest = None if opened is None else opened.request.digest
+        digest, event = None, None
+        if opened is not None:
+            head, digest = opened.request.head, opened.request.digest
+            event = DeadEvent(head.iss, head.cap, head.id, attempts)
         _log.error("an event on %s is given up: %s", delivery.subject, reason)
-        await self._work.dead_letters.write(delivery, reason, digest=digest, correlation_id=correlation_id)
+        await self._work.dead_letters.write(
+            delivery, reason, digest=digest, correlation_id=correlation_id, event=event
+        )
         await self._work.acknowledgements.done(delivery)
 
     # --- what is not run ---------------------------------------------------------------------------------

@@ -270,11 +270,15 @@ class Performer:
         return 0.0
 
     async def _another(self, case: Case, last: StateRecord) -> None:
-        """Deal with another head under the same key: the same task sealed again, or another payload."""
+        """Deal with another head under the same key: the same task sealed again, or another payload.
+
+        Who submitted it is told by the record that stands. It is no dead letter: under that key nothing could
+        be made of it, by no operator either.
+        """
         if last.body.pd != case.opened.request.head.pd.hex():
             reason = "its id or idempotency key was used before, with another payload"
-            _log.error("a task is not run: %s (%r)", reason, case.log.ref)
-            await self._dead_letters.write(case.delivery, reason, log=case.log, digest=case.digest)
+            _log.warning("a task is not run: %s (%r)", reason, case.log.ref)
+            self._note_refusal(case, reason)
         await self._acknowledgements.done(case.delivery)
 
     async def _attempt(
@@ -426,6 +430,9 @@ class Performer:
         head, origin = request.head, origin_of(request)
         log = TaskLog(self._desk, TaskRef(self._me, origin.head.iss, head.cap, head.id))
         await log.refresh()
+        if log.last is not None and log.last.task != origin.digest:
+            await self._acknowledgements.done(delivery)  # it would be written into another task's log
+            return
         mine = redriven_attempt(head) == log.redriven
         if refusal.step is Step.TIME and mine and await self._undone_late(delivery, log, refusal.told):
             return

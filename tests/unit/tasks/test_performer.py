@@ -109,7 +109,7 @@ class Yard:
             exp=now_ms + 60_000,
         )
         sealed = await parts.sealer.seal(draft._replace(**changed), encode_payload({"name": "smuggled"}))
-        self.put(sealed.frame)
+        self.put(sealed.frame, changed.get("cap", "work"))
 
     def put(self, frame: bytes, capability: str = "work") -> None:
         stream = self.bus.broker.jetstream.streams[tasks_stream_name(self.target)]
@@ -200,12 +200,35 @@ async def test_the_same_idempotency_key_is_the_same_task(yard: Yard) -> None:
     assert (yard.agent.ran, yard.dead) == (["a"], 0)
 
 
-async def test_a_key_with_another_payload_is_a_dead_letter(yard: Yard) -> None:
+async def test_a_key_with_another_payload_is_audited_and_no_dead_letter(yard: Yard) -> None:
+    """Its submitter is told; nothing is lost that an operator could bring back."""
     await yard.ended(await yard.submit(idempotency_key="order-17"))
     other = await yard.submit(name="b", idempotency_key="order-17")
     log = await yard.ended(other)
-    assert (yard.agent.ran, yard.dead) == (["a"], 1)
+    assert (yard.agent.ran, yard.dead) == (["a"], 0)
+    assert states(log) == [("working", 1), ("completed", 1)]
     assert log.records[0].body.pd != other.pd.hex()
+    (refusal,) = yard.bus.audit(yard.agent, event="refusal")
+    assert (refusal["step_name"], refusal["digest"]) == ("replay", other.digest.hex())
+    assert "another payload" in refusal["reason"]
+
+
+async def test_an_expired_task_under_a_key_that_runs_leaves_the_log_of_that_one_alone(yard: Yard) -> None:
+    running = await yard.submit("toil")
+    await yard.agent.begun.wait()
+    now_ms = yard.client.desk.clock_ms()
+    await yard.smuggle(
+        id=running.ref.id,
+        cap="toil",
+        sub=task_subject(yard.target, "toil"),
+        iat=now_ms - 20_000,
+        exp=now_ms - 1,
+    )
+    await yard.until(lambda: yard.queued == 1)
+    yard.agent.go_on.set()
+    log = await yard.ended(running)
+    assert states(log) == [("working", 1), ("completed", 1)]
+    assert (log._foreign, yard.dead) == (0, 0)
 
 
 async def test_what_is_expired_is_not_run(yard: Yard) -> None:

@@ -36,7 +36,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "why": ("agentweave_bus.cli.why", "tell what became of a call, and what would allow it"),
     "authz": (
         "agentweave_bus.cli.authz",
-        "try policies (one question, or a table of them), and revoke",
+        "try policies, print the broker's users, and revoke",
     ),
     "audit": ("agentweave_bus.cli.audit", "verify audit logs, or show what they say"),
     "agents": ("agentweave_bus.cli.agents", "describe agents as AsyncAPI documents"),

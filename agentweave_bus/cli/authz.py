@@ -15,7 +15,7 @@ from agentweave_bus.authz import Authorizer, AuthzContext, AuthzDecision, Grants
 from agentweave_bus.authz.policy_input import write_input
 from agentweave_bus.authz.policy_source import find_opa
 from agentweave_bus.authz.wasm import EmbeddedEngine
-from agentweave_bus.cli import revoke
+from agentweave_bus.cli import broker_users, revoke
 from agentweave_bus.cli.arguments import parse_json, parse_principal, parse_via
 from agentweave_bus.cli.authz_cases import Case, read_cases
 from agentweave_bus.cli.commands import add_command
@@ -60,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _describe_check(add_command(commands, "check", "ask the policy one question", _CHECK_EPILOG))
     _describe_test(
         add_command(commands, "test", "ask it a table of questions with known answers", _TEST_EPILOG)
+    )
+    broker_users.add_arguments(
+        add_command(commands, "broker", "print the broker's users, by the grants", broker_users.EPILOG)
     )
     revoke.add_arguments(
         add_command(commands, "revoke", "trust somebody no more, from now on", revoke.EPILOG)

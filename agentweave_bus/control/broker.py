@@ -69,6 +69,7 @@ __all__ = [
     "broker_users",
     "event_publishers",
     "permissions_of",
+    "users_configuration",
 ]
 
 _MAX_STORE_BYTES: Final = 4 * 1024**4
@@ -142,6 +143,17 @@ def broker_configuration(
         },
         indent=2,
     )
+
+
+def users_configuration(users: Iterable[Mapping[str, Any]], *, comment: str = "") -> str:
+    """Return the users alone, as a file that a server's own configuration includes; a line for each user.
+
+    The same users give the same text.
+    """
+    head = [f"# {line}".rstrip() for line in comment.splitlines()]
+    lines = (f"    {json.dumps(user)}" for user in users)
+    body = "authorization {\n  timeout: 5\n  users: [\n" + ",\n".join(lines) + "\n  ]\n}\n"
+    return "\n".join((*head, body))
 
 
 def broker_users(

@@ -7,7 +7,7 @@ prefix, nobody is known from it; whoever runs the control role lists them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from agentweave_bus.authz import Grants
@@ -15,7 +15,7 @@ from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["GrantsWatch", "identities_in"]
+__all__ = ["GrantsWatch", "participants"]
 
 _log = logging.getLogger(__name__)
 
@@ -65,14 +65,20 @@ class GrantsWatch:
         return None if path is None or found is None else (path, found.st_mtime_ns, found.st_size)
 
 
-def identities_in(grants: Grants, domains: Collection[str]) -> frozenset[SpiffeID]:
-    """Return the agents and clients of ``domains`` that the grants name exactly."""
+def participants(
+    grants: Grants, domains: Collection[str], besides: Iterable[SpiffeID] = ()
+) -> frozenset[SpiffeID]:
+    """Return who has a user at a broker: the agents and clients of ``domains`` that the grants name exactly.
+
+    ``besides`` are those who have one, too, such as those below a prefix in the grants.
+    """
     found = {SpiffeID(one) for one in _named(grants) if not one.endswith("/*")}
-    return frozenset(
+    agents = (
         one
         for one in found
         if one.trust_domain in domains and one.path and not one.path.startswith(_OWN_PATH)
     )
+    return frozenset((*agents, *besides))
 
 
 def _named(grants: Grants) -> Iterator[str]:

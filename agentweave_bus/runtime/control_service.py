@@ -20,7 +20,7 @@ from agentweave_bus.bus.connection import BusAddress, Keeper
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.config import ControlConfig
 from agentweave_bus.control.composition import Cast, composed_role
-from agentweave_bus.control.grants_watch import GrantsWatch, identities_in
+from agentweave_bus.control.grants_watch import GrantsWatch, participants
 from agentweave_bus.control.role import ControlRole
 from agentweave_bus.envelope import EnvelopeVerifier, control_role
 from agentweave_bus.exceptions import AgentWeaveError, BusError, UnreachableError
@@ -29,9 +29,8 @@ from agentweave_bus.observability.metrics import Metrics
 from agentweave_bus.runtime import lifecycle
 from agentweave_bus.runtime.identities import followed_revocations, identity_source, remembered_authorities
 from agentweave_bus.runtime.surroundings import REAL
-from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["participants", "serve_control"]
+__all__ = ["serve_control"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,11 +38,6 @@ _START_S: Final = 30.0
 _AGAIN_S: Final = 0.5
 _POLL_S: Final = 1.0
 _DRAIN_S: Final = 10.0
-
-
-def participants(config: ControlConfig, grants: GrantsWatch) -> frozenset[SpiffeID]:
-    """Return who has a user at the broker: whoever the grants name exactly, and who is listed besides."""
-    return identities_in(grants.current, config.identity.allowed_trust_domains) | {*config.identities}
 
 
 async def serve_control(config: ControlConfig) -> None:
@@ -70,8 +64,9 @@ async def serve_control(config: ControlConfig) -> None:
             bus = config.bus
             address = BusAddress(bus.servers, config.broker, bus.connect_timeout, bus.reconnect_wait)
             keeper = Keeper(source, chains, address, metrics=metrics, name=str(me))
+            domains = config.identity.allowed_trust_domains
             cast = Cast(
-                everyone=lambda: participants(config, grants),
+                everyone=lambda: participants(grants.current, domains, config.identities),
                 grants=lambda: grants.current,
                 shut_out=lambda: revocations.list.revoked.spiffe_ids,
             )

@@ -7,12 +7,13 @@ Nothing here is the embedded stack: brokers run with a configuration from outsid
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -21,11 +22,15 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from agentweave_bus.control.broker import BrokerFiles, broker_configuration, broker_id
+from agentweave_bus.cli import main
+from agentweave_bus.control.broker import broker_id
 from agentweave_bus.embedded.workload_api import WorkloadApiServer
 from agentweave_bus.envelope import control_role
-from agentweave_bus.identity import Authority
+from agentweave_bus.identity import Authority, X509Svid
 from agentweave_bus.runtime import READY_FD
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.supervisor.lifeline import dies_with_this_process
@@ -60,7 +65,7 @@ class Deployment:
         self.domain = domain
         self.authority = authority
         self.api = api
-        self.servers: list[str] = []
+        self.servers = ["tls://127.0.0.1:4222"]
         self._processes: list[Process] = []
 
     @property
@@ -72,23 +77,34 @@ class Deployment:
         draft.write_text(yaml.safe_dump({"grants": list(grants)}))
         draft.replace(self.grants)
 
-    def broker_files(self, name: str) -> BrokerFiles:
-        """Give a broker its certificate and key, and the authorities of those who may connect."""
-        place = self.folder / name
-        place.mkdir()
-        files = BrokerFiles(
-            place / "svid.pem", place / "key.pem", place / "authorities.pem", place / "streams"
-        )
-        svid = self.authority.issue(broker_id(self.domain), lifetime=timedelta(hours=12))
-        files.certificate.write_bytes(svid.chain_pem())
-        files.key.write_bytes(svid.key_pem())
-        files.key.chmod(0o600)
-        files.authorities.write_bytes(self.authority.bundle.to_pem())
-        return files
+    def server(self, kind: str, name: str, **changes: str) -> str:
+        """Return ``nats/<kind>.conf`` for a server of this machine; its certificate and users lie in its folder.
 
-    def broker(self, name: str, users: Sequence[dict[str, Any]]) -> str:
-        """Return the configuration of a broker alone."""
-        return broker_configuration(name, self.broker_files(name), users)
+        ``changes`` are variables of the configuration.
+        """
+        place = self.folder / name
+        place.mkdir(mode=0o700, exist_ok=True)
+        svid = _broker_svid(self.authority, broker_id(self.domain))
+        (place / "svid.pem").write_bytes(svid.chain_pem())
+        (place / "key.pem").write_bytes(svid.key_pem())
+        (place / "bundle.pem").write_bytes(self.authority.bundle.to_pem())
+        text = (ROOT / "nats" / f"{kind}.conf").read_text()
+        for written, here in {
+            '"svid/': f'"{place}/',
+            '"/var/lib/nats"': f'"{place}/streams"',
+            'http: "127.0.0.1:8222"': "",
+            "sync_interval: always": 'sync_interval: "1s"',
+            "spiffe://shop.example/": f"spiffe://{self.domain}/",
+        }.items():
+            text = text.replace(written, here)
+        return "".join(f"{key}: {value}\n" for key, value in changes.items()) + text
+
+    def make_users(self, *names: str) -> None:
+        """Write the users of servers, as an operator does, from the control role's file."""
+        control = self.control_file("for-the-users")
+        for name in names:
+            code = main(["authz", "broker", str(control), "--write", str(self.folder / name / "users.conf")])
+            assert code == 0
 
     def participant(self, identity: SpiffeID, **sections: Any) -> Path:
         """Write the configuration of an agent or client; return its file."""
@@ -163,6 +179,30 @@ class Deployment:
             if one.process.returncode is None:
                 one.process.kill()
             await one.process.wait()
+
+
+def _broker_svid(authority: Authority, identity: SpiffeID) -> X509Svid:
+    """Issue a broker's SVID with the names of this machine, by which servers of a cluster verify each other."""
+    issued = authority.issue(identity, lifetime=timedelta(hours=12))
+    old = issued.leaf
+    builder = x509.CertificateBuilder(
+        old.issuer,
+        old.subject,
+        old.public_key(),
+        old.serial_number,
+        old.not_valid_before_utc,
+        old.not_valid_after_utc,
+    )
+    for extension in old.extensions:
+        if isinstance(extension.value, x509.SubjectAlternativeName):
+            here = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+            value = x509.SubjectAlternativeName([*extension.value, *here])
+            builder = builder.add_extension(value, extension.critical)
+        else:
+            builder = builder.add_extension(extension.value, extension.critical)
+    leaf = builder.sign(authority._signer.key, hashes.SHA256()).public_bytes(Encoding.DER)
+    key = load_pem_private_key(issued.key_pem(), None)
+    return X509Svid.from_der([leaf, *(one.public_bytes(Encoding.DER) for one in authority._chain)], key)
 
 
 _QUIET = {"metrics": {"enabled": False}, "logging": {"level": "INFO", "format": "text"}}

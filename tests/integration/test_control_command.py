@@ -5,11 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentweave_bus import AgentWeaveClient
-from agentweave_bus.authz import Grants
-from agentweave_bus.control.broker import broker_users
-from agentweave_bus.control.grants_watch import identities_in
 from agentweave_bus.embedded.nats_server import NatsServer
-from agentweave_bus.envelope import control_role
 from agentweave_bus.spiffe_id import SpiffeID
 from tests.integration.own_brokers import deployment
 
@@ -23,9 +19,9 @@ CLI = SpiffeID(f"spiffe://{DOMAIN}/client/cli")
 async def test_a_task_is_done_at_a_broker_of_ones_own_with_two_control_roles(tmp_path):
     async with deployment(tmp_path, DOMAIN, STOCK, CLI) as place:
         place.grant({"caller": str(CLI), "callee": str(STOCK), "capabilities": ["reserve"]})
-        grants = Grants.load(place.grants)
-        users = broker_users(grants, identities_in(grants, [DOMAIN]), control=[control_role(DOMAIN)])
-        async with NatsServer(place.broker("broker", users), tmp_path / "broker") as nats:
+        configuration = place.server("single", "broker")
+        place.make_users("broker")
+        async with NatsServer(configuration, tmp_path / "broker") as nats:
             place.servers = [f"tls://127.0.0.1:{nats.port}"]
             one, other = [
                 await place.start("control", place.control_file(name)) for name in ("control", "other")

@@ -17,11 +17,9 @@ Identity, policy and transport come from outside; ``runtime/wiring.py`` puts the
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
@@ -29,6 +27,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision, Grants
 from agentweave_bus.authz.circuit_breaker import BreakerSettings, CircuitBreaker, Permit
 from agentweave_bus.bus.blobs import Blobs
+from agentweave_bus.bus.outbound import as_call_errors, outbound_denial
 from agentweave_bus.bus.records import decision_facts, sealed_facts
 from agentweave_bus.bus.requests import Answer, Request
 from agentweave_bus.bus.subjects import call_subject
@@ -53,13 +52,11 @@ from agentweave_bus.envelope.envelope import sha256
 from agentweave_bus.exceptions import (
     AgentCallError,
     AgentWeaveError,
-    AuditError,
     AuthorizationError,
     CallRefusedError,
     CallTimeoutError,
     CircuitOpenError,
     ConnectionLostError,
-    EnvelopeError,
     FederationError,
     NoResponderError,
     PayloadError,
@@ -75,8 +72,6 @@ from agentweave_bus.tasks.task_times import task_times
 from agentweave_bus.types import JsonValue, TaskResult
 
 __all__ = ["CalleeBreakers", "Client", "Parent", "Submitted", "TaskOptions", "Transport", "reach_of"]
-
-_log = logging.getLogger(__name__)
 
 _MAX_SCOPE: Final = 64
 _MOST_LINKS_PARKED: Final = DEFAULT_LIMITS.max_via_links - 2
@@ -307,7 +302,7 @@ class Client:
                 times = {} if schedule is None else schedule.facts()
                 await self.audit.record({**entry, "pd": sealed.head.pd.hex(), **times})
 
-            with _as_call_errors(task.agent):
+            with as_call_errors("task", f"the task could not be stored for {task.agent}"):
                 task, left_s = await self._stored_apart(task, options.timeout)
                 sealed = await self.submissions.store(task, record, timeout_s=left_s)  # 4
             ref = TaskRef(task.agent, self.me, task.capability, task.id)
@@ -462,25 +457,16 @@ class Client:
                 {"event": "call", **sealed_facts(sealed), **decision_facts(facts, decision)}
             )
 
-        with _as_call_errors(request.callee):
-            answer = await self.transport.call(request.recorded_by(record))
-            return TaskResult.from_json(answer.value)
+        callee = request.callee
+        with as_call_errors("call", f"{callee} could not be asked"):
+            try:
+                answer = await self.transport.call(request.recorded_by(record))
+                return TaskResult.from_json(answer.value)
+            except PayloadError as error:
+                raise AgentCallError(f"the answer of {callee} is no result: {error}") from error
 
     def _denied(self, facts: AuthzContext, decision: AuthzDecision) -> AuthorizationError:
-        record = {"event": "refusal", "step": 0, "step_name": "outbound", **decision_facts(facts, decision)}
-        try:
-            audit_id = self.audit.append(record).audit_id
-        except AuditError as error:  # the denial stands all the same
-            self.metrics.audit_write_failures.inc()
-            _log.error("a denial could not be recorded: %s", error)
-            audit_id = ""
-        return AuthorizationError(
-            f"calling {facts.action!r} of {facts.callee} is not allowed:"
-            f" {decision.reason} (audit id {audit_id or 'none: the audit log failed'})",
-            reason=decision.reason,
-            audit_id=audit_id,
-            direction="outbound",
-        )
+        return outbound_denial(facts, decision, audit=self.audit, metrics=self.metrics)
 
 
 def _schedule(head: Head) -> Schedule | None:
@@ -499,27 +485,10 @@ def _with_a_way_out(refused: CallRefusedError, payload: Any) -> CallRefusedError
     return CallRefusedError(told, step="local", reason=told)
 
 
-@contextmanager
-def _as_call_errors(callee: SpiffeID) -> Iterator[None]:
-    """Make one of the branches of ``AgentCallError`` of whatever ends a call or a submission."""
-    try:
-        yield
-    except AgentCallError:
-        raise
-    except AuditError as error:
-        raise CallRefusedError(f"the call could not be recorded: {error}", step="local") from error
-    except PayloadError as error:
-        raise AgentCallError(f"the answer of {callee} is no result: {error}") from error
-    except EnvelopeError as error:
-        raise CallRefusedError(f"the call can't be sealed: {error}", step="local") from error
-    except AgentWeaveError as error:
-        raise UnreachableError(f"{callee} could not be asked: {error}") from error
-
-
 def _check_principal(parent: Parent | None, principal: Mapping[str, str] | None) -> None:
     if parent is not None and principal is not None:
         raise CallRefusedError(
-            "only the origin of a delegation names a principal; this call is made on behalf of another",
+            "only the origin of a delegation names a principal; this is asked for on behalf of another",
             step="local",
         )
 
@@ -573,7 +542,5 @@ def reach_of(grants: Grants | None, callee: SpiffeID, capability: str) -> tuple[
                 seen.add(reach.agent)
                 open_ends.append(SpiffeID(reach.agent))
     if len(scope) > _MAX_SCOPE:
-        raise CallRefusedError(
-            f"a scope holds at most {_MAX_SCOPE} entries; name one for this call", step="local"
-        )
+        raise CallRefusedError(f"a scope holds at most {_MAX_SCOPE} entries; name one", step="local")
     return tuple(scope)

@@ -10,6 +10,7 @@ import argparse
 import fcntl
 import os
 import socket
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
@@ -56,10 +57,18 @@ def find_client_config(options: argparse.Namespace) -> AgentConfig:
         config = load_config(path)
         _require_stack(path, config)
         return config
+    known = sorted(one.stem for one in (STATE_DIR / "clients").glob("*.yaml"))
+    if known:
+        close = get_close_matches(options.client, known, n=1)
+        raise ConfigurationError(
+            f"The stack here has no client {options.client!r}.",
+            key="--as",
+            hint=(f"Did you mean {close[0]!r}? " if close else "") + f"It has: {', '.join(known)}.",
+        )
     raise ConfigurationError(
         f"It is not said who calls: no --config, no AGENTWEAVE_CONFIG, and no {path}.",
         key="--config",
-        hint=_way_out(options.client),
+        hint="Start `agentweave up` in this directory, or name a configuration.",
     )
 
 
@@ -95,10 +104,3 @@ def is_held(lock: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def _way_out(client: str) -> str:
-    known = sorted(path.stem for path in (STATE_DIR / "clients").glob("*.yaml"))
-    if known:
-        return f"The running stack has no client {client!r}, but: {', '.join(known)}."
-    return "Start `agentweave up` in this directory, or name a configuration."

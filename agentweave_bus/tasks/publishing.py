@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
-from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision
+from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext
 from agentweave_bus.bus.connection import Keeper, NotPermittedError, Session
+from agentweave_bus.bus.outbound import as_call_errors, outbound_denial
 from agentweave_bus.bus.records import decision_facts, sealed_facts
 from agentweave_bus.bus.slots import SlotOutcome, acknowledged
 from agentweave_bus.bus.streams import EVENT_MAX_AGE_S, events_stream_name
@@ -37,14 +36,11 @@ from agentweave_bus.envelope import (
     new_id,
 )
 from agentweave_bus.exceptions import (
-    AgentCallError,
     AgentWeaveError,
-    AuditError,
     AuthorizationError,
     BusError,
     CallRefusedError,
     CallTimeoutError,
-    EnvelopeError,
     NoResponderError,
     UnreachableError,
 )
@@ -54,8 +50,6 @@ from agentweave_bus.spiffe_id import SpiffeID, domain_id
 from agentweave_bus.tasks.event_announcing import EventAnnouncement, announce_events
 
 __all__ = ["DEFAULT_EVENT_SECONDS", "OnBehalf", "PublishedEvent", "Publisher", "Publishing"]
-
-_log = logging.getLogger(__name__)
 
 DEFAULT_EVENT_SECONDS: Final = float(EVENT_MAX_AGE_S)
 """How long an event counts, in seconds, where its publisher does not say: as long as it is kept."""
@@ -153,7 +147,7 @@ class Publisher:
         try:
             with (
                 parts.tracing.span("agentweave publish", kind="producer", parent=trace) as span,
-                _as_errors(),
+                as_call_errors("event", "the event could not be published"),
             ):
                 draft, value, payload = self._prepared(name, data, key, deadline, span.traceparent)
                 span.set_attribute("messaging.destination.name", name)
@@ -163,7 +157,7 @@ class Publisher:
                     Direction.OUTBOUND, allowed=decision.allowed, standing=decision.standing
                 )
                 if not decision.allowed:
-                    raise self._denied(facts, decision)
+                    raise outbound_denial(facts, decision, audit=parts.audit, metrics=parts.metrics)
 
                 async def record(sealed: Sealed) -> None:
                     entry = {"event": "publish", **sealed_facts(sealed), **decision_facts(facts, decision)}
@@ -227,22 +221,6 @@ class Publisher:
             via=parent.via if parent else (),
             principal=parent.principal if parent else None,
             scope=parent.scope if parent else None,
-        )
-
-    def _denied(self, facts: AuthzContext, decision: AuthzDecision) -> AuthorizationError:
-        record = {"event": "refusal", "step": 0, "step_name": "outbound", **decision_facts(facts, decision)}
-        try:
-            audit_id = self._parts.audit.append(record).audit_id
-        except AuditError as error:  # the denial stands all the same
-            self._parts.metrics.audit_write_failures.inc()
-            _log.error("a denial could not be recorded: %s", error)
-            audit_id = ""
-        return AuthorizationError(
-            f"publishing {facts.action!r} is not allowed:"
-            f" {decision.reason} (audit id {audit_id or 'none: the audit log failed'})",
-            reason=decision.reason,
-            audit_id=audit_id,
-            direction="outbound",
         )
 
     # --- storing -----------------------------------------------------------------------------------------
@@ -345,21 +323,6 @@ class Publisher:
             sealer=parts.sealer,
             clock_ms=parts.clock_ms,
         )
-
-
-@contextmanager
-def _as_errors() -> Iterator[None]:
-    """Make one of the branches of ``AgentCallError`` of whatever keeps an event from being stored."""
-    try:
-        yield
-    except AgentCallError:
-        raise
-    except AuditError as error:
-        raise CallRefusedError(f"the event could not be recorded: {error}", step="local") from error
-    except EnvelopeError as error:
-        raise CallRefusedError(f"the event can't be sealed: {error}", step="local") from error
-    except AgentWeaveError as error:
-        raise UnreachableError(f"the event could not be published: {error}") from error
 
 
 def _perhaps(draft: Draft) -> str:

@@ -270,7 +270,7 @@ def test_nobody_there(up: Up) -> None:
         (["--principal", "3"], "--principal is no object of texts"),
         (["--scope", "everything"], "--scope 'everything' is no SPIFFE_ID#CAPABILITY"),
         (["--data", "@nothing.json"], "nothing.json: No such file"),
-        (["--as", "bob"], "no client 'bob', but: cli"),
+        (["--as", "bob"], "no client 'bob'"),
     ],
 )
 def test_mistakes_in_a_call(up: Up, more: list[str], says: str) -> None:

@@ -267,4 +267,9 @@ def test_call_without_a_stack_says_the_way_out(run: Callable, place: Path) -> No
     clients.mkdir(parents=True)
     (clients / "alice.yaml").write_text("")
     ran = run("ping", "spiffe://shop.test/agent/payment")
-    assert "no client 'cli', but: alice" in ran.err
+    assert "The stack here has no client 'cli'." in ran.err
+    assert "It has: alice." in ran.err
+    ran = run(
+        "submit", "--as", "alcie", "--target", "spiffe://shop.test/agent/payment", "--capability", "pay"
+    )
+    assert (ran.code, "Did you mean 'alice'? It has: alice." in ran.err) == (2, True)

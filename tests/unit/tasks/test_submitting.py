@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from agentweave_bus import SecureAgent, capability
-from agentweave_bus.exceptions import AgentWeaveError, CallRefusedError, QueueFullError, RetryableError
+from agentweave_bus.exceptions import (
+    AgentWeaveError,
+    AuthorizationError,
+    CallRefusedError,
+    QueueFullError,
+    RetryableError,
+)
 from agentweave_bus.tasks.pipelining import pipelined
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.testing import MemoryBus, MockSecureAgent
@@ -55,6 +61,23 @@ async def test_a_handle_brings_the_result(bus: MemoryBus, store: StoreAgent) -> 
     handle = await client.submit(bus.id(store), "store", {"number": 7})
     result = await handle.result(timeout=5)
     assert result.data == {"stored": 7, "attempt": 1}
+
+
+async def test_what_is_said_of_a_task_says_no_call(bus: MemoryBus, store: StoreAgent) -> None:
+    client = await bus.client()
+    with pytest.raises(CallRefusedError, match=r"^the task can't be sealed: ") as refused:
+        await client.submit(bus.id(store), "store", {"number": 7}, priority=11)
+    assert refused.value.step == "local"
+    other = bus.id("agent/other")
+    with pytest.raises(
+        AuthorizationError, match=f"^submitting 'store' to {other} is not allowed: "
+    ) as denied:
+        await client.submit(other, "store", {"number": 7})
+    assert denied.value.audit_id
+    with pytest.raises(AuthorizationError, match=f"^calling 'store' of {other} is not allowed: "):
+        await client.call(other, "store", {"number": 7})
+    with pytest.raises(AuthorizationError, match=r"^publishing 'stored' is not allowed: "):
+        await client.publish("stored", {})
 
 
 async def test_a_retry_waits_and_counts(bus: MemoryBus, store: StoreAgent) -> None:

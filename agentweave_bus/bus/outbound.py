@@ -1,0 +1,70 @@
+"""What ends a call, a task or an event on its sender's side: denials, and errors as callers know them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from agentweave_bus.authz import AuditLog, AuthzContext, AuthzDecision
+from agentweave_bus.bus.records import decision_facts
+from agentweave_bus.exceptions import (
+    AgentCallError,
+    AgentWeaveError,
+    AuditError,
+    AuthorizationError,
+    CallRefusedError,
+    EnvelopeError,
+    UnreachableError,
+)
+from agentweave_bus.observability.metrics import Metrics
+
+__all__ = ["as_call_errors", "outbound_denial"]
+
+_log = logging.getLogger(__name__)
+
+_DENIALS: Final = {
+    "call": "calling {action} of {callee} is not allowed: {reason} (audit id {audit_id})",
+    "task": "submitting {action} to {callee} is not allowed: {reason} (audit id {audit_id})",
+    "event": "publishing {action} is not allowed: {reason} (audit id {audit_id})",
+}
+
+
+def outbound_denial(
+    facts: AuthzContext, decision: AuthzDecision, *, audit: AuditLog, metrics: Metrics
+) -> AuthorizationError:
+    """Record that the own policy denies to send something, and return what is raised then."""
+    record = {"event": "refusal", "step": 0, "step_name": "outbound", **decision_facts(facts, decision)}
+    try:
+        audit_id = audit.append(record).audit_id
+    except AuditError as error:  # the denial stands all the same
+        metrics.audit_write_failures.inc()
+        _log.error("a denial could not be recorded: %s", error)
+        audit_id = ""
+    told = _DENIALS[facts.kind].format(
+        action=repr(facts.action),
+        callee=facts.callee,
+        reason=decision.reason,
+        audit_id=audit_id or "none: the audit log failed",
+    )
+    return AuthorizationError(told, reason=decision.reason, audit_id=audit_id, direction="outbound")
+
+
+@contextmanager
+def as_call_errors(what: str, could_not: str) -> Iterator[None]:
+    """Make one of the branches of ``AgentCallError`` of whatever keeps something from being sent.
+
+    ``what`` is a ``call``, a ``task`` or an ``event``; ``could_not`` says what could not be done where
+    nothing was.
+    """
+    try:
+        yield
+    except AgentCallError:
+        raise
+    except AuditError as error:
+        raise CallRefusedError(f"the {what} could not be recorded: {error}", step="local") from error
+    except EnvelopeError as error:
+        raise CallRefusedError(f"the {what} can't be sealed: {error}", step="local") from error
+    except AgentWeaveError as error:
+        raise UnreachableError(f"{could_not}: {error}") from error

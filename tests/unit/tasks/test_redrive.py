@@ -10,6 +10,7 @@ import pytest
 
 from agentweave_bus import RetryableError, SecureAgent, capability
 from agentweave_bus.bus.streams import dead_stream_name, tasks_stream_name
+from agentweave_bus.bus.subjects import task_subject
 from agentweave_bus.client import Submitted, TaskOptions
 from agentweave_bus.control.reissue import reissue_draft
 from agentweave_bus.envelope import (
@@ -30,7 +31,9 @@ from agentweave_bus.envelope.merkle import leaf_hash
 from agentweave_bus.envelope.signing import _Prepared, _sign
 from agentweave_bus.exceptions import TaskFailedError
 from agentweave_bus.runtime.wiring import Connected
+from agentweave_bus.tasks.dead_letters import DeadLetters
 from agentweave_bus.tasks.log import TaskLog
+from agentweave_bus.tasks.queue import Delivery
 from agentweave_bus.tasks.record import RecordBody
 from agentweave_bus.tasks.redrive import redrive_evidence
 from agentweave_bus.tasks.retry import Retry
@@ -293,14 +296,12 @@ async def test_a_step_that_failed_runs_again(trial: Trial) -> None:
 
 
 async def test_a_task_of_anothers_payload_does_not_take_the_place_of_a_dead_letter(trial: Trial) -> None:
-    """It has the same key, and is given up before the task itself is."""
-    options = TaskOptions(idempotency_key="k")
-    submit = trial.client.client.submit
-    first = await submit(trial.target, "work", {"name": "a"}, options)
-    log = TaskLog(trial.client.desk, first.ref)
-    await trial.until_ended(log, 1)
-    await submit(trial.target, "work", {"name": "b"}, options)
-    await trial.handled()
+    """It has the same key, under which the other one's dead letter has its place."""
+    first, log = await trial.given_up(name="a")
+    agent = trial.bus._held[0].parts
+    assert agent is not None
+    delivery = Delivery(b"sealed by somebody", task_subject(trial.target, "work"), 1, 0, "")
+    await DeadLetters(trial.target, agent.desk).write(delivery, "another", log=log, digest=b"\x07" * 32)
     places = {one.subject.rpartition(".")[0] for one in trial.stored(dead_stream_name(trial.target))}
     assert len(places) == 2
     assert sum(first.ref.key in place for place in places) == 1

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
+from agentweave_bus.bus.stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
 from agentweave_bus.bus.subjects import (
     Family,
     Priority,
@@ -48,7 +49,6 @@ __all__ = [
     "BLOB_MAX_AGE_S",
     "CLAIM_MAX_AGE_S",
     "DEAD_MAX_AGE_S",
-    "DEFAULT_QUEUE_LIMITS",
     "EVENT_MAX_AGE_S",
     "FILTER_KEY",
     "MAX_CONSUMERS",
@@ -59,7 +59,6 @@ __all__ = [
     "TASK_ACK_WAIT_S",
     "TASK_MAX_AGE_S",
     "ConsumerSpec",
-    "QueueLimits",
     "StreamSpec",
     "blob_stream",
     "blob_stream_name",
@@ -95,14 +94,14 @@ _DAY_S: Final = 86_400
 TASK_MAX_AGE_S: Final = 31 * _DAY_S
 """As long as a task may live at most."""
 
-STATE_MAX_AGE_S: Final = 32 * _DAY_S
-"""Longer than any task: its outcome is remembered for as long as it could come again."""
+STATE_MAX_AGE_S: Final = DEFAULT_STREAM_LIMITS.record_age_s
+"""Longer than any task: its outcome is remembered for as long as it could come again, or longer."""
 
 PARKED_MAX_AGE_S: Final = TASK_MAX_AGE_S
 """A task is parked for no longer than it may live."""
 
 BLOB_MAX_AGE_S: Final = STATE_MAX_AGE_S
-"""As long as the records that refer to blobs, and longer than any task."""
+"""At least as long as any task; as long as the records that refer to blobs."""
 
 PROGRESS_MAX_AGE_S: Final = 2 * _DAY_S
 
@@ -136,10 +135,7 @@ _MAX_PARKED_PENDING: Final = 1_000
 
 _MAX_BLOBS_BYTES: Final = 4 * 1024**3
 
-_MAX_DEAD_BYTES: Final = 1024**3
-
 _MAX_EVENTS: Final = 1_000_000
-_MAX_EVENT_BYTES: Final = 1024**3
 _MAX_EVENT_CONSUMERS: Final = 1024
 _MAX_EVENTS_PENDING: Final = 1_000
 
@@ -163,20 +159,6 @@ class ConsumerSpec:
     stream: str
     name: str
     config: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class QueueLimits:
-    """How much an agent's queue holds, over all of its capabilities; what comes on top is refused.
-
-    ``max_tasks`` counts tasks that wait or run, ``max_bytes`` their size on disk, which the broker reserves.
-    """
-
-    max_tasks: int = 2_000_000
-    max_bytes: int = 4 * 1024**3
-
-
-DEFAULT_QUEUE_LIMITS: Final = QueueLimits()
 
 
 def claim_stream_name(agent: SpiffeID) -> str:
@@ -233,13 +215,13 @@ def _hashed(text: str) -> str:
     return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=").lower()
 
 
-def claim_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
+def claim_stream(agent: SpiffeID, *, limits: StreamLimits = DEFAULT_STREAM_LIMITS) -> StreamSpec:
     """Declare the stream in which ``agent`` claims calls across its replicas and restarts."""
     return _stream(
         claim_stream_name(agent),
         f"calls claimed by {agent}",
         f"{agent_prefix(Family.CLAIM, agent)}.*",
-        replicas,
+        limits.replicas,
         {
             **_WRITTEN_ONCE,
             "max_age": CLAIM_MAX_AGE_S * _NANOSECONDS,
@@ -250,73 +232,73 @@ def claim_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
     )
 
 
-def task_streams(
-    agent: SpiffeID, *, replicas: int = 1, limits: QueueLimits = DEFAULT_QUEUE_LIMITS
-) -> tuple[StreamSpec, ...]:
+def task_streams(agent: SpiffeID, *, limits: StreamLimits = DEFAULT_STREAM_LIMITS) -> tuple[StreamSpec, ...]:
     """Declare all that an agent needs who serves durable tasks: queue, states, progress, dead letters.
 
     The queue comes last, so that nothing can be queued of which the outcome could not be recorded.
     """
     return (
-        state_stream(agent, replicas=replicas),
-        progress_stream(agent, replicas=replicas),
-        dead_stream(agent, replicas=replicas),
-        tasks_stream(agent, replicas=replicas, limits=limits),
+        state_stream(agent, limits=limits),
+        progress_stream(agent, limits=limits),
+        dead_stream(agent, limits=limits),
+        tasks_stream(agent, limits=limits),
     )
 
 
-def tasks_stream(
-    agent: SpiffeID, *, replicas: int = 1, limits: QueueLimits = DEFAULT_QUEUE_LIMITS
-) -> StreamSpec:
+def tasks_stream(agent: SpiffeID, *, limits: StreamLimits = DEFAULT_STREAM_LIMITS) -> StreamSpec:
     """Declare the queue of tasks for ``agent``. A task leaves it when a worker acknowledges it."""
     return _stream(
         tasks_stream_name(agent),
         f"tasks for {agent}",
         f"{agent_prefix(Family.TASK, agent)}.*",
-        replicas,
+        limits.replicas,
         {
             "retention": "workqueue",
             "max_age": TASK_MAX_AGE_S * _NANOSECONDS,
-            "max_msgs": limits.max_tasks,
-            "max_bytes": limits.max_bytes,
+            "max_msgs": limits.queue_tasks,
+            "max_bytes": limits.queue_bytes,
             "max_consumers": MAX_CONSUMERS * len(Priority),
             "allow_direct": False,
         },
     )
 
 
-def state_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
+def state_stream(agent: SpiffeID, *, limits: StreamLimits = DEFAULT_STREAM_LIMITS) -> StreamSpec:
     """Declare the stream of what ``agent`` records about tasks and steps."""
     family = agent_prefix(Family.STATE, agent)
-    return _log_of_slots(state_stream_name(agent), f"states by {agent}", family, STATE_MAX_AGE_S, replicas)
+    return _log_of_slots(
+        state_stream_name(agent), f"states by {agent}", family, limits.record_age_s, limits.replicas
+    )
 
 
-def progress_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
+def progress_stream(agent: SpiffeID, *, limits: StreamLimits = DEFAULT_STREAM_LIMITS) -> StreamSpec:
     """Declare the stream of the progress that ``agent`` makes."""
     family = agent_prefix(Family.PROGRESS, agent)
     name = progress_stream_name(agent)
-    return _log_of_slots(name, f"progress by {agent}", family, PROGRESS_MAX_AGE_S, replicas)
+    return _log_of_slots(name, f"progress by {agent}", family, PROGRESS_MAX_AGE_S, limits.replicas)
 
 
-def dead_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
+def dead_stream(agent: SpiffeID, *, limits: StreamLimits = DEFAULT_STREAM_LIMITS) -> StreamSpec:
     """Declare the stream of tasks that ``agent`` gave up. A full one refuses, and they stay in the queue."""
     family = agent_prefix(Family.DEAD, agent)
     name = dead_stream_name(agent)
-    spec = _log_of_slots(name, f"dead letters of {agent}", family, DEAD_MAX_AGE_S, replicas)
-    return StreamSpec(name, {**spec.config, "max_bytes": _MAX_DEAD_BYTES})
+    spec = _log_of_slots(name, f"dead letters of {agent}", family, DEAD_MAX_AGE_S, limits.replicas)
+    return StreamSpec(name, {**spec.config, "max_bytes": limits.dead_bytes})
 
 
-def blob_stream(writer: SpiffeID, *, replicas: int = 1) -> StreamSpec:
+def blob_stream(writer: SpiffeID, *, limits: StreamLimits = DEFAULT_STREAM_LIMITS) -> StreamSpec:
     """Declare the stream of what ``writer`` stores apart; a full one refuses."""
-    limits = {
+    more = {
         **_WRITTEN_ONCE,
-        "max_age": BLOB_MAX_AGE_S * _NANOSECONDS,
+        "max_age": limits.record_age_s * _NANOSECONDS,
         "max_bytes": _MAX_BLOBS_BYTES,
         "max_msg_size": CHUNK_BYTES,
         "allow_direct": True,
     }
     family = agent_prefix(Family.BLOB, writer)
-    return _stream(blob_stream_name(writer), f"large payloads of {writer}", f"{family}.>", replicas, limits)
+    return _stream(
+        blob_stream_name(writer), f"large payloads of {writer}", f"{family}.>", limits.replicas, more
+    )
 
 
 def task_consumer(
@@ -347,13 +329,13 @@ def task_consumers(
     return tuple(task_consumer(agent, capability, one, ack_wait_s=ack_wait_s) for one in Priority)
 
 
-def parked_stream(agent: SpiffeID, *, replicas: int = 1) -> StreamSpec:
+def parked_stream(agent: SpiffeID, *, limits: StreamLimits = DEFAULT_STREAM_LIMITS) -> StreamSpec:
     """Declare the stream of tasks for ``agent`` that are not due yet; a full one refuses."""
     return _stream(
         parked_stream_name(agent),
         f"tasks for {agent} that are not due",
         f"{agent_prefix(Family.PARK, agent)}.*",
-        replicas,
+        limits.replicas,
         {
             "retention": "limits",
             "max_age": PARKED_MAX_AGE_S * _NANOSECONDS,
@@ -375,7 +357,7 @@ def parked_consumer(agent: SpiffeID) -> ConsumerSpec:
     )
 
 
-def wakeups_stream(trust_domain: str, *, replicas: int = 1) -> StreamSpec:
+def wakeups_stream(trust_domain: str, *, limits: StreamLimits = DEFAULT_STREAM_LIMITS) -> StreamSpec:
     """Declare the stream in which the broker tells the control role of a domain what is due.
 
     It alone has message schedules, with which rollups and purges come. It has no limit of its own: there is
@@ -386,7 +368,7 @@ def wakeups_stream(trust_domain: str, *, replicas: int = 1) -> StreamSpec:
         f"wakeups-{_hashed(subject)}",
         f"what is due in {trust_domain}",
         subject,
-        replicas,
+        limits.replicas,
         {
             "retention": "workqueue",
             "discard": "old",
@@ -437,19 +419,19 @@ def _queue_consumer(
     )
 
 
-def events_stream(publisher: SpiffeID, *, replicas: int = 1) -> StreamSpec:
+def events_stream(publisher: SpiffeID, *, limits: StreamLimits = DEFAULT_STREAM_LIMITS) -> StreamSpec:
     """Declare the stream of what ``publisher`` publishes: bounded in age, number and bytes."""
     return _stream(
         events_stream_name(publisher),
         f"events of {publisher}",
         f"{agent_prefix(Family.EVENT, publisher)}.>",
-        replicas,
+        limits.replicas,
         {
             "retention": "limits",
             "discard": "old",
             "max_age": EVENT_MAX_AGE_S * _NANOSECONDS,
             "max_msgs": _MAX_EVENTS,
-            "max_bytes": _MAX_EVENT_BYTES,
+            "max_bytes": limits.event_bytes,
             "max_consumers": _MAX_EVENT_CONSUMERS,
             "allow_direct": False,
         },

@@ -10,7 +10,7 @@ policy.
 """
 
 from agentweave_bus.config.agent import AgentConfig, AgentSection, CapabilityConfig
-from agentweave_bus.config.control import ControlBus, ControlConfig, load_control
+from agentweave_bus.config.control import ControlBus, ControlConfig, StreamsConfig, load_control
 from agentweave_bus.config.fields import Environment
 from agentweave_bus.config.loading import load_config
 from agentweave_bus.config.operation import (
@@ -53,6 +53,7 @@ __all__ = [
     "StackBus",
     "StackConfig",
     "StaticIdentityConfig",
+    "StreamsConfig",
     "TracingConfig",
     "TransportConfig",
     "load_config",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, model_validator
 
@@ -26,9 +26,13 @@ from agentweave_bus.config.security import IdentityConfig
 from agentweave_bus.config.sources import Settings, choose_environment
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["ControlBus", "ControlConfig", "load_control"]
+__all__ = ["ControlBus", "ControlConfig", "StreamsConfig", "load_control"]
 
 _FILE_KEYS: Final[tuple[KeyPath, ...]] = (("grants",), *IDENTITY_FILES)
+
+
+_MIB: Final = 1024 * 1024
+_DAY: Final = 86_400
 
 
 class ControlBus(ConfigModel):
@@ -40,6 +44,17 @@ class ControlBus(ConfigModel):
     server_spiffe_id: SpiffeIdText | None = None
     connect_timeout: Seconds = 5.0
     reconnect_wait: Seconds = 0.5
+
+
+class StreamsConfig(ConfigModel):
+    """How much is kept for each agent, how often and for how long; ``record_age`` is in seconds."""
+
+    replicas: Literal[1, 3, 5] = 1
+    queue_tasks: Annotated[int, Field(strict=True, ge=1, le=10**9)] = 2_000_000
+    queue_bytes: Annotated[int, Field(strict=True, ge=16 * _MIB, le=2**50)] = 4096 * _MIB
+    record_age: Annotated[int, Field(strict=True, ge=32 * _DAY, le=366 * _DAY)] = 32 * _DAY
+    dead_bytes: Annotated[int, Field(strict=True, ge=16 * _MIB, le=2**50)] = 1024 * _MIB
+    event_bytes: Annotated[int, Field(strict=True, ge=16 * _MIB, le=2**50)] = 1024 * _MIB
 
 
 class ControlConfig(ConfigModel):
@@ -55,6 +70,7 @@ class ControlConfig(ConfigModel):
     state_dir: FilePath = Path(".agentweave")
     identity: IdentityConfig = IdentityConfig()
     bus: ControlBus = ControlBus()
+    streams: StreamsConfig = StreamsConfig()
     observability: ObservabilityConfig = ObservabilityConfig()
 
     _environment: Environment = PrivateAttr(default="production")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agentweave_bus.authz import Grants
 from agentweave_bus.bus.connection import Keeper
+from agentweave_bus.bus.stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
 from agentweave_bus.control.events import EventPlaces
 from agentweave_bus.control.operators import operator_service
 from agentweave_bus.control.role import ControlRole
@@ -53,6 +54,7 @@ async def composed_role(
     cast: Cast,
     policy: Path | None,
     audit: Path,
+    limits: StreamLimits = DEFAULT_STREAM_LIMITS,
     sealer_of: Callable[[SpiffeID], Sealer | None] | None = None,
     is_me: Callable[[SpiffeID], bool] | None = None,
     time_ns: Callable[[], int] = time.time_ns,
@@ -96,9 +98,10 @@ async def composed_role(
             keeper=keeper,
             verifier=verifier,
             known=cast.knows,
+            limits=limits,
             is_me=is_me,
             clock_ms=clock_ms,
-            events=EventPlaces(cast.grants, cast.everyone),
+            events=EventPlaces(cast.grants, cast.everyone, limits=limits),
             scheduler=Scheduler(
                 me,
                 keeper=keeper,
@@ -106,6 +109,7 @@ async def composed_role(
                 sealer_of=signs_for,
                 clock_ms=clock_ms,
                 monotonic=monotonic,
+                limits=limits,
             ),
             operators=operators,
         )

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from agentweave_bus.authz import Grants
 from agentweave_bus.bus.connection import Session
+from agentweave_bus.bus.stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
 from agentweave_bus.bus.streams import (
     dead_stream,
     event_consumer,
@@ -49,11 +50,11 @@ class EventPlaces:
         grants: Callable[[], Grants],
         everyone: Callable[[], Iterable[SpiffeID]],
         *,
-        replicas: int = 1,
+        limits: StreamLimits = DEFAULT_STREAM_LIMITS,
     ) -> None:
         self._grants = grants
         self._everyone = everyone
-        self._replicas = replicas
+        self._limits = limits
 
     async def serve(self, session: Session, agent: SpiffeID, wanted: EventAnnouncement) -> list[str]:
         """Make what ``agent`` announced, as far as it is granted; return the names of what was made.
@@ -65,13 +66,13 @@ class EventPlaces:
         """
         made: list[str] = []
         if wanted.publishes and self._publishes(agent):
-            made += await reconcile_streams(session, [events_stream(agent, replicas=self._replicas)])
+            made += await reconcile_streams(session, [events_stream(agent, limits=self._limits)])
         granted = self._granted(agent)
         mine = [one for one in wanted.subscriptions if one.publisher in granted]
         if mine:
-            made += await reconcile_streams(session, [dead_stream(agent, replicas=self._replicas)])
+            made += await reconcile_streams(session, [dead_stream(agent, limits=self._limits)])
         for one in mine:
-            made += await reconcile_streams(session, [events_stream(one.publisher, replicas=self._replicas)])
+            made += await reconcile_streams(session, [events_stream(one.publisher, limits=self._limits)])
             for ordered in (False, True):
                 before = await self._filters(session, one.publisher, agent, ordered=ordered)
                 patterns = {*(before or ()), *one.of(ordered=ordered)}

@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 _TIMEOUT_S: Final = 10.0
 _NO_STREAM: Final = 10059
 _NO_CONSUMER: Final = 10014
+_NOT_NOW: Final = frozenset({10005, 10008, 10009})
+"""Of a cluster: servers are missing that the replicas need, or nobody leads it at the moment."""
 
 _WHEN_REFUSED: Final = {
     "create": "If there are too many, remove by hand the consumers of capabilities that are no more.",
@@ -31,18 +33,22 @@ _WHEN_REFUSED: Final = {
 }
 
 
-async def reconcile_streams(session: Session, streams: Iterable[StreamSpec]) -> list[str]:
+async def reconcile_streams(
+    session: Session, streams: Iterable[StreamSpec], *, make: bool = True
+) -> list[str]:
     """Bring the broker's streams in line with ``streams``; return the names of those that were made.
 
+    Without ``make`` none is made, and only those that are there are brought in line.
+
     Raises:
-        BusError: the broker does not answer.
+        BusError: the broker does not answer, or can't do it now.
         ConfigurationError: a stream exists in a form that can't be changed into the declared one.
 
     """
-    return [stream.name for stream in streams if await _reconcile(session, stream)]
+    return [stream.name for stream in streams if await _reconcile(session, stream, make=make)]
 
 
-async def _reconcile(session: Session, stream: StreamSpec) -> bool:
+async def _reconcile(session: Session, stream: StreamSpec, *, make: bool) -> bool:
     info = await _ask(session, f"$JS.API.STREAM.INFO.{stream.name}", {})
     if "error" not in info:
         if _differs(stream.config, info["config"]):
@@ -50,13 +56,16 @@ async def _reconcile(session: Session, stream: StreamSpec) -> bool:
         return False
     if info["error"].get("err_code") != _NO_STREAM:
         raise BusError(f"the broker can't tell about stream {stream.name}: {_said(info)}")
-    await _apply(session, "CREATE", stream)
-    return True
+    if make:
+        await _apply(session, "CREATE", stream)
+    return make
 
 
 async def _apply(session: Session, verb: str, stream: StreamSpec) -> None:
     answer = await _ask(session, f"$JS.API.STREAM.{verb}.{stream.name}", stream.config)
     if "error" in answer:
+        if answer["error"].get("err_code") in _NOT_NOW:
+            raise BusError(f"the broker can't make stream {stream.name} now: {_said(answer)}")
         raise ConfigurationError(
             f"stream {stream.name} ({stream.config['description']}) can't be brought to its declared form:"
             f" {_said(answer)}.",

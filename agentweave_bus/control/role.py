@@ -30,13 +30,14 @@ import anyio
 from nats.aio.msg import Msg
 
 from agentweave_bus.bus.connection import Keeper, Session
+from agentweave_bus.bus.stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
 from agentweave_bus.bus.streams import (
-    DEFAULT_QUEUE_LIMITS,
     MAX_CONSUMERS,
-    QueueLimits,
     StreamSpec,
     blob_stream,
     claim_stream,
+    events_stream,
+    parked_stream,
     task_consumers,
     task_streams,
 )
@@ -84,8 +85,8 @@ class ControlRole:
     """Makes streams and consumers, as asked and as announced. Owned by whoever runs :meth:`run`.
 
     ``me`` is the control role's own identity, with which ``keeper`` connects; make this before the keeper is
-    opened. ``known`` says who has a user at this broker now. ``replicas`` is how many servers keep each
-    stream. ``is_me`` says which audience of an announcement is meant, by default ``me`` alone.
+    opened. ``known`` says who has a user at this broker now. ``limits`` are those of the
+    streams. ``is_me`` says which audience of an announcement is meant, by default ``me`` alone.
     ``events`` makes what events need; without it those who announce them are not heard. ``scheduler`` brings
     delayed and recurring tasks back; without it there are none. ``operators`` answers operators.
     """
@@ -98,8 +99,7 @@ class ControlRole:
         verifier: EnvelopeVerifier,
         known: Callable[[SpiffeID], bool],
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-        replicas: int = 1,
-        limits: QueueLimits = DEFAULT_QUEUE_LIMITS,
+        limits: StreamLimits = DEFAULT_STREAM_LIMITS,
         is_me: Callable[[SpiffeID], bool] | None = None,
         events: EventPlaces | None = None,
         scheduler: Scheduler | None = None,
@@ -111,7 +111,6 @@ class ControlRole:
         self._verifier = verifier
         self._known = known
         self._clock_ms = clock_ms
-        self._replicas = replicas
         self._limits = limits
         self._pending: OrderedDict[SpiffeID, TaskAnnouncement] = OrderedDict()
         self._events = events
@@ -139,7 +138,22 @@ class ControlRole:
 
     async def make_claims(self, identities: Iterable[SpiffeID]) -> list[str]:
         """Make where ``identities`` claim calls; return as :meth:`make`, and raise as it does."""
-        return await self.make(*(claim_stream(one, replicas=self._replicas) for one in identities))
+        return await self.make(*(claim_stream(one, limits=self._limits) for one in identities))
+
+    async def bring_in_line(self, identities: Iterable[SpiffeID]) -> None:
+        """Bring those streams of ``identities`` that are there in line with what is declared now; make none.
+
+        Raises as :meth:`make`.
+        """
+        session = await self._keeper.session(_SESSION_S)
+        for one in identities:
+            declared = (
+                *task_streams(one, limits=self._limits),
+                parked_stream(one, limits=self._limits),
+                blob_stream(one, limits=self._limits),
+                events_stream(one, limits=self._limits),
+            )
+            await reconcile_streams(session, declared, make=False)
 
     async def run(self) -> None:
         """Make what is announced, until cancelled. The caller owns this task, and keeps the keeper open."""
@@ -180,7 +194,7 @@ class ControlRole:
         while self._of_blobs:
             writer, _ = self._of_blobs.popitem(last=False)
             try:
-                if await self.make(blob_stream(writer, replicas=self._replicas)):
+                if await self.make(blob_stream(writer, limits=self._limits)):
                     _log.info("%s stores large payloads: made a stream for them", writer)
                 self._told.pop(writer, None)
             except Exception as error:  # noqa: BLE001 - of one writer; the others are served all the same
@@ -219,7 +233,7 @@ class ControlRole:
 
     async def _serve(self, agent: SpiffeID, wanted: TaskAnnouncement) -> None:
         session = await self._keeper.session(_SESSION_S)
-        streams = task_streams(agent, replicas=self._replicas, limits=self._limits)
+        streams = task_streams(agent, limits=self._limits)
         # First, because a worker announces itself until it can pull: then everything is there.
         made = [] if self._scheduler is None else await self._scheduler.serve(session, agent)
         made += await reconcile_streams(session, streams)

@@ -35,6 +35,7 @@ import anyio
 
 from agentweave_bus.bus.connection import Keeper, Session
 from agentweave_bus.bus.slots import SlotOutcome, Slots, acknowledged, nanoseconds_of
+from agentweave_bus.bus.stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
 from agentweave_bus.bus.streams import (
     PARKED_CONSUMER,
     ConsumerSpec,
@@ -100,7 +101,7 @@ class Scheduler:
         sealer_of: Callable[[SpiffeID], Sealer | None],
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         monotonic: Callable[[], float] = time.monotonic,
-        replicas: int = 1,
+        limits: StreamLimits = DEFAULT_STREAM_LIMITS,
         look_s: float = _LOOK_S,
     ) -> None:
         self._me = me
@@ -110,11 +111,11 @@ class Scheduler:
         self._verifier = verifier
         self._sealer_of = sealer_of
         self._clock_ms = clock_ms
-        self._replicas = replicas
+        self._limits = limits
         self._slots = Slots(keeper, monotonic)
         self._acknowledgements = Acknowledgements(keeper)
         self._shares = Shares()
-        self._wakeups = wakeups_stream(self._domain, replicas=replicas)
+        self._wakeups = wakeups_stream(self._domain, limits=limits)
         self._feeds = Feeds(me, keeper, self._take, monotonic=monotonic)
 
     async def serve(self, session: Session, agent: SpiffeID) -> list[str]:
@@ -127,7 +128,7 @@ class Scheduler:
         """
         if self._sealer_of(agent) is None:
             return []
-        made = await reconcile_streams(session, [parked_stream(agent, replicas=self._replicas)])
+        made = await reconcile_streams(session, [parked_stream(agent, limits=self._limits)])
         made += await reconcile_consumers(session, [parked_consumer(agent)])
         self._feeds.add(parked_consumer(agent))
         return made

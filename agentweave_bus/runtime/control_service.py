@@ -1,6 +1,7 @@
 """Serving the control role at brokers of one's own: its identity, its connection, its files, its end.
 
-The order of starting: grants and revocations; the identity; connect; make the claims of everybody; say ready.
+The order of starting: grants and revocations; the identity; connect; make the claims of everybody, and
+change streams whose limits changed; say ready.
 While it runs it follows its files. The order of stopping: answer no more operators; let what they asked for
 finish; disconnect. What it was making for workers is made by another replica, or at their next announcement.
 
@@ -17,8 +18,9 @@ import anyio
 import anyio.to_thread
 
 from agentweave_bus.bus.connection import BusAddress, Keeper
+from agentweave_bus.bus.stream_limits import StreamLimits
 from agentweave_bus.bus.task_groups import owned_tasks
-from agentweave_bus.config import ControlConfig
+from agentweave_bus.config import ControlConfig, StreamsConfig
 from agentweave_bus.control.composition import Cast, composed_role
 from agentweave_bus.control.grants_watch import GrantsWatch, participants
 from agentweave_bus.control.role import ControlRole
@@ -78,6 +80,7 @@ async def serve_control(config: ControlConfig) -> None:
                     cast=cast,
                     policy=config.grants,
                     audit=config.state_dir / "audit" / "control.jsonl",
+                    limits=_limits(config.streams),
                 ) as role,
                 owned_tasks() as group,
             ):
@@ -90,7 +93,7 @@ async def serve_control(config: ControlConfig) -> None:
                             config.observability.metrics, metrics, source, keeper
                         ) as url,
                     ):
-                        await _make_first_claims(role, cast)
+                        await _make_first_streams(role, cast)
                         group.start_soon(role.run)
                         group.start_soon(_follow, role, cast, grants)
                         lifecycle.say_ready(me, url)
@@ -101,12 +104,27 @@ async def serve_control(config: ControlConfig) -> None:
             await source.aclose()
 
 
-async def _make_first_claims(role: ControlRole, cast: Cast) -> None:
-    """Make everybody's claims; a broker that is starting, too, has some time to be able to."""
+def _limits(streams: StreamsConfig) -> StreamLimits:
+    return StreamLimits(
+        replicas=streams.replicas,
+        queue_tasks=streams.queue_tasks,
+        queue_bytes=streams.queue_bytes,
+        record_age_s=streams.record_age,
+        dead_bytes=streams.dead_bytes,
+        event_bytes=streams.event_bytes,
+    )
+
+
+async def _make_first_streams(role: ControlRole, cast: Cast) -> None:
+    """Make everybody's claims, and bring what there is in line with the limits that are configured now.
+
+    A broker that is starting, too, has some time to be able to.
+    """
     give_up = anyio.current_time() + _START_S
     while True:
         try:
             await role.make_claims(sorted(cast.everyone()))
+            await role.bring_in_line(sorted(cast.everyone()))
         except (BusError, UnreachableError) as error:
             if anyio.current_time() > give_up:
                 raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from agentweave_bus import AgentWeaveClient
@@ -39,6 +41,19 @@ async def test_a_task_is_done_at_a_broker_of_ones_own_with_two_control_roles(tmp
             assert result.data == {"reserved": 1}
             assert await worker.stop() == 0, worker.log.read_text()
             assert await other.stop() == 0, other.log.read_text()
+            changed = await place.start("control", place.control_file("changed", streams={"queue_tasks": 7}))
+            assert changed.said.startswith("ready"), changed.log.read_text()
+            assert await changed.stop(signal.SIGINT) == 0
+            too_many = await place.start("control", place.control_file("many", streams={"replicas": 3}))
+            assert (await too_many.process.wait(), too_many.said) == (2, "")
         said = other.log.read_text()
         assert f"{STOCK} serves durable tasks (process, reserve): made what it needs" in said
         assert "Traceback" not in said
+        # What was there is brought in line when it starts, or it says why that can't be.
+        assert f"(tasks for {STOCK}): update" in changed.log.read_text()
+        refused = too_many.log.read_text()
+        assert (
+            "can't be brought to its declared form: replicas > 1 not supported in non-clustered mode"
+            in refused
+        )
+        assert "Traceback" not in refused

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from agentweave_bus.bus.connection import BusAddress, Keeper
+from agentweave_bus.bus.stream_limits import StreamLimits
 from agentweave_bus.bus.streams import MAX_CONSUMERS, task_consumer, task_streams, tasks_stream
 from agentweave_bus.bus.subjects import Priority, pull_inbox, task_subject
 from agentweave_bus.control import reconcile
@@ -204,3 +205,28 @@ async def session_of(stack, agent):
     async with Keeper(source, ChainVerifier(source), address).open(deadline_s=PATIENCE) as keeper:
         yield source, await keeper.session(PATIENCE)
     await source.aclose()
+
+
+async def test_changed_limits_are_applied_and_what_is_stored_stays(control, mallory):
+    agent = SpiffeID(f"spiffe://{DOMAIN}/agent/limited")
+    before = StreamLimits(queue_tasks=5)
+    await reconcile_streams(control, task_streams(agent, limits=before))
+    for number in range(3):
+        await mallory.send(task_subject(agent, "work"), b"%d" % number)
+    after = StreamLimits(
+        queue_tasks=2, queue_bytes=2**24, record_age_s=before.record_age_s + 1, dead_bytes=2**24
+    )
+    assert await reconcile_streams(control, task_streams(agent, limits=after)) == []
+    told = [
+        await asked(mallory, f"$JS.API.STREAM.INFO.{one.name}") for one in task_streams(agent, limits=after)
+    ]
+    states, _, dead, queue = [one["config"] for one in told]
+    assert (queue["max_msgs"], queue["max_bytes"], dead["max_bytes"]) == (2, 2**24, 2**24)
+    assert states["max_age"] == after.record_age_s * 1_000_000_000
+    assert told[-1]["state"]["messages"] == 3
+
+
+async def test_more_replicas_than_there_are_servers_are_refused_with_what_to_do(control):
+    agent = SpiffeID(f"spiffe://{DOMAIN}/agent/thrice")
+    with pytest.raises(ConfigurationError, match=r"states by .*/thrice.*replicas > 1 not supported"):
+        await reconcile_streams(control, task_streams(agent, limits=StreamLimits(replicas=3)))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentweave_bus.bus.stream_limits import StreamLimits
 from agentweave_bus.bus.streams import (
     event_consumer,
     event_consumer_name,
@@ -58,7 +59,7 @@ def test_what_is_no_pattern_has_no_subject(pattern: str) -> None:
 
 
 def test_a_stream_of_events_is_bounded_and_no_header_can_do_anything() -> None:
-    config = events_stream(P, replicas=3).config
+    config = events_stream(P, limits=StreamLimits(replicas=3)).config
     for weapon in ("allow_rollup_hdrs", "allow_msg_ttl", "allow_msg_schedules", "allow_direct"):
         assert config[weapon] is False
     assert (config["deny_delete"], config["deny_purge"]) == (True, True)

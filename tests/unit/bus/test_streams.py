@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentweave_bus.bus.stream_limits import StreamLimits
 from agentweave_bus.bus.streams import (
     FILTER_KEY,
     PARKED_MAX_AGE_S,
     STATE_MAX_AGE_S,
     TASK_MAX_AGE_S,
-    QueueLimits,
     claim_stream,
     claim_stream_name,
     dead_stream,
@@ -58,7 +58,7 @@ def test_no_header_can_do_anything_and_nothing_is_removed(declare):
         assert not config.get(weapon)
     assert config["storage"] == "file"
     assert config["discard"] == "new"
-    assert declare(A, replicas=3).config["num_replicas"] == 3
+    assert declare(A, limits=StreamLimits(replicas=3)).config["num_replicas"] == 3
 
 
 @pytest.mark.parametrize("declare", SLOTS)
@@ -99,7 +99,7 @@ def test_each_priority_has_a_consumer_of_its_own():
 
 
 def test_a_queue_is_bounded_and_nobody_reads_it_past_its_consumers():
-    config = tasks_stream(A, limits=QueueLimits(7, 1_000)).config
+    config = tasks_stream(A, limits=StreamLimits(queue_tasks=7, queue_bytes=1_000)).config
     assert (config["max_msgs"], config["max_bytes"]) == (7, 1_000)
     assert config["retention"] == "workqueue"
     assert config["allow_direct"] is False

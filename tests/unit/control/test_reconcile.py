@@ -54,6 +54,18 @@ async def test_an_equal_one_is_left_alone():
     assert broker.asked == [(INFO, None)]
 
 
+async def test_where_only_what_is_there_counts_none_is_made():
+    broker = Broker({INFO: MISSING})
+    assert await reconcile_streams(broker, [SPEC], make=False) == []
+    assert broker.asked == [(INFO, None)]
+
+
+async def test_what_a_cluster_can_not_do_now_may_be_asked_for_again():
+    refusal = {"error": {"code": 400, "err_code": 10005, "description": "no suitable peers, peer offline"}}
+    with pytest.raises(BusError, match=f"{SPEC.name} now: no suitable peers"):
+        await reconcile_streams(Broker({INFO: MISSING, CREATE: refusal}), [SPEC])
+
+
 @pytest.mark.parametrize(
     "change", [{"deny_delete": False}, {"max_msgs_per_subject": 2}, {"allow_rollup_hdrs": True}]
 )

@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision, Grants
 from agentweave_bus.authz.circuit_breaker import BreakerSettings, CircuitBreaker, Permit
 from agentweave_bus.bus.blobs import Blobs
-from agentweave_bus.bus.outbound import as_call_errors, outbound_denial
+from agentweave_bus.bus.outbound import as_call_errors, check_arguments, outbound_denial
 from agentweave_bus.bus.records import decision_facts, sealed_facts
 from agentweave_bus.bus.requests import Answer, Request
 from agentweave_bus.bus.subjects import call_subject
@@ -374,6 +374,7 @@ class Client:
             value, data = convert_payload({} if payload is None else payload, limits)
         except AgentWeaveError as error:
             raise CallRefusedError(str(error), step="local", reason=str(error)) from error
+        check_arguments(capability, value)
         if callee.trust_domain not in self.allowed_trust_domains():
             self.metrics.federation_errors.inc()
             raise FederationError(

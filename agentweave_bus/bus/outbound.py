@@ -1,4 +1,4 @@
-"""What ends a call, a task or an event on its sender's side: denials, and errors as callers know them."""
+"""What ends a call, a task or an event on its sender's side: bad payloads, denials, and other errors."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from agentweave_bus.exceptions import (
     UnreachableError,
 )
 from agentweave_bus.observability.metrics import Metrics
+from agentweave_bus.types import JsonValue
 
-__all__ = ["as_call_errors", "outbound_denial"]
+__all__ = ["as_call_errors", "check_arguments", "outbound_denial"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,25 @@ _DENIALS: Final = {
     "task": "submitting {action} to {callee} is not allowed: {reason} (audit id {audit_id})",
     "event": "publishing {action} is not allowed: {reason} (audit id {audit_id})",
 }
+
+
+_JSON_TYPES: Final = {type(None): "null", str: "a string", list: "an array", bool: "a boolean"}
+
+
+def check_arguments(name: str, value: JsonValue) -> None:
+    """Refuse a payload that no handler takes: what is sent to one names its arguments.
+
+    Raises:
+        CallRefusedError: ``value``, the payload as it will be read, is no object.
+
+    """
+    if isinstance(value, dict):
+        return
+    told = (
+        f"what is sent to {name!r} must be an object that names the arguments of its handler, such as"
+        f' {{"order_id": "o-17"}}, not {_JSON_TYPES.get(type(value), "a number")}'
+    )
+    raise CallRefusedError(told, step="local", reason=told)
 
 
 def outbound_denial(

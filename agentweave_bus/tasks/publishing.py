@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext
 from agentweave_bus.bus.connection import Keeper, NotPermittedError, Session
-from agentweave_bus.bus.outbound import as_call_errors, outbound_denial
+from agentweave_bus.bus.outbound import as_call_errors, check_arguments, outbound_denial
 from agentweave_bus.bus.records import decision_facts, sealed_facts
 from agentweave_bus.bus.slots import SlotOutcome, acknowledged
 from agentweave_bus.bus.streams import EVENT_MAX_AGE_S, events_stream_name
@@ -185,6 +185,7 @@ class Publisher:
             value, payload = convert_payload({} if data is None else data)
         except AgentWeaveError as error:
             raise CallRefusedError(str(error), step="local", reason=str(error)) from error
+        check_arguments(name, value)
         if not (_is_number(deadline) and 0 < deadline <= DEFAULT_EVENT_SECONDS):
             raise CallRefusedError(
                 f"an event's deadline is at most {DEFAULT_EVENT_SECONDS:.0f} seconds ahead, not {deadline!r}",

@@ -80,6 +80,24 @@ async def test_what_is_said_of_a_task_says_no_call(bus: MemoryBus, store: StoreA
         await client.publish("stored", {})
 
 
+@pytest.mark.parametrize(
+    ("payload", "kind"), [([7], "an array"), (7, "a number"), ("7", "a string"), (True, "a boolean")]
+)
+async def test_what_names_no_arguments_is_refused_before_it_is_sent(
+    bus: MemoryBus, store: StoreAgent, payload: Any, kind: str
+) -> None:
+    client = await bus.client()
+    for send in (
+        client.submit(bus.id(store), "store", payload),
+        client.call(bus.id(store), "store", payload),
+        client.publish("stored", payload),
+    ):
+        with pytest.raises(CallRefusedError, match=f"must be an object that names.* not {kind}$") as refused:
+            await send
+        assert refused.value.step == "local"
+    assert bus.audit("client/cli", event="submit") == []
+
+
 async def test_a_retry_waits_and_counts(bus: MemoryBus, store: StoreAgent) -> None:
     client = await bus.client()
     handle = await client.submit(bus.id(store), "store", {"number": 7, "fails": 2})

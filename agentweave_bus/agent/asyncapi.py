@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from inspect import cleandoc
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from agentweave_bus.agent.dispatch import BoundCapability
 from agentweave_bus.agent.events import EventHandler
 from agentweave_bus.bus.responder import QUEUE_GROUP
 from agentweave_bus.bus.subjects import Family, Priority, agent_prefix, call_subject, task_subject
+from agentweave_bus.config import BusConfig
 from agentweave_bus.envelope.envelope import JSON_CONTENT_TYPE
 from agentweave_bus.tasks.approving import APPROVE, REJECT
 from agentweave_bus.tasks.controls import CANCEL
@@ -27,6 +29,7 @@ __all__ = ["describe_agent"]
 
 _BINDING: Final = "0.1.0"  # of NATS
 _DIGITS: Final = 12
+_PACKAGE: Final = __name__.partition(".")[0]
 _NUMBER: Final = {"description": "counted from 0"}
 _SUBMITTER: Final = {
     "domain": {
@@ -50,7 +53,7 @@ def describe_agent(agent: SecureAgent) -> dict[str, Any]:
     info = {
         "title": about.name,
         "version": digest,
-        "description": about.description or f"Agent {about.name}.",
+        "description": about.description or _docstring(type(agent)) or f"Agent {about.name}.",
     }
     return {"asyncapi": "3.0.0", "id": str(about.spiffe_id), "info": info, **body}
 
@@ -72,7 +75,7 @@ class _Document:
             self._add_event(handler)
         return {
             "defaultContentType": JSON_CONTENT_TYPE,
-            "servers": dict(_servers(self._agent.config.bus.servers)),
+            "servers": dict(_servers(self._agent.config.bus)),
             "channels": self._channels,
             "operations": self._operations,
             "components": {
@@ -231,14 +234,23 @@ def _how(handler: EventHandler) -> str:
     return "while it runs, by every replica" if handler.spec.every else "while it runs"
 
 
-def _servers(urls: Iterable[str]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    for number, url in enumerate(urls, 1):
+def _docstring(agent: type[SecureAgent]) -> str:
+    """Return what an agent's class says of itself; of what this package says of its own classes nothing."""
+    for one in agent.__mro__:
+        if issubclass(one, SecureAgent) and one.__module__.partition(".")[0] != _PACKAGE and one.__doc__:
+            return cleandoc(one.__doc__)
+    return ""
+
+
+def _servers(bus: BusConfig) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    default = "" if "servers" in bus.model_fields_set else " The configuration names none: it is the default."
+    for number, url in enumerate(bus.servers, 1):
         yield (
             f"broker-{number}",
             {
                 "host": urlsplit(url).netloc,
                 "protocol": "nats",
-                "description": "TLS, with SVIDs on both sides.",
+                "description": f"TLS, with SVIDs on both sides.{default}",
                 "security": [{"$ref": "#/components/securitySchemes/svid"}],
             },
         )

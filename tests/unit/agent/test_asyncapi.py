@@ -188,6 +188,46 @@ def test_its_version_is_that_of_the_interface() -> None:
     assert (said["id"], said["info"]["title"]) == (str(ME), "desk")
 
 
+class Clerk(DeskAgent):
+    """Sits at the desk.
+
+    Takes orders:
+      in a list.
+    """
+
+
+class Heir(Clerk):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("agent", "configured", "said"),
+    [
+        (DeskAgent, "", "Agent desk."),
+        (Clerk, "", "Sits at the desk.\n\nTakes orders:\n  in a list."),
+        (Heir, "", "Sits at the desk.\n\nTakes orders:\n  in a list."),
+        (Clerk, "As configured.", "As configured."),
+    ],
+)
+def test_it_is_described_as_configured_or_by_its_docstring(
+    agent: type[SecureAgent], configured: str, said: str
+) -> None:
+    document = describe_agent(agent(desk(description=configured).config))
+    assert document["info"]["description"] == said
+    assert not mistakes(document)
+
+
+def test_servers_that_are_not_configured_are_said_to_be_the_default() -> None:
+    config = AgentConfig.model_validate({"agent": {"name": "desk", "trust_domain": "shop.test"}})
+    document = describe_agent(DeskAgent(config))
+    (server,) = document["servers"].values()
+    assert server["host"] == "127.0.0.1:4222"
+    assert "it is the default" in server["description"]
+    assert not mistakes(document)
+    configured = describe_agent(desk())["servers"].values()
+    assert not any("default" in one["description"] for one in configured)
+
+
 # --- what it says ---------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "up": ("agentweave_bus.cli.up", "start a whole stack on this machine: broker, identities, agents"),
     "serve": ("agentweave_bus.cli.serve", "serve one agent in this process"),
     "control": ("agentweave_bus.cli.control", "be the control role at brokers of one's own"),
+    "supervise": ("agentweave_bus.cli.supervise", "keep workers running against existing infrastructure"),
+    "supervisor": ("agentweave_bus.cli.supervisor", "look at a running supervisor, and tell it what to do"),
     "call": ("agentweave_bus.cli.call", "ask an agent for a capability and print its result"),
     "submit": ("agentweave_bus.cli.submit", "store a durable task for an agent and print its reference"),
     "task": ("agentweave_bus.cli.task", "look at, watch, cancel or list durable tasks"),
@@ -94,13 +96,21 @@ def _explain(raised: BaseException) -> int:
     raise error
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps every command and its summary on one line: argparse forgets that commands are indented."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = max(map(len, COMMANDS)) + 4
+
+
 def build_parser(arguments: Sequence[str], *, every: bool = False) -> argparse.ArgumentParser:
     """Return the parser for ``arguments``; with ``every`` command's own arguments, or the named one's."""
     parser = argparse.ArgumentParser(
         prog="agentweave",
         description="Signed, authorized agents on a NATS bus.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"agentweave {_version()}")

@@ -9,12 +9,29 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from agentweave_bus.config.document import KeyPath
-from agentweave_bus.config.fields import ConfigModel, FilePath, HandlerPath, Name, Port, TrustDomain
+from agentweave_bus.config.fields import (
+    ConfigModel,
+    FilePath,
+    HandlerPath,
+    Name,
+    Port,
+    Seconds,
+    TrustDomain,
+)
 from agentweave_bus.config.loading import validated
 from agentweave_bus.config.operation import ObservabilityConfig
 from agentweave_bus.config.sources import Settings
 
-__all__ = ["DEFAULT_STACK_FILE", "StackAgent", "StackBus", "StackConfig", "load_stack"]
+__all__ = [
+    "DEFAULT_STACK_FILE",
+    "RecycleConfig",
+    "RestartConfig",
+    "StackAgent",
+    "StackBus",
+    "StackConfig",
+    "WorkerHealthConfig",
+    "load_stack",
+]
 
 DEFAULT_STACK_FILE: Final = "agentweave.yaml"
 
@@ -26,12 +43,52 @@ _FILE_KEYS: Final[tuple[KeyPath, ...]] = (
 )
 
 
+class RestartConfig(ConfigModel):
+    """When a worker that ended by itself is started again; times are seconds."""
+
+    policy: Literal["always", "on-failure", "never"] = "always"
+    first: Seconds = 0.5
+    longest: Seconds = 30.0
+    limit: Annotated[int, Field(strict=True, ge=0, le=1000)] = 5
+    within: Seconds = 60.0
+
+
+class WorkerHealthConfig(ConfigModel):
+    """When a worker that runs is not well; times are seconds."""
+
+    beat: Annotated[float, Field(strict=True, ge=0.1, le=60)] = 2.0
+    silent: Seconds = 20.0
+    deaf: Annotated[float, Field(strict=True, ge=60, le=86_400)] = 120.0
+
+    @model_validator(mode="after")
+    def _more_than_a_beat(self) -> Self:
+        if self.silent < 3 * self.beat:
+            raise ValueError(
+                f"silent ({self.silent:g} s) is less than three beats of {self.beat:g} s:"
+                " a worker that is well would be killed for one that comes late"
+            )
+        return self
+
+
+class RecycleConfig(ConfigModel):
+    """When a worker that is well is replaced by a fresh one; ``after`` is in seconds."""
+
+    tasks: Annotated[int, Field(strict=True, ge=1, le=2**40)] | None = None
+    memory_mb: Annotated[int, Field(strict=True, ge=1, le=2**20)] | None = None
+    after: Annotated[float, Field(strict=True, ge=1, le=31_536_000)] | None = None
+
+
 class StackAgent(ConfigModel):
-    """One agent: its configuration file, optionally its class, and how many processes run it."""
+    """One agent: its configuration file, optionally its class, and the processes that run it."""
 
     config: FilePath
     class_: Annotated[HandlerPath | None, Field(alias="class")] = None
     replicas: Annotated[int, Field(strict=True, ge=1, le=256)] = 1
+    env: dict[str, str] = Field(default_factory=dict)
+    restart: RestartConfig = RestartConfig()
+    health: WorkerHealthConfig = WorkerHealthConfig()
+    recycle: RecycleConfig = RecycleConfig()
+    drain_timeout: Annotated[float, Field(strict=True, gt=0, le=3_600)] | None = None
 
 
 class StackBus(ConfigModel):

@@ -12,7 +12,6 @@ import logging
 import os
 import stat
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,10 +20,12 @@ from typing import IO, Any, Final
 
 import yaml
 
-from agentweave_bus.config import AgentConfig, StackAgent, StackConfig, load_config
+from agentweave_bus.config import StackConfig
 from agentweave_bus.embedded.stack import EmbeddedStack, StackSettings, embedded_stack
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.supervisor.place import METRICS_PORT
+from agentweave_bus.supervisor.plans import PlannedAgent, has_its_port, planned_agents
 from agentweave_bus.supervisor.worker_process import WorkerProcesses, WorkerSpec
 
 __all__ = [
@@ -41,29 +42,9 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _ENDPOINT: Final = "AGENTWEAVE_IDENTITY__SPIFFE_ENDPOINT"
-_METRICS_PORT: Final = "AGENTWEAVE_OBSERVABILITY__METRICS__PORT"
 _CLIENT_HEAD: Final = "# Written by `agentweave up`"
 _STATE: Final = frozenset({"audit", "authorities", "authority", "broker", "clients", "lock"})
 _SOCKETS_PREFIX: Final = "agentweave-"  # as embedded/stack.py calls them
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedAgent:
-    """One agent of a stack: its entry in the stack's file, its own configuration, its identity."""
-
-    entry: StackAgent
-    config: AgentConfig
-
-    @property
-    def spiffe_id(self) -> SpiffeID:
-        """The identity that its workers get."""
-        return self.config.agent.spiffe_id
-
-    @property
-    def replicas(self) -> tuple[str, ...]:
-        """A name for each of its processes."""
-        name, count = self.config.agent.name, self.entry.replicas
-        return (name,) if count == 1 else tuple(f"{name}/{number}" for number in range(1, count + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +73,17 @@ class LocalStack:
 
 
 def plan_agents(config: StackConfig, environment: str | None = None) -> tuple[PlannedAgent, ...]:
-    """Load every agent's configuration and check that they fit together.
+    """Load every agent's configuration and check that they fit together, and to the stack.
 
     Raises:
-        ConfigurationError: a file is wrong, an agent is of another trust domain, says nowhere which class
-            to run, or has the name of another.
+        ConfigurationError: as :func:`~agentweave_bus.supervisor.plans.planned_agents`; or an agent is of
+            another trust domain than the stack.
 
     """
-    agents = []
-    for entry in config.agents:
-        agent = PlannedAgent(entry, load_config(entry.config, environment=environment))
-        _check_agent(config, agent)
-        agents.append(agent)
-    names = Counter(agent.config.agent.name for agent in agents)
-    if twice := sorted(name for name, count in names.items() if count > 1):
-        raise ConfigurationError(
-            f"Several agents are called {', '.join(twice)}.",
-            key="agents",
-            hint="Give each a name of its own, or use replicas to run more of one.",
-        )
-    return tuple(agents)
+    agents = planned_agents(config, environment)
+    for agent in agents:
+        _check_domain(config, agent)
+    return agents
 
 
 @asynccontextmanager
@@ -199,20 +171,13 @@ def revocations_file(config: StackConfig) -> Path | None:
     return None if config.revocations is None else config.revocations.absolute()
 
 
-def _check_agent(config: StackConfig, agent: PlannedAgent) -> None:
-    about = agent.config.agent
-    if about.trust_domain != config.trust_domain:
+def _check_domain(config: StackConfig, agent: PlannedAgent) -> None:
+    domain = agent.config.agent.trust_domain
+    if domain != config.trust_domain:
         raise ConfigurationError(
-            f"{agent.entry.config}: agent.trust_domain is {about.trust_domain}, the stack's is"
-            f" {config.trust_domain}.",
+            f"{agent.entry.config}: agent.trust_domain is {domain}, the stack's is {config.trust_domain}.",
             key="trust_domain",
             hint="Its authority issues for one trust domain only: make the two equal.",
-        )
-    if agent.entry.class_ is None and about.class_ is None:
-        raise ConfigurationError(
-            f"{agent.entry.config}: it is not said which class to run.",
-            key="agent.class",
-            hint="Set agent.class to module:Class there, or class beside it in the stack's file.",
         )
 
 
@@ -230,7 +195,7 @@ def _specs(
         variables = {
             **stack.environment(agent.spiffe_id),
             **_variables(config, agent),
-            **({} if _has_its_port(agent, agents) else {_METRICS_PORT: "0"}),
+            **({} if has_its_port(agent, agents) else {METRICS_PORT: "0"}),
         }
         if environment is not None:
             variables["AGENTWEAVE_ENV"] = environment
@@ -270,15 +235,6 @@ def _authorities(config: StackConfig) -> Path:
     return config.state_dir.absolute() / "authorities"
 
 
-def _has_its_port(agent: PlannedAgent, agents: tuple[PlannedAgent, ...]) -> bool:
-    """Say whether an agent's metrics are on the port that its file names: nobody else here may want it."""
-    metrics = agent.config.observability.metrics
-    wanted = sum(
-        one.entry.replicas for one in agents if one.config.observability.metrics.port == metrics.port
-    )
-    return "port" in metrics.model_fields_set and wanted == 1
-
-
 def overrides(agents: tuple[PlannedAgent, ...]) -> tuple[Override, ...]:
     """Return which settings that the agents' files really make a stack of these agents replaces."""
     return tuple(one for agent in agents for one in _overrides_of(agent, agents))
@@ -298,8 +254,8 @@ def _overrides_of(agent: PlannedAgent, agents: tuple[PlannedAgent, ...]) -> Iter
         yield Override(name, "bus.servers", ", ".join(bus.servers), "AGENTWEAVE_BUS__SERVERS")
     metrics = settings.observability.metrics
     named = "port" in metrics.model_fields_set and metrics.port != 0
-    if metrics.enabled and named and not _has_its_port(agent, agents):
-        yield Override(name, "observability.metrics.port", str(metrics.port), _METRICS_PORT)
+    if metrics.enabled and named and not has_its_port(agent, agents):
+        yield Override(name, "observability.metrics.port", str(metrics.port), METRICS_PORT)
 
 
 # --- what clients are given ------------------------------------------------------------------------------

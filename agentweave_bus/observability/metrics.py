@@ -256,6 +256,14 @@ class Metrics:
         series: Gauge = self._one("calls_in_flight", direction)
         return series
 
+    def now_serving(self) -> int:
+        """Return how many requests are being served."""
+        return int(_total(self.calls_in_flight, "agentweave_calls_in_flight", direction=Direction.INBOUND))
+
+    def handled(self) -> int:
+        """Return how often a handler has run until now."""
+        return int(_total(self.task_duration, "_count"))
+
     def handler_ended(self, capability: str, seconds: float) -> None:
         """Count the ``seconds`` that a handler ran."""
         self._one("task_duration", self._known(Direction.INBOUND, capability)).observe(seconds)
@@ -312,3 +320,13 @@ class Metrics:
             self.mtls_handshakes.labels(result)
         for reason in DropReason:
             self.replies_dropped.labels(reason)
+
+
+def _total(metric: Any, ending: str, **labels: str) -> float:
+    """Sum the samples of a metric whose name ends so and that have these labels."""
+    return sum(
+        float(sample.value)
+        for family in metric.collect()
+        for sample in family.samples
+        if sample.name.endswith(ending) and labels.items() <= sample.labels.items()
+    )

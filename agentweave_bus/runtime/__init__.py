@@ -5,8 +5,8 @@ programs that are none. Importing this package lets ``agent.run()`` find its run
 """
 
 from agentweave_bus.agent import install_runner
+from agentweave_bus.observability.heartbeat import READY_FD
 from agentweave_bus.runtime.clients import AgentWeaveClient, SyncAgentWeaveClient
-from agentweave_bus.runtime.lifecycle import READY_FD
 from agentweave_bus.runtime.serving import Runner
 from agentweave_bus.runtime.wiring import Connected, connected
 

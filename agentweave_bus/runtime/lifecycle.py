@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import anyio
 
@@ -17,19 +17,14 @@ from agentweave_bus.config import LoggingConfig, MetricsConfig
 from agentweave_bus.exceptions import SvidUnavailableError
 from agentweave_bus.identity import IdentitySource
 from agentweave_bus.observability.exposition import Exposition
+from agentweave_bus.observability.heartbeat import SupervisorPipe
 from agentweave_bus.observability.logs import configure_logging
 from agentweave_bus.observability.metrics import Metrics
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["READY_FD", "health_listener", "logging_of", "say_ready", "stop_signals"]
+__all__ = ["health_listener", "logging_of", "say_ready", "stop_signals"]
 
 _log = logging.getLogger(__name__)
-
-READY_FD: Final = "AGENTWEAVE_READY_FD"
-"""Environment variable: a file descriptor on which a worker writes ``ready`` once it takes calls.
-
-After a space the line names where its metrics are, if it has a listener.
-"""
 
 
 @contextmanager
@@ -87,16 +82,12 @@ def _has_svid(source: IdentitySource) -> bool:
     return True
 
 
-def say_ready(me: SpiffeID, metrics_url: str | None) -> None:
-    """Tell whoever started this process that it does its work from now on."""
+def say_ready(me: SpiffeID, metrics_url: str | None) -> SupervisorPipe:
+    """Tell whoever started this process that it does its work from now on; return how to tell it more."""
     _log.info("%s is ready", me)
-    descriptor = os.environ.get(READY_FD)
-    if descriptor is None:
-        return
-    try:
-        os.write(int(descriptor), " ".join(filter(None, ("ready", metrics_url))).encode() + b"\n")
-    except (OSError, ValueError) as error:
-        _log.warning("%s=%s can't be written to: %s", READY_FD, descriptor, error)
+    pipe = SupervisorPipe(os.environ)
+    pipe.ready(metrics_url)
+    return pipe
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Serving an agent: the gate in front of its capabilities, its context, its signals, its readiness.
 
 The order of starting: connect; run ``on_start``; say ready. Calls that arrive before that wait. The order
-of stopping: take no new calls; let those in flight finish, for 30 s at most; run ``on_stop``; disconnect.
+of stopping: take no new calls; let those in flight finish, for ``bus.drain_timeout`` at most; run
+``on_stop``; disconnect.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from agentweave_bus.observability.logs import log_context
 from agentweave_bus.observability.metrics import Direction, Metrics
 from agentweave_bus.observability.tracing import Span, Tracing
 from agentweave_bus.runtime import lifecycle
+from agentweave_bus.runtime.beating import beat
 from agentweave_bus.runtime.event_service import EventService
 from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.runtime.task_service import Steps, TaskService, Telling
@@ -54,7 +56,6 @@ __all__ = ["Runner"]
 
 _log = logging.getLogger(__name__)
 
-_DRAIN_SECONDS: Final = 30.0
 _ON_STOP_SECONDS: Final = 10.0
 
 
@@ -190,9 +191,10 @@ def _health_listener(parts: Connected) -> AbstractContextManager[str | None]:
 class Runner:
     """Serves an agent: connects it, answers its calls, and takes it down in order when told to stop.
 
-    The order of stopping: no new calls; those in flight finish, for 30 s at most; ``on_stop``, for 10 s at
-    most; disconnect. While it serves, the process's log is the configured one, unless the program has
-    configured logging itself. ``on_started`` is called once, before it is said that calls are taken.
+    The order of stopping: no new calls; those in flight finish, for ``bus.drain_timeout`` at most;
+    ``on_stop``, for 10 s at most; disconnect. While it serves, the process's log is the configured one,
+    unless the program has configured logging itself. ``on_started`` is called once, before it is said that
+    calls are taken.
     """
 
     def __init__(
@@ -287,9 +289,10 @@ class _Served:
                     self._started.set()
                     group.start_soon(self._announce_rotations, parts)
                     async with self._tasks.running(), self._events.running():
-                        lifecycle.say_ready(parts.me, metrics_url)
+                        pipe = lifecycle.say_ready(parts.me, metrics_url)
+                        group.start_soon(beat, pipe, parts, self._tasks)
                         await stop_signal()
-                        await parts.keeper.drain(_DRAIN_SECONDS, self._drain)
+                        await parts.keeper.drain(parts.config.bus.drain_timeout, self._drain)
                 finally:
                     group.cancel_scope.cancel()
                     with anyio.move_on_after(_ON_STOP_SECONDS, shield=True):

@@ -38,8 +38,8 @@ __all__ = ["Steps", "TaskService", "Telling"]
 
 _log = logging.getLogger(__name__)
 
-_GRACE_S: Final = 8.0
-"""How long tasks may go on when their worker is told to stop; the embedded stack waits a bit longer."""
+_PART_FOR_TASKS: Final = 0.9
+"""Of the time for draining: the rest is for giving back what has not ended by then."""
 
 _CONCURRENCY: Final = 32
 """How many attempts at tasks of one capability run at once, where the capability does not say."""
@@ -57,6 +57,7 @@ class TaskService:
     ) -> None:
         self._table = {name: bound for name, bound in table.items() if name != HEALTH}
         self._seconds = parts.config.bus.task_timeout
+        self._grace_s = _PART_FOR_TASKS * parts.config.bus.drain_timeout
         acknowledgements = Acknowledgements(parts.keeper)
         self.performer = Performer(
             me=parts.me,
@@ -126,6 +127,11 @@ class TaskService:
             finally:
                 group.cancel_scope.cancel()
 
+    @property
+    def idle_s(self) -> float | None:
+        """For how long a queue was asked for nothing although there is room, in seconds; else ``None``."""
+        return max((idle for one in self._pullers if (idle := one.idle_s) is not None), default=None)
+
     async def drain(self) -> None:
         """Take nothing more, and return when what runs has ended.
 
@@ -134,10 +140,10 @@ class TaskService:
         """
         for puller in self._pullers:
             puller.stop()
-        with anyio.move_on_after(_GRACE_S):
+        with anyio.move_on_after(self._grace_s):
             await self._ended()
         if any(left := [puller.running for puller in self._pullers]):
-            _log.warning("%d tasks have not ended in %g s and are given back", sum(left), _GRACE_S)
+            _log.warning("%d tasks have not ended in %g s and are given back", sum(left), self._grace_s)
             for puller in self._pullers:
                 puller.give_back()
         await self._ended()

@@ -3,7 +3,7 @@
 Each is ``python -m agentweave_bus.worker FILE`` in a session of its own, so that Ctrl-C in a terminal
 reaches whoever owns them and not all of them at once. A worker writes ``ready`` on a pipe; what it writes
 on standard output and error is handed on line by line. One that ends is reported, not restarted: that is
-a supervisor's task.
+for :mod:`.supervisor`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from agentweave_bus.exceptions import AgentWeaveError, WorkerError
-from agentweave_bus.runtime import READY_FD
+from agentweave_bus.observability.heartbeat import BEAT_SECONDS, MAX_LINE_BYTES, READY_FD, Heartbeat
 from agentweave_bus.supervisor.lifeline import dies_with_this_process
 
 __all__ = ["WorkerExit", "WorkerProcess", "WorkerProcesses", "WorkerSpec"]
@@ -39,13 +39,20 @@ class WorkerSpec:
     """One process to run.
 
     ``name`` is unique and marks its log lines; ``config`` is the agent's YAML; ``class_path``
-    (``module:Class``) replaces its ``agent.class``; ``environment`` is added to this process's.
+    (``module:Class``) replaces its ``agent.class``; ``environment`` is added to this process's. It is asked
+    to beat every ``beat_s`` seconds; ``None`` is never.
     """
 
     name: str
     config: Path
     class_path: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    beat_s: float | None = None
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment in which it runs."""
+        beats = {} if self.beat_s is None else {BEAT_SECONDS: str(self.beat_s)}
+        return {**os.environ, **self.environment, **beats}
 
     def command(self) -> list[str]:
         """Return what is run."""
@@ -70,10 +77,25 @@ def _how(code: int) -> str:
 
 
 class WorkerProcess:
-    """One running worker. Made by :class:`WorkerProcesses`."""
+    """One running worker. Made by :class:`WorkerProcesses` or a supervisor.
 
-    def __init__(self, spec: WorkerSpec, on_line: Callable[[str, str], None]) -> None:
+    ``on_line(name, line)`` gets what it writes, ``on_news()`` is called when it has beaten or ended.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        on_line: Callable[[str, str], None],
+        on_news: Callable[[], None] = lambda: None,
+    ) -> None:
         self.spec = spec
+        self.beat: Heartbeat | None = None
+        """The last one."""
+        self.heard_at = 0.0
+        """When it last said anything on its pipe, by the loop's clock in seconds."""
+        self.started_at = 0.0
+        self._on_news = on_news
+        self._hearing: asyncio.Task[None] | None = None
         self.metrics_url: str | None = None
         """Where its metrics are, once it is ready; ``None`` when it has no listener."""
         self._on_line = on_line
@@ -106,7 +128,7 @@ class WorkerProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 limit=_MAX_LINE_BYTES,
-                env={**os.environ, **self.spec.environment, READY_FD: str(write_fd)},
+                env={**self.spec.variables(), READY_FD: str(write_fd)},
                 pass_fds=(write_fd,),
                 start_new_session=True,
             )
@@ -115,6 +137,7 @@ class WorkerProcess:
             raise
         finally:
             os.close(write_fd)
+        self.started_at = asyncio.get_running_loop().time()
         self._reader = asyncio.create_task(self._read_lines(), name=f"{self.spec.name} log")
         await self._await_ready(read_fd, deadline_s)
 
@@ -144,9 +167,10 @@ class WorkerProcess:
             await asyncio.wait_for(self._process.wait(), stop_s)
         self.kill()
         await self.wait()
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+        readers = [one for one in (self._reader, self._hearing) if one is not None]
+        for one in readers:
+            one.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
 
     def _started(self) -> asyncio.subprocess.Process:
         if self._process is None:
@@ -160,19 +184,39 @@ class WorkerProcess:
 
     async def _await_ready(self, read_fd: int, deadline_s: float) -> None:
         loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
+        reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
         pipe = os.fdopen(read_fd, "rb", buffering=0)
         transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
         try:
             line = await asyncio.wait_for(reader.readline(), deadline_s)
         except TimeoutError:
-            raise self._failed(f"was not ready within {deadline_s:g} s") from None
-        finally:
             transport.close()
+            raise self._failed(f"was not ready within {deadline_s:g} s") from None
+        except BaseException:
+            transport.close()
+            raise
         word, _, url = line.decode().strip().partition(" ")
         if word != "ready":
+            transport.close()
             raise await self._not_ready()
         self.metrics_url = url or None
+        self.heard_at = loop.time()
+        self._hearing = asyncio.create_task(self._hear(reader, transport), name=f"{self.spec.name} beats")
+
+    async def _hear(self, reader: asyncio.StreamReader, transport: asyncio.ReadTransport) -> None:
+        """Take note of beats until the worker closes its pipe, which it does with its end."""
+        try:
+            while line := await reader.readline():
+                word, _, told = line.decode(errors="replace").partition(" ")
+                if word == "beat":
+                    self.beat = Heartbeat.read(told)
+                    self.heard_at = asyncio.get_running_loop().time()
+                    self._on_news()
+        except ValueError as error:  # then it counts as silent
+            self._on_line(self.spec.name, f"(its heartbeat can't be read: {error})")
+        finally:
+            transport.close()
+            self._on_news()
 
     async def _not_ready(self) -> WorkerError:
         try:

@@ -20,7 +20,6 @@ from agentweave_bus.tasks.pulling import (
     LATE_S,
     Puller,
     first_of,
-    request_next,
     unguessable_inbox,
 )
 from agentweave_bus.tasks.queue import Delivery, read_delivery
@@ -101,7 +100,7 @@ class EventPuller(Puller):
         missing = self._missing
         self._asked += missing
         self._asked_until = self._monotonic() + EXPIRES_S + LATE_S
-        await request_next(session, self._consumer, self._inbox, missing)
+        await self._request(session, self._consumer, self._inbox, missing)
 
     async def _on_message(self, message: Msg) -> None:
         if message.subject == self._inbox:

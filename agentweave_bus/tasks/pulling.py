@@ -66,6 +66,12 @@ class Puller(ABC):
         self._stopped = False
         self.ended = asyncio.Event()  # set when it has been stopped and nothing runs any more
         self._turns = Turns()
+        self._asked_at = asyncio.get_running_loop().time()
+
+    @property
+    def idle_s(self) -> float | None:
+        """For how many seconds nothing was asked for although there is room; ``None`` where there is none."""
+        return asyncio.get_running_loop().time() - self._asked_at if self._free > 0 else None
 
     @property
     def running(self) -> int:
@@ -107,6 +113,12 @@ class Puller(ABC):
     @abstractmethod
     async def _pull_on(self, session: Session, over: asyncio.Future[None]) -> None:
         """Pull on one connection until it is retired or lost; then ``over`` is done."""
+
+    async def _request(
+        self, session: Session, consumer: tuple[str, str], inbox: str, batch: int, *, wait: bool = True
+    ) -> None:
+        self._asked_at = asyncio.get_running_loop().time()
+        await request_next(session, consumer, inbox, batch, wait=wait)
 
     @property
     def _free(self) -> int:

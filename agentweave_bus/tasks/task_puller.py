@@ -31,7 +31,6 @@ from agentweave_bus.tasks.pulling import (
     LATE_S,
     Puller,
     first_of,
-    request_next,
     unguessable_inbox,
 )
 from agentweave_bus.tasks.queue import Delivery, read_delivery
@@ -142,22 +141,22 @@ class TaskPuller(Puller):
             if queue.empty or queue.waits:
                 continue
             batch = 1 if queue.passed >= MOST_PASSED else free
-            await self._request(session, queue, batch, wait=False)
+            await self._ask_queue(session, queue, batch, wait=False)
             return
         for queue in self._queues:
             queue.empty = False
             if not queue.waits:
                 batch = max(1, free // 4) if queue.priority is Priority.NORMAL else 1
-                await self._request(session, queue, batch, wait=True)
+                await self._ask_queue(session, queue, batch, wait=True)
 
     def _in_turn(self) -> list[_Queue]:
         """Return the queues, those first that were passed over for long, then the most urgent."""
         return sorted(self._queues, key=lambda queue: queue.passed < MOST_PASSED)
 
-    async def _request(self, session: Session, queue: _Queue, batch: int, *, wait: bool) -> None:
+    async def _ask_queue(self, session: Session, queue: _Queue, batch: int, *, wait: bool) -> None:
         queue.left, queue.waits = batch, wait
         queue.until = self._monotonic() + LATE_S + (EXPIRES_S if wait else 0.0)
-        await request_next(session, queue.consumer, queue.inbox, batch, wait=wait)
+        await self._request(session, queue.consumer, queue.inbox, batch, wait=wait)
 
     # --- what comes --------------------------------------------------------------------------------------
 

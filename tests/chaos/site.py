@@ -27,7 +27,7 @@ from agentweave_bus.embedded.nats_server import NatsServer
 from agentweave_bus.embedded.workload_api import WorkloadApiServer
 from agentweave_bus.envelope import control_role
 from agentweave_bus.identity import Authority
-from agentweave_bus.runtime import READY_FD
+from agentweave_bus.observability.heartbeat import READY_FD
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.supervisor.lifeline import dies_with_this_process
 from tests.chaos.plan import AGENT, AUDITOR, CLIENT, DOMAIN, KINDS, SETTINGS, Settings

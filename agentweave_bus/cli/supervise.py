@@ -1,0 +1,166 @@
+"""``agentweave supervise``: workers of a file, against whatever infrastructure their configurations name."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import anyio
+
+from agentweave_bus.cli.exit_codes import ExitCode, single_error
+from agentweave_bus.cli.output import as_json, message, wants_json
+from agentweave_bus.config import StackConfig, load_stack
+from agentweave_bus.exceptions import ConfigurationError, WorkerError
+from agentweave_bus.observability.logs import configure_logging
+from agentweave_bus.supervisor.control_socket import SOCKET_NAME, control_socket
+from agentweave_bus.supervisor.plans import planned_agents, plans_of
+from agentweave_bus.supervisor.requests import answering
+from agentweave_bus.supervisor.supervisor import Supervisor, supervised
+
+__all__ = ["add_arguments", "run"]
+
+_EPILOG: Final = """\
+Example:
+  agentweave supervise agentweave.yaml
+  agentweave supervise agentweave.yaml --state-dir /run/shop --env production
+  agentweave supervisor status --state-dir /run/shop
+
+It starts no broker, no identities and no policies: the agents' own files say where those are. Ctrl-C or
+SIGTERM ends all workers in order; a second one does not wait for what is still being handled. SIGHUP reads
+the files again and replaces the workers one by one.
+
+Exit codes: 0 told to stop, 1 no worker is left that would be started again, 2 usage or configuration.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.epilog = _EPILOG
+    parser.add_argument("file", metavar="FILE", help="the YAML that lists the agents, as `up` takes it")
+    parser.add_argument("--state-dir", metavar="DIR", help="of its socket, instead of the file's state_dir")
+    parser.add_argument(
+        "--env", choices=("production", "development"), help="for the agents, instead of AGENTWEAVE_ENV"
+    )
+    parser.add_argument("--json", action="store_true", help="say ready as JSON also in a terminal")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Keep the workers running until a signal."""
+    if options.state_dir is not None:
+        os.environ["AGENTWEAVE_STACK__STATE_DIR"] = options.state_dir
+    config = load_stack(options.file)
+    if not config.agents:
+        raise ConfigurationError(
+            f"{options.file} lists no agents.", key="agents", hint="Add one: agents: [{config: order.yaml}]."
+        )
+    logging = config.observability.logging
+    if sys.stderr.isatty() and "format" not in logging.model_fields_set:
+        logging = logging.model_copy(update={"format": "text"})
+    configure_logging(logging)
+    supervise = _Supervise(config, options)
+    try:
+        asyncio.run(supervise.run())
+    except BaseExceptionGroup as group:
+        raise single_error(group) from group
+    return supervise.exit_code
+
+
+class _Supervise:
+    """One run of the command."""
+
+    def __init__(self, config: StackConfig, options: argparse.Namespace) -> None:
+        self.exit_code = ExitCode.DONE
+        self._options = options
+        self._socket = config.state_dir.absolute() / SOCKET_NAME
+        self._plans = plans_of(planned_agents(config, options.env), options.env)
+        self._width = max(len(plan.name_of(plan.replicas)) for plan in self._plans)
+        self._told = anyio.Event()
+        self._reload = anyio.Event()
+
+    async def run(self) -> None:
+        """Hold the workers until a signal, or until none is left."""
+        async with supervised(on_line=self._show_line, on_event=_say) as supervisor:
+            with self._signals(supervisor):
+                async with (
+                    control_socket(self._socket, answering(supervisor, lambda: self._roll(supervisor))),
+                    anyio.create_task_group() as group,
+                ):
+                    group.start_soon(self._start, supervisor)
+                    group.start_soon(self._watch, supervisor)
+                    group.start_soon(self._heed_reloads, supervisor)
+                    await self._told.wait()
+                    group.cancel_scope.cancel()
+                await _ended(supervisor)
+
+    async def _start(self, supervisor: Supervisor) -> None:
+        with suppress(WorkerError):  # it was told as it happened, and the others go on
+            await supervisor.start(self._plans)
+            facts = {"ready": True, "socket": str(self._socket), "workers": supervisor.status()}
+            print(as_json(facts) if wants_json(self._options.json) else _ready_text(facts), flush=True)
+
+    async def _watch(self, supervisor: Supervisor) -> None:
+        await supervisor.until_nobody_works()
+        message("agentweave: no worker is left.")
+        self.exit_code = ExitCode.FAILED
+        self._told.set()
+
+    async def _heed_reloads(self, supervisor: Supervisor) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload = anyio.Event()
+            try:
+                await self._roll(supervisor)
+            except ConfigurationError as error:
+                message(f"agentweave: everything stays as it was: {error}")
+
+    async def _roll(self, supervisor: Supervisor) -> None:
+        config = load_stack(self._options.file)
+        await supervisor.roll(plans_of(planned_agents(config, self._options.env), self._options.env))
+
+    @contextmanager
+    def _signals(self, supervisor: Supervisor) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            if self._told.is_set():
+                supervisor.kill()
+            else:
+                message("stopping ...")
+                self._told.set()
+
+        def reload() -> None:
+            self._reload.set()  # another one each time
+
+        handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: reload}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            yield
+        finally:
+            for number in handlers:
+                loop.remove_signal_handler(number)
+
+    def _show_line(self, worker: str, line: str) -> None:
+        sys.stderr.write(f"{worker.ljust(self._width)} | {line}\n")
+
+
+async def _ended(supervisor: Supervisor) -> None:
+    """End all workers in order while signals are still heard."""
+    supervisor.drain()
+    await supervisor.until_all_have_ended()
+
+
+def _say(text: str) -> None:
+    message(f"agentweave: {text}")
+
+
+def _ready_text(facts: dict[str, Any]) -> str:
+    names = ", ".join(one["name"] for one in facts["workers"])
+    return f"Ready: {names}\nAsk it with `agentweave supervisor status`; its socket is {facts['socket']}."

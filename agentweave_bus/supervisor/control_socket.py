@@ -1,0 +1,147 @@
+"""Asking a running supervisor: a unix socket that its own user alone can open.
+
+One request a connection, a line of JSON each way. Who may open the socket may do what the supervisor's user
+may, which is to signal its processes anyway; nothing about tasks can be asked here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError, UnreachableError
+
+__all__ = ["SOCKET_NAME", "ask_supervisor", "control_socket"]
+
+SOCKET_NAME: Final = "supervisor.sock"
+
+_MAX_BYTES: Final = 1024 * 1024
+_REQUEST_S: Final = 5.0
+_MOST_AT_ONCE: Final = 16
+
+Answer = Callable[[Mapping[str, Any]], Awaitable[Any]]
+
+
+@asynccontextmanager
+async def control_socket(path: Path, answer: Answer) -> AsyncIterator[None]:
+    """Answer requests at ``path`` for the length of the block; it is removed at the end.
+
+    One supervisor has it at a time: a lock on the file beside it ends with the process, however that ends.
+    ``answer`` gets what was asked, an object, and returns what is answered, any JSON; an
+    :class:`~agentweave_bus.exceptions.AgentWeaveError` is told to who asked.
+
+    Raises:
+        ConfigurationError: another supervisor is there.
+
+    """
+    places = asyncio.Semaphore(_MOST_AT_ONCE)
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with places:
+                told = await _answered(reader, answer)
+                writer.write(json.dumps(told).encode() + b"\n")
+                async with asyncio.timeout(_REQUEST_S):
+                    await writer.drain()
+        except (OSError, TimeoutError):
+            pass  # who asked has gone
+        finally:
+            writer.close()
+
+    with _alone(path):
+        server = await asyncio.start_unix_server(connected, sock=_bound(path), limit=_MAX_BYTES)
+        try:
+            async with server:
+                yield
+        finally:
+            path.unlink(missing_ok=True)  # noqa: ASYNC240 - a name in a directory of our own
+
+
+async def ask_supervisor(path: Path, request: Mapping[str, Any], timeout_s: float) -> Any:
+    """Ask the supervisor at ``path`` and return its answer, within ``timeout_s`` seconds.
+
+    Raises:
+        UnreachableError: nobody answers there.
+        AgentWeaveError: it can't do what it was asked; the message says why.
+
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            with _reachable(path) as short:
+                reader, writer = await asyncio.open_unix_connection(short, limit=_MAX_BYTES)
+            try:
+                writer.write(json.dumps(request).encode() + b"\n")
+                line = await reader.readline()
+            finally:
+                writer.close()
+        told = json.loads(line)
+    except (OSError, ValueError) as error:
+        raise UnreachableError(f"no supervisor answers at {path}: is one running there?") from error
+    if "error" in told:
+        raise AgentWeaveError(told["error"])
+    return told["answer"]
+
+
+async def _answered(reader: asyncio.StreamReader, answer: Answer) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(_REQUEST_S):
+            request = json.loads(await reader.readline())
+    except (TimeoutError, ValueError):
+        return {"error": "that is no request"}
+    if not isinstance(request, dict):
+        return {"error": "that is no request"}
+    try:
+        return {"answer": await answer(request)}
+    except AgentWeaveError as error:
+        return {"error": str(error)}
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigurationError(
+                f"Another supervisor is at {path}.",
+                key="state_dir",
+                hint="Stop that one, or name another directory with --state-dir.",
+            ) from None
+        yield
+
+
+def _bound(path: Path) -> socket.socket:
+    """Bind a socket that only this user can open, from its first moment on."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()  # of a supervisor that was killed: the lock is ours
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        with _reachable(path) as short:
+            made.bind(short)
+    except BaseException:
+        made.close()
+        raise
+    finally:
+        os.umask(before)
+    return made
+
+
+@contextmanager
+def _reachable(path: Path) -> Iterator[str]:
+    """Yield a name of ``path`` that is short enough for a socket's address, whatever directory it lies in."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)

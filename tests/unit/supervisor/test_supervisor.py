@@ -1,0 +1,246 @@
+"""Workers under a supervisor; each is a real process that misbehaves on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from agentweave_bus.exceptions import AgentWeaveError, WorkerError
+from agentweave_bus.supervisor.place import PlaceState, WorkerPlan
+from agentweave_bus.supervisor.rules import HealthRule, RecycleRule, RestartRule
+from agentweave_bus.supervisor.supervisor import Supervisor, supervised
+from tests.unit.supervisor.programs import BEATS, HEAD, program
+
+pytestmark = pytest.mark.anyio
+
+QUICK = RestartRule(first_s=0.02, longest_s=0.1, limit=3, within_s=60)
+BEAT = HealthRule(beat_s=0.1, silent_s=0.8, deaf_s=5)
+
+
+class Stage:
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+        self.events: list[str] = []
+        self.changed = asyncio.Event()
+        self.supervisor: Supervisor
+
+    def said(self, text: str) -> bool:
+        return any(text in one for one in self.events)
+
+    async def until(self, check) -> None:
+        with anyio.fail_after(15):
+            while not check():
+                self.changed.clear()
+                await self.changed.wait()
+
+    def line(self, name: str, line: str) -> None:
+        self.lines.append((name, line))
+        self.changed.set()
+
+    def event(self, text: str) -> None:
+        self.events.append(text)
+        self.changed.set()
+
+
+@asynccontextmanager
+async def stage(**options) -> AsyncIterator[Stage]:
+    made = Stage()
+    async with supervised(
+        on_line=made.line,
+        on_event=made.event,
+        on_change=made.changed.set,
+        **options,
+    ) as made.supervisor:
+        yield made
+
+
+def plan(name: str = "a", code: str = BEATS, **more) -> WorkerPlan:
+    environment = more.pop("environment", {})
+    known = {"restart": QUICK, "health": BEAT, "drain_s": 1.0, "ready_s": 10.0}
+    return WorkerPlan(spec=program(name, code, **environment), **{**known, **more})
+
+
+async def ready_again(made: Stage, name: str, pid: int) -> int:
+    supervisor = made.supervisor
+    await made.until(lambda: supervisor.states[name] is PlaceState.READY and supervisor[name].pid != pid)
+    return supervisor[name].pid
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_one_that_is_killed_is_started_again():
+    async with stage() as made:
+        await made.supervisor.start([plan()])
+        pid = made.supervisor["a"].pid
+        os.kill(pid, signal.SIGKILL)
+        assert await ready_again(made, "a", pid) != pid
+        assert made.said("a was ended by SIGKILL; it is started again in 0.0 s")
+        assert made.supervisor.status()[0]["restarts"] == 1
+
+
+async def test_replicas_have_places_of_their_own_and_end_in_order():
+    async with stage() as made:
+        await made.supervisor.start([plan(replicas=2), plan("b")])
+        assert list(made.supervisor.states) == ["a/1", "a/2", "b"]
+        pids = [one.pid for one in made.supervisor.all]
+    assert not any(alive(pid) for pid in pids)
+    assert made.lines.count(("a/1", "stopped")) == 1
+
+
+async def test_one_that_can_not_start_is_given_up_after_so_many_times():
+    async with stage() as made:
+        with pytest.raises(WorkerError, match="it ended 4 times within 60 s"):
+            await made.supervisor.start([plan(code="print('no database'); sys.exit(1)")])
+        assert made.supervisor.states["a"] is PlaceState.GIVEN_UP
+        assert len([one for one in made.events if "no database" in one]) == 4
+        with anyio.fail_after(5):
+            await made.supervisor.until_nobody_works()
+
+
+async def test_a_wrong_configuration_is_given_up_at_once():
+    async with stage() as made:
+        with pytest.raises(WorkerError, match="its configuration is wrong"):
+            await made.supervisor.start([plan(code="sys.exit(2)")])
+        assert made.supervisor.status()[0]["restarts"] == 0
+
+
+async def test_where_starting_is_strict_the_first_failure_is_the_last():
+    async with stage(strict=True) as made:
+        with pytest.raises(WorkerError, match=r"(?s)exit code 1 instead of becoming ready.*no database"):
+            await made.supervisor.start([plan(code="print('no database'); sys.exit(1)")])
+        await made.until(lambda: made.supervisor.states["a"] is PlaceState.DRAINED)
+
+
+async def test_one_whose_loop_hangs_is_killed_and_started_again(tmp_path):
+    once = f"ready()\nif not os.path.exists('{tmp_path}/x'):\n    open('{tmp_path}/x', 'w')\n    beat()\n    time.sleep(60)\n"
+    async with stage() as made:
+        await made.supervisor.start([plan(code=once + BEATS)])
+        await ready_again(made, "a", made.supervisor["a"].pid)
+        assert made.said("a is killed: it has said nothing for 1 s: its event loop hangs")
+
+
+@pytest.mark.parametrize(
+    ("beats", "rule", "why"),
+    [
+        ("beat(resident=99 * 2**20)", {"recycle": RecycleRule(memory_mb=64)}, "it uses 99 MB"),
+        ("beat(handled=7)", {"recycle": RecycleRule(tasks=5)}, "it has handled 7 requests"),
+        ("beat(idle_s=9.0)", {}, "it has asked for no task for 9 s"),
+        ("beat()", {"recycle": RecycleRule(after_s=0.2)}, "it has run for 0 s"),
+    ],
+)
+async def test_one_that_is_due_is_replaced_and_ends_when_the_fresh_one_is_ready(tmp_path, beats, rule, why):
+    """The second one is well: how the first one is told to it by a file."""
+    code = (
+        f"first = not os.path.exists('{tmp_path}/x')\nopen('{tmp_path}/x', 'w')\nready()\n"
+        f"while True:\n    {beats} if first else beat()\n    time.sleep(every)\n"
+    )
+    async with stage() as made:
+        await made.supervisor.start([plan(code=code, **rule)])
+        first = made.supervisor["a"]
+        await ready_again(made, "a", first.pid)
+        assert made.said(f"a is replaced by a fresh worker: {why}")
+        await made.until(lambda: ("a", "stopped") in made.lines)
+        assert not made.said("is started again")
+
+
+async def test_a_replacement_that_fails_leaves_the_old_one(tmp_path):
+    code = f"if os.path.exists('{tmp_path}/x'): sys.exit(1)\nopen('{tmp_path}/x', 'w')\n"
+    async with stage() as made:
+        await made.supervisor.start([plan(code=code + BEATS)])
+        pid = made.supervisor["a"].pid
+        await made.supervisor.restart("a")
+        assert made.said("a goes on as it is, its replacement failed")
+        assert (made.supervisor["a"].pid, alive(pid)) == (pid, True)
+
+
+async def test_rolling_replaces_every_worker_and_follows_new_plans():
+    async with stage() as made:
+        await made.supervisor.start([plan(replicas=2), plan("b"), plan("gone")])
+        before = {one.pid for one in made.supervisor.all}
+        said = "print('new', flush=True)\n"
+        with anyio.fail_after(20):
+            await made.supervisor.roll([plan(replicas=3, code=said + BEATS), plan("b"), plan("c")])
+        await made.until(lambda: set(made.supervisor.states.values()) == {PlaceState.READY})
+        assert list(made.supervisor.states) == ["a/1", "a/2", "b", "a/3", "c"]
+        assert not before & {one.pid for one in made.supervisor.all}
+        assert not any(alive(pid) for pid in before)
+        assert {name for name, line in made.lines if line == "new"} == {"a/1", "a/2", "a/3"}
+
+
+async def test_scaling():
+    async with stage() as made:
+        await made.supervisor.start([plan(replicas=2)])
+        made.supervisor.scale("a", 3)
+        await made.until(lambda: list(made.supervisor.states.values()) == [PlaceState.READY] * 3)
+        pids = [one.pid for one in made.supervisor.all]
+        made.supervisor.scale("a", 1)
+        assert list(made.supervisor.states) == ["a/1"]
+        await made.until(lambda: {name for name, line in made.lines if line == "stopped"} == {"a/2", "a/3"})
+        assert alive(pids[0])
+        with pytest.raises(AgentWeaveError, match="at least one worker"):
+            made.supervisor.scale("a", 0)
+        with pytest.raises(AgentWeaveError, match="no agent 'x' here, but: a"):
+            made.supervisor.scale("x", 1)
+
+
+async def test_a_drained_worker_stays_down_until_it_is_restarted():
+    async with stage() as made:
+        await made.supervisor.start([plan()])
+        made.supervisor.drain("a")
+        await made.until(lambda: made.supervisor.states["a"] is PlaceState.DRAINED)
+        assert ("a", "stopped") in made.lines
+        with anyio.fail_after(10):
+            await made.supervisor.restart("a")
+        assert made.supervisor.states["a"] is PlaceState.READY
+
+
+async def test_a_kill_ends_the_wait_for_those_who_do_not_stop():
+    stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    with anyio.fail_after(10):
+        async with stage() as made:
+            await made.supervisor.start([plan(code=stubborn + BEATS, drain_s=60.0)])
+            asyncio.get_running_loop().call_later(0.3, made.supervisor.kill)
+
+
+def test_its_workers_die_with_a_supervisor_that_is_killed():
+    code = (
+        "import asyncio, sys\n"
+        "from agentweave_bus.supervisor.supervisor import supervised\n"
+        "from tests.unit.supervisor.test_supervisor import plan\n"
+        "async def main():\n"
+        "    async with supervised(on_line=print, on_event=print) as one:\n"
+        "        await one.start([plan(replicas=2)])\n"
+        "        print(*(process.pid for process in one.all), flush=True)\n"
+        "        await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    until = time.monotonic() + 2
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_the_programs_of_these_tests_are_python():
+    compile(HEAD + BEATS, "program", "exec")

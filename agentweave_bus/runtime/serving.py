@@ -333,7 +333,9 @@ class _Served:
         assert isinstance(call, ValidatedCall)
         began = time.perf_counter()
         store = Steps(parts, run)
-        writer = ProgressWriter(parts.desk, run.log.ref, asks.digest, run.record.epoch)
+        writer = ProgressWriter(
+            parts.desk, run.log.ref, asks.digest, run.record.epoch, since=max(1, run.log.redriven)
+        )
         with self._span(head) as span, log_context(task=head.id, caller=str(asks.iss)):
             context = self._context(admitted, asks, span.traceparent, run.record.epoch)
             async with writer:

@@ -5,6 +5,9 @@ one task (``re``), and a link of a chain (``seq`` and ``prev``). It tells how fa
 artifact. How many there were, and the digest of the last, stand in the record of the task's outcome, so that
 who reads them sees whether something is missing.
 
+A task that is tried again begins at its beginning, and says again what an earlier attempt has said.
+:class:`Replay` keeps that from those who watch: they were told.
+
 Progress decides nothing. So it is read more leniently than records: what is genuine counts, and what is
 missing between two messages is told as a gap. What is not genuine is passed over, counted and logged.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
@@ -31,6 +35,7 @@ from agentweave_bus.envelope import (
     encode_payload,
     new_id,
 )
+from agentweave_bus.envelope.envelope import sha256
 from agentweave_bus.exceptions import (
     AttemptLostError,
     BusError,
@@ -44,13 +49,14 @@ from agentweave_bus.tasks.log import Desk
 from agentweave_bus.tasks.record import ProgressMark, TaskRef
 from agentweave_bus.types import Artifact
 
-__all__ = ["Progress", "ProgressBody", "ProgressChain", "ProgressWriter"]
+__all__ = ["Progress", "ProgressBody", "ProgressChain", "ProgressWriter", "Replay"]
 
 _log = logging.getLogger(__name__)
 
 _INTERVAL_S: Final = 0.1
 _WRITE_S: Final = 5.0
 _MOST_FOREIGN: Final = 64
+_MOST_WORDS: Final = 1_000
 _MOST_ENTRIES: Final = 1_000_000
 _LIFETIME_MS: Final = PROGRESS_MAX_AGE_S * 1000
 
@@ -211,8 +217,63 @@ class ProgressChain:
             raise BusError(f"the progress of task {self.ref.id} is full of what is none") from error
 
 
+class Replay:
+    """What earlier attempts have told, and whether the present one tells anything new.
+
+    It is silent until it comes to what was told last, or beyond: to a higher fraction than any, or to the
+    highest in other words. From then on all is new. Artifacts are new if they are not the same, byte for
+    byte, as one that an earlier attempt has handed over; the same twice in one attempt are two.
+    """
+
+    def __init__(self) -> None:
+        self._silent = False
+        self._highest = -1.0
+        self._words: set[str | None] = set()  # with which the highest was told
+        self._last: tuple[float, str | None] | None = None
+        self._artifacts: Counter[bytes] = Counter()
+
+    def add(self, body: ProgressBody) -> None:
+        """Note what an earlier attempt has told."""
+        if body.artifact is not None:
+            self._artifacts[_digest_of(body.artifact)] += 1
+        elif body.fraction is not None:
+            self._silent, self._last = True, (body.fraction, body.message)
+            if body.fraction > self._highest:
+                self._highest, self._words = body.fraction, set()
+            if body.fraction == self._highest and len(self._words) < _MOST_WORDS:
+                self._words.add(body.message)
+
+    def is_news(self, body: ProgressBody) -> bool:
+        """Say whether what this attempt tells now was not told before."""
+        if body.artifact is not None:
+            return self._is_new_artifact(body.artifact)
+        assert body.fraction is not None  # else it tells an artifact
+        if not self._silent:
+            return True
+        as_high = body.fraction == self._highest and body.message not in self._words
+        beyond = body.fraction > self._highest or as_high
+        self._silent = not beyond and (body.fraction, body.message) != self._last
+        return beyond
+
+    def _is_new_artifact(self, artifact: ArtifactBody) -> bool:
+        if not self._artifacts:
+            return True
+        digest = _digest_of(artifact)
+        if not self._artifacts[digest]:
+            return True
+        self._artifacts[digest] -= 1
+        return False
+
+
+def _digest_of(artifact: ArtifactBody) -> bytes:
+    return sha256(encode_payload(artifact.model_dump(exclude_none=True)))
+
+
 class ProgressWriter:
     """Writes the progress of one attempt at a task, the ``attempt``-th (counted from 1).
+
+    What the attempts from ``since`` on have told before is not told again, see :class:`Replay`; with a
+    redrive the task begins anew, and so does its progress.
 
     Of what is told in quick succession ten a second are written, the last one always; artifacts are written
     all. Use it as ``async with ProgressWriter(…) as progress:`` around the handler, or call :meth:`finish`;
@@ -226,6 +287,7 @@ class ProgressWriter:
         task: bytes,
         attempt: int = 1,
         *,
+        since: int = 1,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._desk = desk
@@ -238,6 +300,9 @@ class ProgressWriter:
         self._telling: asyncio.Task[None] | None = None
         self._finishing = asyncio.Event()
         self._lost = False
+        self._since = since
+        self._replay = Replay()
+        self._recalled = attempt <= since
 
     async def __aenter__(self) -> Self:
         return self
@@ -248,6 +313,8 @@ class ProgressWriter:
     async def progress(self, fraction: float, message: str = "") -> None:
         """Tell that ``fraction`` (0 to 1) is done. It is written soon, unless a later one takes its place.
 
+        The first time in a later attempt it waits until what was told before is read, for 5 s at most.
+
         Raises:
             AttemptLostError: another worker has the task now.
             PayloadError: the fraction is no such number, or the message is longer than 1,000 characters.
@@ -256,12 +323,16 @@ class ProgressWriter:
         self._check_mine()
         if self._finishing.is_set():
             return
-        self._latest = self._body(fraction=fraction, message=message or None)
+        body = self._body(fraction=fraction, message=message or None)
+        await self._recall()
+        if not self._replay.is_news(body):
+            return
+        self._latest = body
         if self._telling is None or self._telling.done():
             self._telling = asyncio.get_running_loop().create_task(self._tell())
 
     async def artifact(self, artifact: Artifact) -> None:
-        """Hand over a part of the result. It is stored when this returns.
+        """Hand over a part of the result. It is stored when this returns, by this attempt or an earlier one.
 
         Raises:
             AttemptLostError: another worker has the task now.
@@ -271,6 +342,9 @@ class ProgressWriter:
         """
         self._check_mine()
         body = self._body(artifact=dict(artifact))
+        await self._recall()
+        if not self._replay.is_news(body):
+            return
         await self._tell_latest()  # which was told before it
         await self._write(body)
 
@@ -292,6 +366,33 @@ class ProgressWriter:
         """How much progress stands: the number of messages and the digest of the last."""
         digest = self._chain.digest
         return None if digest is None else ProgressMark(count=self._chain.number, digest=digest.hex())
+
+    async def _recall(self) -> None:
+        """Read what earlier attempts have told, once; what can't be read in time is told again."""
+        if self._recalled:
+            return
+        async with self._writing:
+            try:
+                async with asyncio.timeout(_WRITE_S):
+                    while not self._recalled:
+                        self._recalled = await self._recall_next()
+            except BusError as error:
+                _log.warning("some progress of %r is told again: %s", self._chain.ref, error)
+            except TimeoutError:
+                _log.warning("some progress of %r is told again: there is too much to read", self._chain.ref)
+            self._recalled = True
+        self._check_mine()
+
+    async def _recall_next(self) -> bool:
+        """Read one message; return whether there was none."""
+        entry = await self._chain.next()
+        if entry is None:
+            return True
+        if entry.body.attempt > self._attempt:
+            self._lost = True
+        elif self._since <= entry.body.attempt < self._attempt:
+            self._replay.add(entry.body)
+        return False
 
     def _check_mine(self) -> None:
         if self._lost:

@@ -11,7 +11,7 @@ import pytest
 from agentweave_bus.bus.streams import progress_stream_name
 from agentweave_bus.bus.subjects import progress_subject
 from agentweave_bus.envelope import Draft, Kind, encode_payload, new_id
-from agentweave_bus.exceptions import AttemptLostError, ConfigurationError, PayloadError
+from agentweave_bus.exceptions import AttemptLostError, BusError, ConfigurationError, PayloadError
 from agentweave_bus.tasks.events import TaskEvent
 from agentweave_bus.tasks.handle import TaskHandle
 from agentweave_bus.tasks.progress import ProgressBody, ProgressChain, ProgressWriter
@@ -54,7 +54,7 @@ async def two_attempts(world: World) -> None:
         async with writer(world, attempt) as progress:
             await progress.progress(0.25 * attempt, "so far")
             await progress.finish()
-            await progress.artifact(PIECE)
+            await progress.artifact(PIECE | {"data": attempt})
         if attempt == 1:
             await log.append(body(TaskState.SUBMITTED, message="again"), TASK)
     done = body(TaskState.COMPLETED, result={"status": "completed", "messages": []})
@@ -72,7 +72,7 @@ async def test_every_event_in_order(world: World, handle: TaskHandle) -> None:
     events = await seen(handle)
     assert brief(events) == ALL
     assert [one.attempt for one in events] == [1, 1, 1, 1, 2, 2, 2, 2]
-    assert events[2].artifact == PIECE
+    assert events[2].artifact == PIECE | {"data": 1}
     assert events[1].message == "so far"
     assert events[-1].result is not None
     assert len({one.cursor for one in events}) == len(events)
@@ -161,12 +161,12 @@ async def test_who_tells_nothing_has_no_mark(world: World) -> None:
 async def test_an_attempt_that_was_lost_tells_no_more(world: World) -> None:
     first, second = writer(world, 1), writer(world, 2)
     await first.artifact(PIECE)
-    await second.artifact(PIECE)
+    await second.artifact(PIECE | {"data": 2})
     with pytest.raises(AttemptLostError):
         await first.artifact(PIECE)
     with pytest.raises(AttemptLostError):
         await first.progress(0.5)
-    await second.artifact(PIECE)
+    await second.artifact(PIECE | {"data": 3})
     assert [one.body.attempt for one in await chain_of(world)] == [1, 2, 2]
 
 
@@ -182,6 +182,97 @@ async def test_an_artifact_that_is_too_large_is_the_handlers_error(world: World)
         await progress.artifact({"type": "huge", "data": "x" * 800_000})
     await progress.artifact(PIECE)
     assert len(await chain_of(world)) == 1
+
+
+# --- what an earlier attempt told -------------------------------------------------------------------------
+
+
+async def tell(progress: ProgressWriter, *told: tuple[float, str] | int) -> None:
+    """Tell fractions with their words, each on its own, and artifacts."""
+    async with progress:
+        for one in told:
+            if isinstance(one, int):
+                await progress.artifact({"type": "n", "data": one})
+            else:
+                await progress.progress(*one)
+                await progress._tell_latest()
+
+
+async def told_by(world: World, attempt: int) -> list[object]:
+    bodies = [one.body for one in await chain_of(world) if one.body.attempt == attempt]
+    return [(one.fraction, one.message) if one.artifact is None else one.artifact.data for one in bodies]
+
+
+FIRST = ((0.1, "a"), 1, (0.2, "b"), 2)
+PHASES = ((0.5, "load"), (1.0, "load"), (0.2, "store"), (0.4, "store"))
+WORDS = ((0.0, "load"), (0.0, "parse"))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "news"),
+    [
+        (FIRST, (*FIRST, (0.3, "c"), 3), [(0.3, "c"), 3]),
+        (FIRST, ((0.1, "a"), 1, (0.15, "late"), (0.2, "other"), 4), [(0.2, "other"), 4]),
+        (FIRST, ((0.1, "x"), (0.9, "y"), (0.1, "z")), [(0.9, "y"), (0.1, "z")]),
+        (FIRST, (1, 1, 2, 2), [1, 2]),
+        (FIRST, FIRST, []),
+        (PHASES, (*PHASES, (0.6, "store"), (1.0, "store")), [(0.6, "store"), (1.0, "store")]),
+        (WORDS, (*WORDS, (0.0, "write"), (0.0, "load")), [(0.0, "write"), (0.0, "load")]),
+        ((), FIRST, list(FIRST)),
+    ],
+)
+async def test_a_later_attempt_tells_what_is_new(world: World, before: Any, now: Any, news: Any) -> None:
+    await tell(writer(world), *before)
+    await tell(writer(world, 2), *now)
+    assert await told_by(world, 1) == list(before)
+    assert await told_by(world, 2) == news
+
+
+async def test_a_third_attempt_goes_by_all_before_it(world: World) -> None:
+    await tell(writer(world), *FIRST)
+    await tell(writer(world, 2), (0.1, "a"), 1, (0.4, "c"), 7)
+    await tell(writer(world, 3), *FIRST, (0.4, "c"), 7, (0.5, "d"), 8)
+    assert await told_by(world, 3) == [(0.5, "d"), 8]
+
+
+async def test_a_redrive_begins_anew(world: World) -> None:
+    await tell(writer(world), *FIRST)
+    redriven = ProgressWriter(world.desk("agent"), world.ref, TASK, 2, since=2)
+    await tell(redriven, *FIRST)
+    again = ProgressWriter(world.desk("agent"), world.ref, TASK, 3, since=2)
+    await tell(again, *FIRST, (0.3, "c"))
+    assert await told_by(world, 2) == list(FIRST)
+    assert await told_by(world, 3) == [(0.3, "c")]
+
+
+async def test_who_tells_nothing_new_has_the_mark_of_what_stands(world: World) -> None:
+    await tell(writer(world), *FIRST)
+    second = writer(world, 2)
+    await tell(second, *FIRST)
+    mark, told = second.mark(), await chain_of(world)
+    assert mark is not None
+    assert (mark.count, mark.digest) == (len(FIRST), told[-1].digest.hex())
+
+
+async def test_what_can_not_be_read_again_is_told_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await tell(writer(world), *FIRST)
+    second = writer(world, 2)
+
+    async def fails() -> None:
+        raise BusError("no answer")
+
+    monkeypatch.setattr(second._chain, "next", fails)
+    await tell(second, *FIRST)
+    assert await told_by(world, 2) == list(FIRST)
+    assert "is told again: no answer" in caplog.text
+
+
+async def test_an_attempt_that_was_lost_hears_of_it_by_what_stands(world: World) -> None:
+    await tell(writer(world, 3), 1)
+    with pytest.raises(AttemptLostError):
+        await writer(world, 2).progress(0.5)
 
 
 # --- what is missing, and what is forged ------------------------------------------------------------------

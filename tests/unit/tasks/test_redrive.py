@@ -60,6 +60,12 @@ class TrialAgent(SecureAgent):
         self._trouble()
         return name
 
+    @capability("telling", retry=ONCE)
+    async def telling(self) -> None:
+        await self.context.progress(0.5, "so far")
+        await self.context.artifact("piece", 1)
+        self._trouble()
+
     @capability("steps", retry=ONCE)
     async def steps(self) -> list[str]:
         step = self.context.step
@@ -151,7 +157,7 @@ class Trial:
 
 @pytest.fixture
 async def trial(bus: MemoryBus) -> Trial:
-    await bus.grant("client/cli", "agent/trial", "work", "steps", "recorded")
+    await bus.grant("client/cli", "agent/trial", "work", "steps", "recorded", "telling")
     agent = await bus.start(TrialAgent)
     await bus.client("client/cli")
     client = bus._held[-1].parts
@@ -175,6 +181,19 @@ async def test_a_redriven_task_begins_anew_and_completes(trial: Trial) -> None:
     admitted = trial.bus.audit(trial.agent, event="admission")[-1]
     assert admitted["input"]["context"]["reissued_by"] == str(control_role(trial.bus.trust_domain))
     assert len(trial.letters()) == 1
+
+
+async def test_it_tells_its_progress_anew(trial: Trial) -> None:
+    submitted, log = await trial.given_up("telling")
+    trial.agent.mended = True
+    trial.put(await trial.reissue(2))
+    await trial.until_ended(log, 2)
+    handle = trial.client.handles.of(submitted.ref)
+    told = [one.state or one.kind async for one in handle.events()]
+    assert told == [
+        *("working", "progress", "artifact", "failed"),
+        *("working", "progress", "artifact", "completed"),
+    ]
 
 
 async def test_failed_again_it_is_a_dead_letter_again_and_can_be_redriven_again(trial: Trial) -> None:

@@ -31,8 +31,11 @@ class StoreAgent(SecureAgent):
 
     @capability("store", retry=Retry(attempts=3, first_delay=0.5, last_delay=2))
     async def store(self, number: int, fails: int = 0) -> dict[str, int]:
+        await self.context.progress(0.1, "looking")
+        await self.context.artifact("number", number)
         if self.context.attempt <= fails:
             raise RetryableError("not yet")
+        await self.context.progress(0.9, "stored")
         self.stored.append(number)
         self.callers.append((self.context.caller_spiffe_id, self.context.origin))
         return {"stored": number, "attempt": self.context.attempt}
@@ -105,6 +108,11 @@ async def test_a_retry_waits_and_counts(bus: MemoryBus, store: StoreAgent) -> No
     for _ in range(4):
         await bus.clock.advance(2)
     assert (await asyncio.wait_for(waiting, 5)).data == {"stored": 7, "attempt": 3}
+    told = [one.fraction or one.artifact or one.state async for one in handle.events()]
+    assert told == [
+        *("working", 0.1, {"type": "number", "data": 7}, "submitted"),
+        *("working", "submitted", "working", 0.9, "completed"),
+    ]
 
 
 async def test_retries_end(bus: MemoryBus, store: StoreAgent) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import os
 import signal
+import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,17 @@ class Deployment:
         draft.write_text(yaml.safe_dump({"grants": list(grants)}))
         draft.replace(self.grants)
 
-    def server(self, kind: str, name: str, **changes: str) -> str:
+    def server(
+        self, kind: str, name: str, *, routes: Mapping[str, int] | None = None, shows: SpiffeID | None = None
+    ) -> str:
         """Return ``nats/<kind>.conf`` for a server of this machine; its certificate and users lie in its folder.
 
-        ``changes`` are variables of the configuration.
+        ``routes`` are the ports on which the servers of a cluster, by their names, take each other's connections.
+        It is a broker, unless it ``shows`` another identity.
         """
         place = self.folder / name
         place.mkdir(mode=0o700, exist_ok=True)
-        svid = _broker_svid(self.authority, broker_id(self.domain))
+        svid = _broker_svid(self.authority, shows or broker_id(self.domain))
         (place / "svid.pem").write_bytes(svid.chain_pem())
         (place / "key.pem").write_bytes(svid.key_pem())
         (place / "bundle.pem").write_bytes(self.authority.bundle.to_pem())
@@ -97,7 +100,11 @@ class Deployment:
             "spiffe://shop.example/": f"spiffe://{self.domain}/",
         }.items():
             text = text.replace(written, here)
-        return "".join(f"{key}: {value}\n" for key, value in changes.items()) + text
+        for server, port in (routes or {}).items():
+            text = text.replace(f"tls://{server}:6222", f"tls://localhost:{port}")
+            if server == name:
+                text = text.replace("0.0.0.0:6222", f"127.0.0.1:{port}")
+        return f"NATS_NAME: {name}\n{text}" if routes else text
 
     def make_users(self, *names: str) -> None:
         """Write the users of servers, as an operator does, from the control role's file."""
@@ -223,6 +230,8 @@ async def deployment(folder: Path, domain: str, *identities: SpiffeID) -> AsyncI
         yield made
 
 
-def lines_of(path: Path) -> list[Any]:
-    """Return what was appended to a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nobody listens on at the moment."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in probes]

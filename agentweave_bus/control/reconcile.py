@@ -26,6 +26,14 @@ _NO_CONSUMER: Final = 10014
 _NOT_NOW: Final = frozenset({10005, 10008, 10009})
 """Of a cluster: servers are missing that the replicas need, or nobody leads it at the moment."""
 
+_NO_ROOM: Final = "Raise max_file_store of the servers, or lower the bytes under streams."
+_HINTS: Final = {
+    10074: "Set streams.replicas to 1, or make a cluster of the servers.",
+    10023: _NO_ROOM,
+    10047: _NO_ROOM,
+}
+"""What to do about what the broker says, by its code; what it reserves for all streams has to fit."""
+
 _WHEN_REFUSED: Final = {
     "create": "If there are too many, remove by hand the consumers of capabilities that are no more.",
     "update": "Remove it by hand: no task is lost by that, those that run are given out again, and it is made"
@@ -69,7 +77,9 @@ async def _apply(session: Session, verb: str, stream: StreamSpec) -> None:
         raise ConfigurationError(
             f"stream {stream.name} ({stream.config['description']}) can't be brought to its declared form:"
             f" {_said(answer)}.",
-            hint="Change it by hand, or remove it when no call is under way.",
+            hint=_HINTS.get(
+                answer["error"].get("err_code"), "Change it by hand, or remove it when no call is under way."
+            ),
         )
     _log.info("stream %s (%s): %s", stream.name, stream.config["description"], verb.lower())
 

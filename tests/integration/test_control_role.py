@@ -226,7 +226,13 @@ async def test_changed_limits_are_applied_and_what_is_stored_stays(control, mall
     assert told[-1]["state"]["messages"] == 3
 
 
-async def test_more_replicas_than_there_are_servers_are_refused_with_what_to_do(control):
+async def test_what_the_servers_can_not_do_is_refused_with_what_to_do(control):
     agent = SpiffeID(f"spiffe://{DOMAIN}/agent/thrice")
-    with pytest.raises(ConfigurationError, match=r"states by .*/thrice.*replicas > 1 not supported"):
+    with pytest.raises(
+        ConfigurationError, match=r"states by .*/thrice.*replicas > 1 not supported"
+    ) as refusal:
         await reconcile_streams(control, task_streams(agent, limits=StreamLimits(replicas=3)))
+    assert "Set streams.replicas to 1" in str(refusal.value)
+    with pytest.raises(ConfigurationError, match=r"tasks for .*/thrice.*insufficient") as refusal:
+        await reconcile_streams(control, task_streams(agent, limits=StreamLimits(queue_bytes=2**50)))
+    assert "max_file_store" in str(refusal.value)

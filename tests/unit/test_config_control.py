@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import yaml
 
 from agentweave_bus.bus.stream_limits import StreamLimits
 from agentweave_bus.bus.streams import STATE_MAX_AGE_S
-from agentweave_bus.config import ControlConfig, StreamsConfig, load_control
+from agentweave_bus.config import ControlConfig, StreamsConfig, load_config, load_control
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.runtime.control_service import _limits
 
@@ -88,3 +89,14 @@ def test_each_limit_arrives() -> None:
         event_bytes=2**26,
     )
     assert _limits(chosen) == StreamLimits(3, 1, 2**24, STATE_MAX_AGE_S + 1, 2**25, 2**26)
+
+
+def test_the_files_of_the_page_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
+    control, streams, agent = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "control.yaml"
+    path.write_text(control + streams)
+    assert load_control(path).streams.replicas == 3
+    path = tmp_path / "order.yaml"
+    path.write_text(agent)
+    assert len(load_config(path, environment="production").bus.servers) == 3

@@ -22,6 +22,8 @@ from agentweave_bus.config import StackConfig, load_stack
 from agentweave_bus.embedded.assembly import LocalStack, local_stack, policy_source
 from agentweave_bus.observability.logs import configure_logging
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.supervisor.control_socket import SOCKET_NAME, control_socket
+from agentweave_bus.supervisor.requests import answering
 from agentweave_bus.worker import run_on_fastest_loop
 
 __all__ = ["add_arguments", "run"]
@@ -31,8 +33,9 @@ Example:
   agentweave up
   agentweave up shop/agentweave.yaml --state-dir /tmp/shop --env development
 
-Without FILE it takes agentweave.yaml of this directory. Ctrl-C stops everything and leaves only the state;
-a second Ctrl-C does not wait for what is still being handled.
+Without FILE it takes agentweave.yaml of this directory. Workers that end are started again; `agentweave
+supervisor status` shows them. Ctrl-C stops everything and leaves only the state; a second Ctrl-C does not
+wait for what is still being handled.
 """
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -84,10 +87,13 @@ class _Up:
                     self._show_line,
                     environment=self._options.env,
                     text_logs=sys.stderr.isatty(),
+                    on_event=self._say,
                 ) as stack:
                     self._stack = stack
-                    self._say_ready(stack)
-                    await self._hold(stack)
+                    socket = self._config.state_dir.absolute() / SOCKET_NAME
+                    async with control_socket(socket, answering(stack.workers, stack.workers.roll)):
+                        self._say_ready(stack)
+                        await self._hold(stack)
             except asyncio.CancelledError:
                 if not self._stopping:
                     raise
@@ -120,24 +126,23 @@ class _Up:
             self._stack.workers.kill()
 
     async def _hold(self, stack: LocalStack) -> None:
-        """Report workers that end. Without any worker there is still the broker to hold."""
+        """Wait until nobody works any more. Without any worker there is still the broker to hold."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._watch_broker, stack, group.cancel_scope)
-            left = len(stack.workers.all)
-            while left:
-                ended = await stack.workers.next_exit()
-                left -= 1
-                message(f"agentweave: {ended}; {left} of the stack's workers go on.")
-            if stack.workers.all:
-                message("agentweave: no worker is left.")
-                self.exit_code = ExitCode.FAILED
-                group.cancel_scope.cancel()
+            await stack.workers.until_nobody_works()
+            message("agentweave: no worker is left.")
+            self.exit_code = ExitCode.FAILED
+            group.cancel_scope.cancel()
 
     async def _watch_broker(self, stack: LocalStack, scope: anyio.CancelScope) -> None:
         code = await stack.stack.nats.wait()
         message(f"agentweave: the broker ended (exit code {code}); nobody can be reached any more.")
         self.exit_code = ExitCode.UNREACHABLE
         scope.cancel()
+
+    def _say(self, text: str) -> None:
+        if self._stack is not None:  # what keeps a worker from starting ends the command, which says it
+            message(f"agentweave: {text}")
 
     def _show_line(self, worker: str, line: str) -> None:
         sys.stderr.write(f"{worker.ljust(self._width)} | {line}\n")

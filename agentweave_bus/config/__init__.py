@@ -30,7 +30,13 @@ from agentweave_bus.config.security import (
     StaticIdentityConfig,
     TransportConfig,
 )
-from agentweave_bus.config.stack import StackAgent, StackBus, StackConfig, load_stack
+from agentweave_bus.config.stack import (
+    RestartConfig,
+    StackAgent,
+    StackBus,
+    StackConfig,
+    load_stack,
+)
 
 __all__ = [
     "AgentConfig",
@@ -47,6 +53,7 @@ __all__ = [
     "LoggingConfig",
     "MetricsConfig",
     "ObservabilityConfig",
+    "RestartConfig",
     "RetryConfig",
     "ServerConfig",
     "StackAgent",

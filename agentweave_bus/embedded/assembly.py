@@ -24,9 +24,10 @@ from agentweave_bus.config import StackConfig
 from agentweave_bus.embedded.stack import EmbeddedStack, StackSettings, embedded_stack
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID
-from agentweave_bus.supervisor.place import METRICS_PORT
-from agentweave_bus.supervisor.plans import PlannedAgent, has_its_port, planned_agents
-from agentweave_bus.supervisor.worker_process import WorkerProcesses, WorkerSpec
+from agentweave_bus.supervisor.control_socket import SOCKET_NAME
+from agentweave_bus.supervisor.place import METRICS_PORT, WorkerPlan
+from agentweave_bus.supervisor.plans import PlannedAgent, has_its_port, plan_of, planned_agents
+from agentweave_bus.supervisor.supervisor import Supervisor, supervised
 
 __all__ = [
     "LocalStack",
@@ -43,7 +44,9 @@ _log = logging.getLogger(__name__)
 
 _ENDPOINT: Final = "AGENTWEAVE_IDENTITY__SPIFFE_ENDPOINT"
 _CLIENT_HEAD: Final = "# Written by `agentweave up`"
-_STATE: Final = frozenset({"audit", "authorities", "authority", "broker", "clients", "lock"})
+_STATE: Final = frozenset(
+    {"audit", "authorities", "authority", "broker", "clients", "lock", "supervisor.lock", SOCKET_NAME}
+)
 _SOCKETS_PREFIX: Final = "agentweave-"  # as embedded/stack.py calls them
 
 
@@ -64,7 +67,7 @@ class LocalStack:
     config: StackConfig
     agents: tuple[PlannedAgent, ...]
     stack: EmbeddedStack
-    workers: WorkerProcesses
+    workers: Supervisor
     clients: Mapping[SpiffeID, Path]
     """The configuration file of each client."""
     overridden: tuple[Override, ...]
@@ -94,11 +97,13 @@ async def local_stack(
     environment: str | None = None,
     unrestricted: tuple[SpiffeID, ...] = (),
     text_logs: bool = False,
+    on_event: Callable[[str], None] = _log.info,
 ) -> AsyncIterator[LocalStack]:
     """Start everything that ``config`` names; take it all down at the end of the block.
 
-    ``on_line(worker, line)`` gets what the workers write. ``environment`` is ``production`` or
-    ``development``, for the agents; without it ``AGENTWEAVE_ENV`` decides, as everywhere.
+    ``on_line(worker, line)`` gets what the workers write, ``on_event(text)`` what happens to them.
+    ``environment`` is ``production`` or ``development``, for the agents; without it ``AGENTWEAVE_ENV``
+    decides, as everywhere.
     ``unrestricted`` is as in :class:`~agentweave_bus.embedded.stack.StackSettings`. With ``text_logs`` agents
     whose file does not choose a format log for people.
 
@@ -125,12 +130,18 @@ async def local_stack(
     )
     with _locked(settings.state_dir) as lock:
         _keep_out_of_git(settings.state_dir)
-        async with embedded_stack(settings, settle=False) as stack, WorkerProcesses(on_line) as workers:
+        async with (
+            embedded_stack(settings, settle=False) as stack,
+            supervised(
+                on_line=on_line, on_event=on_event, on_change=lock.note_workers, strict=True
+            ) as workers,
+        ):
             lock.note_sockets(stack)
             with _client_files(config, stack, clients) as files:
-                await workers.start(_specs(config, agents, stack, environment, text_logs))
+                await workers.start(list(_plans(config, agents, stack, environment, text_logs)))
                 await stack.settled()
-                lock.note_workers(workers)
+                lock.supervisor = workers
+                lock.note_workers()
                 yield LocalStack(
                     config=config,
                     agents=agents,
@@ -184,13 +195,13 @@ def _check_domain(config: StackConfig, agent: PlannedAgent) -> None:
 # --- what each worker is given ---------------------------------------------------------------------------
 
 
-def _specs(
+def _plans(
     config: StackConfig,
     agents: tuple[PlannedAgent, ...],
     stack: EmbeddedStack,
     environment: str | None,
     text_logs: bool,
-) -> Iterator[WorkerSpec]:
+) -> Iterator[WorkerPlan]:
     for agent in agents:
         variables = {
             **stack.environment(agent.spiffe_id),
@@ -201,13 +212,7 @@ def _specs(
             variables["AGENTWEAVE_ENV"] = environment
         if text_logs and "format" not in agent.config.observability.logging.model_fields_set:
             variables["AGENTWEAVE_OBSERVABILITY__LOGGING__FORMAT"] = "text"
-        for name in agent.replicas:
-            yield WorkerSpec(
-                name=name,
-                config=agent.entry.config,
-                class_path=agent.entry.class_,
-                environment=variables,
-            )
+        yield plan_of(agent, variables)
 
 
 def _variables(config: StackConfig, agent: PlannedAgent) -> dict[str, str]:
@@ -319,15 +324,23 @@ class _Lock:
     """
 
     def __init__(self, file: IO[str]) -> None:
+        self.supervisor: Supervisor | None = None
+        """Whose workers are noted, once all are ready."""
         self._file = file
+        self._head = 0
 
     def note_sockets(self, stack: EmbeddedStack) -> None:
         """Let a successor find the sockets, should this process be killed."""
         self.write(f"{stack.api.directory}\n")
+        self._head = self._file.tell()
 
-    def note_workers(self, workers: WorkerProcesses) -> None:
+    def note_workers(self) -> None:
         """Let others (``agentweave doctor``) look whether each still lives."""
-        self.write("".join(f"{worker.spec.name} {worker.pid}\n" for worker in workers.all))
+        if self.supervisor is None:
+            return
+        noted = "".join(f"{one.spec.name} {one.pid}\n" for one in self.supervisor.all if one.started)
+        self._file.truncate(self._head)
+        self.write(noted)
 
     def write(self, text: str) -> None:
         self._file.write(text)

@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
+from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.exceptions import AgentWeaveError
 from agentweave_bus.supervisor.place import Place, PlaceState, WorkerPlan
 from agentweave_bus.supervisor.worker_process import WorkerProcess
@@ -214,7 +215,7 @@ async def supervised(
     ``on_change()`` is called whenever something has changed at a place. With ``strict`` a worker that does
     not become ready at first is not tried again.
     """
-    async with anyio.create_task_group() as group:
+    async with owned_tasks() as group:
         supervisor = Supervisor(group, on_line=on_line, on_event=on_event, on_change=on_change, strict=strict)
         try:
             yield supervisor

@@ -109,6 +109,11 @@ class WorkerProcess:
         return self._started().pid
 
     @property
+    def started(self) -> bool:
+        """Whether there is a process, dead or alive."""
+        return self._process is not None
+
+    @property
     def running(self) -> bool:
         """Whether the process lives."""
         return self._process is not None and self._process.returncode is None

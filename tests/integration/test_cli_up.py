@@ -467,24 +467,33 @@ def test_a_worker_that_can_t_start_ends_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # it starts a stack of its own
-def test_a_worker_that_dies_is_reported_and_replicas_go_on(
+def test_a_worker_that_dies_is_started_again_and_replicas_go_on(
     tmp_path: Path, starting: Callable[..., Up]
 ) -> None:
     folder = new(tmp_path)
     stack = folder / "agentweave.yaml"
-    stack.write_text(stack.read_text().replace("config: hello.yaml", "config: hello.yaml\n    replicas: 2"))
+    more = "config: hello.yaml\n    replicas: 2\n    restart: {first: 70.0, longest: 70.0, limit: 2}"
+    stack.write_text(stack.read_text().replace("config: hello.yaml", more))
     up = starting(folder).ready()
     one, two = up.facts["agents"]
     assert (one["name"], two["name"]) == ("hello/1", "hello/2")
     os.kill(one["pid"], signal.SIGKILL)
     assert gone([one["pid"]], 5)
     assert call(folder, "greet").returncode == 0
-    assert "hello/1 was ended by SIGKILL; 1 of the stack's workers go on" in up.messages
+    assert "hello/1 was ended by SIGKILL; it is started again in" in up.messages
     seen = agentweave(folder, "doctor")
     (row,) = [check for check in json.loads(seen.stdout)["checks"] if check["check"] == "stack"]
     assert (seen.returncode, row["status"]) == (0, "warning")
     assert row["found"] == f"hello/1 (process {one['pid']}) has ended; other replicas of it go on"
-    os.kill(two["pid"], signal.SIGKILL)
+    assert agentweave(folder, "supervisor", "restart", "hello").returncode == 0
+    now = json.loads(agentweave(folder, "supervisor", "status").stdout)["workers"]
+    assert [worker["state"] for worker in now] == ["ready", "ready"]
+    assert not {worker["pid"] for worker in now} & {one["pid"], two["pid"]}
+    assert call(folder, "greet").returncode == 0
+    (folder / "hello.py").write_text("HelloAgent = 3\n")  # the next ones find nothing to run
+    for worker in now:
+        os.kill(worker["pid"], signal.SIGKILL)
+    agentweave(folder, "supervisor", "restart")
     assert up.process.wait(20) == 1
 
 

@@ -14,7 +14,7 @@ from agentweave_bus.embedded.assembly import PlannedAgent
 __all__ = ["is_worker", "worker_findings"]
 
 _MODULE: Final = b"agentweave_bus.worker"
-_RESTART: Final = "agentweave up said how it ended, and why. Start agentweave up again: it restarts nobody."
+_RESTART: Final = "`agentweave supervisor status` says whether it is started again, and why not if it is not."
 
 
 def worker_findings(agents: Iterable[PlannedAgent], noted: Mapping[str, int]) -> Iterator[Finding]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from agentweave_bus import AgentWeaveClient, SpiffeID, TaskResult
-from agentweave_bus.config import load_stack
+from agentweave_bus.config import RestartConfig, load_stack
 from agentweave_bus.embedded.assembly import LocalStack, local_stack
 from agentweave_bus.supervisor.worker_process import WorkerProcess
 from workers.ecommerce.database import DATA_VARIABLE
@@ -25,6 +25,9 @@ HOSTILE: Final = SpiffeID.of(TRUST_DOMAIN, "demo", "hostile-broker")
 MISSED_AFTER_S: Final = 1
 """After so many seconds without a word from a worker its task goes to another one; in service it is 30."""
 
+_LATE: Final = RestartConfig(first=60.0, longest=60.0)
+"""A worker that is killed stays away until it is asked for, so that the demo can show what then is."""
+
 _ACK_WAIT: Final = "AGENTWEAVE_BUS__TASK_ACK_WAIT"
 
 
@@ -37,7 +40,11 @@ class Stage:
     grants: Path
     web: AgentWeaveClient
     operator: AgentWeaveClient
-    workers: dict[str, WorkerProcess]
+
+    @property
+    def workers(self) -> dict[str, WorkerProcess]:
+        """The process at every worker's place, by its name."""
+        return {one.spec.name: one for one in self.local.workers.all}
 
     async def route(self, service: str, action: str, payload: Mapping[str, Any]) -> TaskResult:
         """Ask the gateway as the web shop does, for Alice."""
@@ -56,10 +63,7 @@ class Stage:
     async def restart(self, name: str) -> None:
         """Kill a worker, if it lives, and start it anew."""
         await self.kill(name)
-        old = self.workers[name]
-        spec = replace(old.spec, name=f"{old.spec.name}, started again")
-        await self.local.workers.start([spec])
-        self.workers[name] = self.local.workers[spec.name]
+        await self.local.workers.restart(name)
 
 
 @asynccontextmanager
@@ -67,7 +71,8 @@ async def open_stage(state: Path, grants: Path | None = None) -> AsyncIterator[S
     """Start the shop with all its state in ``state``; with other ``grants`` than its own, if given."""
     config = load_stack(STACK_FILE)
     grants = grants or STACK_FILE.parent / "grants.yaml"
-    config = config.model_copy(update={"state_dir": state, "grants": grants})
+    agents = tuple(one.model_copy(update={"restart": _LATE}) for one in config.agents)
+    config = config.model_copy(update={"state_dir": state, "grants": grants, "agents": agents})
     async with AsyncExitStack() as block:
         block.enter_context(_variables({DATA_VARIABLE: str(state / "data"), _ACK_WAIT: f"{MISSED_AFTER_S}"}))
         log = block.enter_context((state / "workers.log").open("w"))
@@ -82,8 +87,7 @@ async def open_stage(state: Path, grants: Path | None = None) -> AsyncIterator[S
             await block.enter_async_context(AgentWeaveClient(_client_file(local, name)))
             for name in ("web", "operator")
         ]
-        workers = {worker.spec.name: worker for worker in local.workers.all}
-        yield Stage(local, state / "audit", grants, web, operator, workers)
+        yield Stage(local, state / "audit", grants, web, operator)
 
 
 @contextmanager

@@ -106,7 +106,8 @@ async def test_an_order_that_is_cancelled_on_the_way_is_undone(stage: Stage, use
     with pytest.raises(TaskCanceledError, match="changed my mind"):
         await handle.result(PATIENCE)
     assert (charged(), available()) == before
-    assert orders(user_id) == [("failed", None)]
+    ((state, _),) = orders(user_id)
+    assert state in {"failed", "canceled"}  # the latter where it was confirmed just before
 
 
 async def test_payment_learns_on_whose_behalf(stage: Stage, user_id: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from agentweave_bus.cli.client_config import add_identity_arguments, find_client
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
 from agentweave_bus.cli.output import message, print_result
 from agentweave_bus.cli.stack_agents import unknown_agent
+from agentweave_bus.cli.task_drawing import schedule_in_words
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.exceptions import AgentCallError, ConfigurationError
 from agentweave_bus.observability.printable import escape_line
@@ -104,6 +106,10 @@ def run(options: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
+def _is_for_later(options: argparse.Namespace) -> bool:
+    return any(one is not None for one in (options.delay, options.at, options.every))
+
+
 async def _submit(
     config: AgentConfig, options: argparse.Namespace, data: Any, task_options: dict[str, Any]
 ) -> TaskResult | None:
@@ -113,8 +119,15 @@ async def _submit(
             if options.wait:
                 message(f"agentweave: submitted {handle.reference}")
                 return await handle.result(options.timeout)
-            facts = {"reference": handle.reference, "id": handle.id, "digest": handle.digest}
-            text = f"{handle.reference}\nIt is stored. Watch it: agentweave task watch '{handle.reference}'"
+            facts: dict[str, Any] = {"reference": handle.reference, "id": handle.id, "digest": handle.digest}
+            stored = "It is stored"
+            with suppress(AgentCallError):  # then it is stored all the same
+                status = await handle.status() if _is_for_later(options) else None
+                if status is not None and (when := schedule_in_words(status)):
+                    facts |= {"due_at": status.due_at}
+                    stored += f", {when}"
+            watch = f"Watch it: agentweave task watch '{handle.reference}'"
+            text = f"{handle.reference}\n{escape_line(stored)}. {watch}"
             print_result(facts, text, json_wanted=options.json)
             return None
     except BaseExceptionGroup as group:

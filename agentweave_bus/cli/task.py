@@ -7,7 +7,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -17,7 +16,7 @@ from agentweave_bus.cli.client_config import add_identity_arguments, find_client
 from agentweave_bus.cli.commands import add_command
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
 from agentweave_bus.cli.output import message, print_result, table, wants_json
-from agentweave_bus.cli.task_drawing import Drawing
+from agentweave_bus.cli.task_drawing import Drawing, moment, schedule_in_words
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.exceptions import UnreachableError
 from agentweave_bus.observability.printable import escape_json, escape_line
@@ -140,7 +139,7 @@ def run_watch(options: argparse.Namespace) -> int:
 
     async def watch(handle: TaskHandle) -> TaskState | None:
         with suppress(UnreachableError):  # then it is waited for
-            if not options.after and (waits := _schedule(await handle.status())):
+            if not options.after and (waits := schedule_in_words(await handle.status())):
                 message(escape_line(f"agentweave: {waits}"))
         drawing, last = None if wants_json(options.json) else Drawing(), None
         try:
@@ -201,7 +200,7 @@ def run_list(options: argparse.Namespace) -> int:
     due = [_due(row) for row in rows]
     columns = [
         ("STATE", *(row["state"] for row in rows)),
-        ("SUBMITTED", *(_moment(row["submitted"]) for row in rows)),
+        ("SUBMITTED", *(moment(row["submitted"]) for row in rows)),
         *([("DUE", *due)] if any(due) else []),  # most tasks are due at once
         ("REFERENCE", *(row["reference"] for row in rows)),
     ]
@@ -216,17 +215,8 @@ def _code(state: TaskState | None) -> ExitCode:
 
 def _due(row: dict[str, Any]) -> str:
     """Say in a table when a task is due and how it comes again."""
-    due = _moment(row["due_at"]) if "due_at" in row else ""
+    due = moment(row["due_at"]) if "due_at" in row else ""
     return escape_line(", ".join(filter(None, (due, f"every {row['every']}" if "every" in row else ""))))
-
-
-def _schedule(status: TaskStatus) -> str:
-    """Say when a task that is parked is due, and how it comes again; nothing of another one."""
-    if status.every is None:
-        return "" if status.due_at is None else f"due at {_moment(status.due_at)}"
-    if status.due_at is not None:
-        return f"every {status.every}, next at {_moment(status.due_at)}"
-    return f"every {status.every}" if status.state.terminal else f"every {status.every}, comes no more"
 
 
 def _print_status(options: argparse.Namespace, status: TaskStatus) -> None:
@@ -235,28 +225,24 @@ def _print_status(options: argparse.Namespace, status: TaskStatus) -> None:
         said = ": nothing is recorded of it yet"
     error = f": {status.result.error}" if status.result is not None and status.result.error else ""
     attempt = f", attempt {status.attempt}" if status.attempt else ""
-    since = f", since {_moment(status.since_ms)}" if status.since_ms is not None else ""
-    again = f", tried again at {_moment(status.retry_at)}" if status.retry_at is not None else ""
+    since = f", since {moment(status.since_ms)}" if status.since_ms is not None else ""
+    again = f", tried again at {moment(status.retry_at)}" if status.retry_at is not None else ""
     text = escape_line(f"{status.state.value}{attempt}{since}{again}{said or error}")
-    if waits := _schedule(status):
+    if waits := schedule_in_words(status):
         text += f"\n{escape_line(waits)}"
     if (last := status.last_occurrence) is not None:
-        text += f"\nlast: {last.state.value}, that of {_moment(last.at_ms)}: {last.reference}"
+        text += f"\nlast: {last.state.value}, that of {moment(last.at_ms)}: {last.reference}"
     if status.result is not None and status.result.data is not None:
         text += "\n" + json.dumps(status.result.data, indent=2, ensure_ascii=False, default=str)
     if status.approval is not None:
         who = " or ".join(status.approval["approvers"])
-        text += "\n" + escape_line(f"until {_moment(status.approval['until'])} {who} may say")
+        text += "\n" + escape_line(f"until {moment(status.approval['until'])} {who} may say")
         text += f"\n  agentweave task approve '{options.full_reference}'"
         if "payload" in status.approval:
             asked = json.dumps(status.approval["payload"], indent=2, ensure_ascii=False, default=str)
             text += f"\nto {asked}"
     facts = {"reference": options.reference, **status.to_json()}
     print_result(facts, text, json_wanted=options.json)
-
-
-def _moment(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _with_handle(options: argparse.Namespace, use: Callable[[TaskHandle], Awaitable[T]]) -> T:

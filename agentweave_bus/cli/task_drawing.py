@@ -1,4 +1,4 @@
-"""Drawing a task's events on a terminal: a line for what happened, and a bar for how far it is."""
+"""Showing tasks on a terminal: a line for what happened, a bar for how far one is, and times in words."""
 
 from __future__ import annotations
 
@@ -10,12 +10,27 @@ from typing import Final, TextIO
 
 from agentweave_bus.observability.printable import escape_line
 from agentweave_bus.tasks.events import TaskEvent
+from agentweave_bus.tasks.status import TaskStatus
 
-__all__ = ["Drawing"]
+__all__ = ["Drawing", "moment", "schedule_in_words"]
 
 _BAR: Final = 24
 _MAX_SHOWN: Final = 200
 _CLEAR: Final = "\r\x1b[K"
+
+
+def moment(milliseconds: int) -> str:
+    """Return a time, in milliseconds since the epoch, as people read it."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def schedule_in_words(status: TaskStatus) -> str:
+    """Say when a task that is parked is due, and how it comes again; nothing of another one."""
+    if status.every is None:
+        return "" if status.due_at is None else f"due at {moment(status.due_at)}"
+    if status.due_at is not None:
+        return f"every {status.every}, next at {moment(status.due_at)}"
+    return f"every {status.every}" if status.state.terminal else f"every {status.every}, comes no more"
 
 
 class Drawing:

@@ -260,11 +260,13 @@ async def test_the_command_line_says_when_a_task_is_due(
 ) -> None:
     me = ["--config", client_file]
     new = ["submit", "--target", TARGET, *me, "--capability", "work", "--data", '{"text": "x"}']
-    nightly = (await command(capsys, *new, "--every", "30 2 * * *"))["reference"]
+    submitted = await command(capsys, *new, "--every", "30 2 * * *")
+    nightly = submitted["reference"]
     later = (await command(capsys, *new, "--delay", "86400"))["reference"]
     status = await command(capsys, "task", "get", nightly, *me)
     assert (status["state"], status["every"]) == ("submitted", "30 2 * * *")
     assert status["due_at"] % 86_400_000 == 9_000_000
+    assert submitted["due_at"] == status["due_at"]
     known = {one["reference"]: one for one in await command(capsys, "task", "list", *me)}
     assert known[nightly]["due_at"] == status["due_at"]
     assert known[later]["due_at"] >= known[later]["submitted"] + 86_000_000

@@ -26,7 +26,8 @@ class Attempt:
 
     ``retry`` says that the task is to be tried again, not before ``retry_after`` seconds where that is
     given; ``result`` is its outcome if that does not happen. ``correlation_id`` is under which the log has
-    the failure, if it has it. ``exhausted`` says that it would be tried again if there were attempts left.
+    the failure, if it has it. ``exhausted`` says that it would be tried again if there were attempts left,
+    ``undoing`` that the task has failed, and what is to be tried again is to undo it.
     """
 
     result: TaskResult
@@ -34,6 +35,7 @@ class Attempt:
     retry_after: float | None = None
     correlation_id: str | None = None
     exhausted: bool = False
+    undoing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,4 +143,5 @@ class Performance:
     async def _undo(self, context: RequestContext, work: Work, verdict: Verdict) -> Attempt:
         with bind_context(context.for_undoing()):
             undone = await work.steps.run_compensations(verdict)
-        return Attempt(undone.result, undone.unfinished, undone.retry_after, undone.correlation_id)
+        again = undone.unfinished
+        return Attempt(undone.result, again, undone.retry_after, undone.correlation_id, undoing=again)

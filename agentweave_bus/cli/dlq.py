@@ -13,6 +13,7 @@ from agentweave_bus.cli.client_config import add_identity_arguments, find_client
 from agentweave_bus.cli.commands import add_command
 from agentweave_bus.cli.exit_codes import ExitCode, exit_code_of, message_of, single_error
 from agentweave_bus.cli.output import message, print_result, table
+from agentweave_bus.cli.task_drawing import pass_told
 from agentweave_bus.exceptions import AgentCallError, AgentWeaveError, ConfigurationError
 from agentweave_bus.observability.printable import escape_line
 from agentweave_bus.runtime.operators import DeadLetterCalls, Operator
@@ -207,7 +208,7 @@ def _drawn(found: dict[str, Any]) -> str:
         rows.append(("dropped", f"by {dropped['by']}, {_moment(dropped['at'])} {dropped['reason']}"))
     lines = table(rows, indent="")
     history = [
-        (_moment(one["at"]), f"{one['state']} (attempt {one['epoch']})", one.get("message", ""))
+        (_moment(one["at"]), f"{one['state']} ({_pass(one)})", one.get("message", ""))
         for one in found.get("history", ())
     ]
     if history:
@@ -215,6 +216,10 @@ def _drawn(found: dict[str, Any]) -> str:
     if "payload" in found:
         lines += "\n\n" + json.dumps(found["payload"], indent=2, ensure_ascii=False, default=str)
     return lines
+
+
+def _pass(record: dict[str, Any]) -> str:
+    return pass_told(record["epoch"], undoing=record.get("undoing", False))
 
 
 def _source(found: dict[str, Any]) -> list[tuple[str, str]]:

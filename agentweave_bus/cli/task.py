@@ -16,7 +16,7 @@ from agentweave_bus.cli.client_config import add_identity_arguments, find_client
 from agentweave_bus.cli.commands import add_command
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
 from agentweave_bus.cli.output import message, print_result, table, wants_json
-from agentweave_bus.cli.task_drawing import Drawing, moment, schedule_in_words
+from agentweave_bus.cli.task_drawing import Drawing, moment, pass_told, schedule_in_words
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.exceptions import UnreachableError
 from agentweave_bus.observability.printable import escape_json, escape_line
@@ -224,7 +224,8 @@ def _print_status(options: argparse.Namespace, status: TaskStatus) -> None:
     if status.since_ms is None:
         said = ": nothing is recorded of it yet"
     error = f": {status.result.error}" if status.result is not None and status.result.error else ""
-    attempt = f", attempt {status.attempt}" if status.attempt else ""
+    told = pass_told(status.attempt, undoing=status.undoing)
+    attempt = f", {told}" if told else ""
     since = f", since {moment(status.since_ms)}" if status.since_ms is not None else ""
     again = f", tried again at {moment(status.retry_at)}" if status.retry_at is not None else ""
     text = escape_line(f"{status.state.value}{attempt}{since}{again}{said or error}")

@@ -12,7 +12,7 @@ from agentweave_bus.observability.printable import escape_line
 from agentweave_bus.tasks.events import TaskEvent
 from agentweave_bus.tasks.status import TaskStatus
 
-__all__ = ["Drawing", "moment", "schedule_in_words"]
+__all__ = ["Drawing", "moment", "pass_told", "schedule_in_words"]
 
 _BAR: Final = 24
 _MAX_SHOWN: Final = 200
@@ -82,5 +82,12 @@ def _words(event: TaskEvent) -> str:
         return event.kind
     if event.result is not None and event.result.error and not said:
         said = f": {event.result.error}"
-    attempt = f" (attempt {event.attempt})" if event.attempt > 1 else ""
-    return f"{event.state.value}{attempt}{said}"
+    told = pass_told(event.attempt, undoing=event.undoing) if event.attempt > 1 else ""
+    return f"{event.state.value}{f' ({told})' if told else ''}{said}"
+
+
+def pass_told(attempt: int, *, undoing: bool) -> str:
+    """Return in words which attempt it is, or that nothing is run any more but undone; of none nothing."""
+    if undoing:
+        return "undoing what was done"
+    return f"attempt {attempt}" if attempt else ""

@@ -361,6 +361,7 @@ class _Served:
             attempt.correlation_id,
             attempt.exhausted,
             writer.mark(),
+            attempt.undoing,
         )
 
     async def _dispatch_event(self, run: EventRun) -> Attempted:

@@ -46,6 +46,8 @@ class Attempted(NamedTuple):
     exhausted: bool = False
     """Whether it would be tried again if there were attempts left."""
     progress: ProgressMark | None = None
+    undoing: bool = False
+    """Whether the task has failed, and another pass is for undoing what it did."""
 
     @property
     def failed(self) -> bool:

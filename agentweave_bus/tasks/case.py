@@ -45,8 +45,8 @@ class Case(NamedTuple):
         """Return what the record of a state says."""
         return RecordBody(state=state, pd=self.opened.request.head.pd.hex(), **more)
 
-    def working(self) -> RecordBody:
-        """Return what the record says with which the next attempt begins."""
+    def working(self, *, undoes: bool) -> RecordBody:
+        """Return what the record says with which the next attempt, or a pass that only undoes, begins."""
         if not self.log.ended:
-            return self.body(TaskState.WORKING)
+            return self.body(TaskState.WORKING, undoes=(undoes or self.log.undoing) or None)
         return self.body(TaskState.WORKING, redrive=redrive_evidence(self.opened.request.link))

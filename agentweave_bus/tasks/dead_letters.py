@@ -114,9 +114,9 @@ class DeadLetterBody(BaseModel):
     ``frame`` is the SHA-256 of the frame beside it. One that was never verified is not there: of that
     ``size`` is how many bytes it had, and ``beginning`` its first 1,024, in base64. ``stored_at`` and
     ``given_up_at`` are milliseconds since the epoch; ``delivered`` counts how often the broker gave it out,
-    ``attempts`` how often it ran. ``history`` has what was recorded of the task; ``correlation_id`` names the
-    last traceback in the log of the worker. Where the frame could be verified, ``task`` is who asked whom for
-    what, and ``event`` who published what.
+    ``attempts`` how often its handler ran. ``history`` has what was recorded of the task; ``correlation_id``
+    names the last traceback in the log of the worker. Where the frame could be verified, ``task`` is who
+    asked whom for what, and ``event`` who published what.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -184,7 +184,7 @@ class DeadLetters:
             stored_at=delivery.stored_at_ms,
             given_up_at=now_ms,
             delivered=delivery.delivered,
-            attempts=attempts if event is None else event.attempts,
+            attempts=_runs(log if own else None) if event is None else event.attempts,
             history=[] if log is None else _history(log),
             correlation_id=correlation_id,
             task=None if log is None else _task(log),
@@ -233,10 +233,15 @@ def _history(log: TaskLog) -> list[dict[str, Any]]:
             "epoch": record.epoch,
             "at": record.at_ms,
             "digest": record.digest.hex(),
+            **({} if record.body.undoes is None else {"undoing": True}),
             **({} if record.body.message is None else {"message": record.body.message}),
         }
         for record in log.records
     ]
+
+
+def _runs(log: TaskLog | None) -> int:
+    return 0 if log is None else log.runs()
 
 
 def _task(log: TaskLog) -> dict[str, str]:

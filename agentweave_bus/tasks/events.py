@@ -75,6 +75,7 @@ class TaskEvent:
     how many messages of progress there were that can't be read; 0 if they differ from what the agent says).
     ``approval`` says who may approve of a task that waits for that (``approvers``), until when (``until``,
     milliseconds since the epoch), and of what (``payload``, where it is small).
+    ``undoing`` says that the handler is not run any more: what the task's steps did is undone.
     ``attempt`` counts from 1, and is 0 before the first; ``at_ms`` is when the agent signed it, in
     milliseconds since the epoch. ``cursor`` is for ``events(after=…)``.
     """
@@ -91,6 +92,7 @@ class TaskEvent:
     retry_at: int | None = None
     missing: int | None = None
     approval: dict[str, Any] | None = None
+    undoing: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object, without what is not set."""
@@ -106,6 +108,7 @@ class TaskEvent:
             "retry_at": self.retry_at,
             "missing": self.missing,
             "approval": self.approval,
+            "undoing": self.undoing or None,
             "cursor": self.cursor,
         }
         return {key: value for key, value in values.items() if value is not None}
@@ -214,6 +217,7 @@ class EventFeed:
             result=result,
             retry_at=record.body.retry_at,
             approval=approval_of(record),
+            undoing=record.body.undoes is True,
         )
 
     def _of_progress(self, entry: Progress) -> TaskEvent:

@@ -384,6 +384,7 @@ class TaskHandle:
             due_at=due_at,
             every=every,
             last_occurrence=occurrence,
+            undoing=last.body.undoes is True,
         )
 
     async def _times(self) -> tuple[int | None, str | None, Occurrence | None]:

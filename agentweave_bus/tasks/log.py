@@ -108,6 +108,16 @@ class TaskLog:
         return sum(one.body.given_back is True for one in self.records if one.epoch >= self.redriven)
 
     @property
+    def undoing(self) -> bool:
+        """Whether whatever is left of the present run is to undo what was done."""
+        return self.last is not None and not self.ended and self.last.body.undoes is True
+
+    def runs(self, since: int = 0) -> int:
+        """Return how often the handler was run, from an attempt on: passes that only undo do not count."""
+        begun = (one for one in self.records if one.state is TaskState.WORKING and one.epoch >= since)
+        return sum(one.body.undoes is None for one in begun)
+
+    @property
     def approval(self) -> Approval | None:
         """The approval that the task has, if it does not wait for another one."""
         begun = False

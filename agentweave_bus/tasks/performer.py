@@ -204,7 +204,7 @@ class Performer:
             await self._undo(case, admitted, log.last)
             return True
         give_up = _exhausted(case) if case.tries(log.epoch) >= self._rule_of(case.opened).attempts else None
-        working = await log.append(case.working(), case.digest)  # 4
+        working = await log.append(case.working(undoes=give_up is not None), case.digest)  # 4
         if working is None:
             await log.refresh()  # what was there may not be the last
             return False
@@ -312,7 +312,8 @@ class Performer:
         if outcome.retry:
             await self._later(case, outcome, rule.delay(case.tries(working.epoch)))
         elif canceled is not None:
-            await self._record(case, case.body(TaskState.CANCELED, message=canceled))
+            undoes = working.body.undoes
+            await self._record(case, case.body(TaskState.CANCELED, message=canceled, undoes=undoes))
         else:
             await self._end(case, outcome, seconds, dead=outcome.exhausted or give_up is not None)
 
@@ -328,6 +329,7 @@ class Performer:
                     message="its worker was stopped",
                     retry_at=self._desk.clock_ms(),
                     given_back=True,
+                    undoes=run.record.body.undoes,
                 )
                 with anyio.move_on_after(_LAST_WORDS_S, shield=True), suppress(BusError):
                     await run.log.append(body, run.opened.asks.digest, deadline_s=_LAST_WORDS_S)
@@ -363,7 +365,8 @@ class Performer:
                 correlation_id=outcome.correlation_id,
             )
         state = TaskState.FAILED if outcome.failed else TaskState.COMPLETED
-        body = case.body(state, result=outcome.result, progress=outcome.progress)
+        undoes = True if case.log.undoing else None
+        body = case.body(state, result=outcome.result, progress=outcome.progress, undoes=undoes)
         record = await self._record(case, body)
         if record is not None:
             self._note_outcome(case.opened, record, seconds)
@@ -376,6 +379,7 @@ class Performer:
             TaskState.SUBMITTED,
             message=str(outcome.result.get("error") or "")[:_MAX_MESSAGE] or None,
             retry_at=self._desk.clock_ms() + int(delay_s * 1000),
+            undoes=True if outcome.undoing else None,
         )
         if await case.log.append(body, case.digest) is not None:
             await self._acknowledgements.back(case.delivery, delay_s)
@@ -460,7 +464,7 @@ class Performer:
             _log.error("what attempts at %r did is not undone: %s", log.ref, refusal)
             return False
         try:
-            working = await log.append(case.working(), case.digest)
+            working = await log.append(case.working(undoes=True), case.digest)
             if working is None:
                 await self._back(delivery)
             else:
@@ -542,7 +546,7 @@ def _refusal_told(refusal: AdmissionRefusedError) -> str:
 
 
 def _exhausted(case: Case) -> str:
-    tries = case.tries(case.log.epoch)
+    tries = max(1, case.log.runs(case.redrive) - case.log.given_back)
     count = "1 attempt" if tries == 1 else f"{tries} attempts"
     return f"given up after {count}, the last of which was lost with its worker"
 

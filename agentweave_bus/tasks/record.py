@@ -116,7 +116,9 @@ class RecordBody(BaseModel):
     the epoch) is when a ``submitted`` one is tried again, in milliseconds. ``step`` is the admission step at
     which a ``rejected`` one was refused. ``redrive`` is the reissue by which a ``failed`` task works again,
     in base64 (:mod:`.redrive`). ``given_back`` says that a worker which was told to stop gave it back, which
-    counts as no attempt. ``asked`` and ``decided`` are about an approval (:mod:`.approval`).
+    counts as no attempt. ``undoes`` says that the handler is not run any more: this pass, or the one that
+    follows on a ``submitted``, only undoes what the task's steps did. ``asked`` and ``decided`` are about an
+    approval (:mod:`.approval`).
     ``blob`` refers to a result that is too large to stand here.
     """
 
@@ -132,6 +134,7 @@ class RecordBody(BaseModel):
     progress: ProgressMark | None = None
     redrive: Annotated[str, Field(strict=True, max_length=131_072)] | None = None
     given_back: Literal[True] | None = None
+    undoes: Literal[True] | None = None
     blob: dict[str, Any] | None = None
     asked: Asked | None = None
     decided: Decided | None = None
@@ -139,7 +142,7 @@ class RecordBody(BaseModel):
     def encoded(self) -> bytes:
         """Return it as an envelope's payload. Raises PayloadError."""
         said: dict[str, Any] = {"v": self.v, "state": self.state.value, "pd": self.pd}
-        for name in ("message", "result", "retry_at", "step", "redrive", "given_back", "blob"):
+        for name in ("message", "result", "retry_at", "step", "redrive", "given_back", "undoes", "blob"):
             if (value := getattr(self, name)) is not None:
                 said[name] = value
         if self.progress is not None:

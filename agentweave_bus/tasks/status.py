@@ -36,7 +36,8 @@ class TaskStatus:
     first. Times are milliseconds since the epoch: ``since_ms`` is when the agent recorded the state,
     ``retry_at`` when a task that failed is tried again. ``message`` says why, where there is something to
     say. ``result`` is that of a task which has ended by itself, completed or failed. ``approval`` says who
-    may approve of one that waits for it, until when (``until``), and of what.
+    may approve of one that waits for it, until when (``until``), and of what. ``undoing`` says that the
+    handler is not run any more: ``attempt`` counts a pass, too, that only undoes what the task's steps did.
 
     ``due_at`` is when a delayed task is due, or a recurring one comes next, by what was submitted;
     ``every`` is when that comes again, and ``last_occurrence`` which of it began last. A recurring task
@@ -54,6 +55,7 @@ class TaskStatus:
     due_at: int | None = None
     every: str | None = None
     last_occurrence: Occurrence | None = None
+    undoing: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object, without what is not set."""
@@ -65,6 +67,7 @@ class TaskStatus:
             "retry_at": self.retry_at,
             "result": None if self.result is None else self.result.to_json(full=True),
             "approval": self.approval,
+            "undoing": self.undoing or None,
             "due_at": self.due_at,
             "every": self.every,
             "last_occurrence": None if self.last_occurrence is None else self.last_occurrence.to_json(),

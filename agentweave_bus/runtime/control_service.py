@@ -31,6 +31,7 @@ from agentweave_bus.observability.metrics import Metrics
 from agentweave_bus.runtime import lifecycle
 from agentweave_bus.runtime.identities import followed_revocations, identity_source, remembered_authorities
 from agentweave_bus.runtime.surroundings import REAL
+from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["serve_control"]
 
@@ -40,6 +41,9 @@ _START_S: Final = 30.0
 _AGAIN_S: Final = 0.5
 _POLL_S: Final = 1.0
 _DRAIN_S: Final = 10.0
+_BROKERS: Final = (
+    "the brokers go by the users that they have until they are given them anew (agentweave authz broker)"
+)
 
 
 async def serve_control(config: ControlConfig) -> None:
@@ -59,6 +63,7 @@ async def serve_control(config: ControlConfig) -> None:
         grants = await anyio.to_thread.run_sync(GrantsWatch, config.grants)
         revocations = await anyio.to_thread.run_sync(followed_revocations, config.identity, metrics)
         history = remembered_authorities(config.identity, me, revocations)
+        revocations.on_change(lambda: _log.warning("the revocations changed; %s", _BROKERS))
         source = identity_source(config.identity, me, metrics, REAL, history=history)
         await source.start(_START_S)
         try:
@@ -66,9 +71,9 @@ async def serve_control(config: ControlConfig) -> None:
             bus = config.bus
             address = BusAddress(bus.servers, config.broker, bus.connect_timeout, bus.reconnect_wait)
             keeper = Keeper(source, chains, address, metrics=metrics, name=str(me))
-            domains = config.identity.allowed_trust_domains
+            everyone = _Everyone(config, grants)
             cast = Cast(
-                everyone=lambda: participants(grants.current, domains, config.identities),
+                everyone=everyone,
                 grants=lambda: grants.current,
                 shut_out=lambda: revocations.list.revoked.spiffe_ids,
             )
@@ -87,13 +92,13 @@ async def serve_control(config: ControlConfig) -> None:
                 group.start_soon(source.run)
                 group.start_soon(revocations.run)
                 async with keeper.open(deadline_s=_START_S):
+                    await _make_first_streams(role, cast)
                     with (
                         lifecycle.stop_signals() as stop_signal,
                         lifecycle.health_listener(
                             config.observability.metrics, metrics, source, keeper
                         ) as url,
                     ):
-                        await _make_first_streams(role, cast)
                         group.start_soon(role.run)
                         group.start_soon(_follow, role, cast, grants)
                         lifecycle.say_ready(me, url)
@@ -102,6 +107,25 @@ async def serve_control(config: ControlConfig) -> None:
                         group.cancel_scope.cancel()
         finally:
             await source.aclose()
+
+
+class _Everyone:
+    """Tells who has a user at the broker; worked out once for each set of grants."""
+
+    def __init__(self, config: ControlConfig, grants: GrantsWatch) -> None:
+        self._config = config
+        self._grants = grants
+        self._of = grants.current
+        self._found = self._look()
+
+    def __call__(self) -> frozenset[SpiffeID]:
+        if self._grants.current is not self._of:
+            self._of = self._grants.current
+            self._found = self._look()
+        return self._found
+
+    def _look(self) -> frozenset[SpiffeID]:
+        return participants(self._of, self._config.identity.allowed_trust_domains, self._config.identities)
 
 
 def _limits(streams: StreamsConfig) -> StreamLimits:
@@ -143,10 +167,7 @@ async def _follow(role: ControlRole, cast: Cast, grants: GrantsWatch) -> None:
             in_line = False
             role.grants_changed()
             await role.operators_changed()
-            _log.warning(
-                "the grants changed; the broker goes by its own users until it is given them anew"
-                " (agentweave authz broker)"
-            )
+            _log.warning("the grants changed; %s", _BROKERS)
         if in_line:
             continue
         try:

@@ -12,7 +12,7 @@ from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import counted, message
 from agentweave_bus.config import load_control
 from agentweave_bus.control.broker import broker_users, users_configuration
-from agentweave_bus.control.grants_watch import GrantsWatch, participants
+from agentweave_bus.control.grants_watch import GrantsWatch, participants, unlisted_prefixes
 from agentweave_bus.envelope import control_role
 from agentweave_bus.identity import RevocationWatch
 
@@ -47,9 +47,12 @@ def run(options: argparse.Namespace) -> int:
     config = load_control(options.file, environment=options.env)
     grants = GrantsWatch(config.grants).current
     revoked = RevocationWatch(config.identity.revocations).list.revoked.spiffe_ids
+    domains = config.identity.allowed_trust_domains
+    for warning in unlisted_prefixes(grants, domains, config.identities):
+        message(f"agentweave: warning: {warning}")
     users = broker_users(
         grants,
-        participants(grants, config.identity.allowed_trust_domains, config.identities),
+        participants(grants, domains, config.identities),
         control=[control_role(config.trust_domain)],
     )
     heard = [user for user in users if user["user"] not in revoked]

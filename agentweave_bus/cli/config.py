@@ -14,8 +14,9 @@ from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import message, print_result
 from agentweave_bus.cli.stack_check import stack_warnings
-from agentweave_bus.config import load_config, load_stack
+from agentweave_bus.config import load_config, load_control, load_stack
 from agentweave_bus.config.document import read_document
+from agentweave_bus.control.grants_watch import GrantsWatch, unlisted_prefixes
 from agentweave_bus.embedded.assembly import plan_agents, revocations_file
 from agentweave_bus.identity import RevocationWatch
 
@@ -26,7 +27,8 @@ Example:
   agentweave config check order.yaml
   agentweave config check agentweave.yaml --env development
 
-FILE is an agent's or client's configuration, or a stack's; a stack's agents and grants are checked, too.
+FILE is an agent's or client's configuration, a stack's, or a control role's; a stack's agents and grants are
+checked, too. A control role's has bus.servers, identity, identities or streams.
 Defaults are filled in and AGENTWEAVE_... variables applied. Exit code 2: it is wrong.
 """
 
@@ -54,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_check(options: argparse.Namespace) -> int:
     """Check the file; print what is in effect and what should be known."""
     path = Path(options.file)
-    effective, warnings = (_stack if is_stack(path) else _agent)(path, options.env)
+    check = _control if _is_control(path) else _stack if is_stack(path) else _agent
+    effective, warnings = check(path, options.env)
     for warning in warnings:
         message(f"agentweave: warning: {warning}")
     text = yaml.safe_dump(effective, sort_keys=False, allow_unicode=True).rstrip()
@@ -66,6 +69,25 @@ def is_stack(path: Path) -> bool:
     """Say whether a file is a stack's. Raises ConfigurationError: it can't be read."""
     tree = read_document(path).value
     return "agent" not in tree and not {"agents", "grants", "policies", "clients"}.isdisjoint(tree)
+
+
+def _is_control(path: Path) -> bool:
+    """Say whether a file is a control role's: it has keys that no stack has."""
+    tree = read_document(path).value
+    bus = tree.get("bus")
+    reaches_brokers = isinstance(bus, dict) and "servers" in bus
+    return "agent" not in tree and (
+        reaches_brokers or not {"identity", "identities", "streams"}.isdisjoint(tree)
+    )
+
+
+def _control(path: Path, environment: str | None) -> tuple[dict[str, Any], list[str]]:
+    config = load_control(path, environment=environment)
+    RevocationWatch(config.identity.revocations)
+    grants = GrantsWatch(config.grants).current
+    domains = config.identity.allowed_trust_domains
+    unlisted = unlisted_prefixes(grants, domains, config.identities)
+    return _plain(config), [*config.warnings, *_grants_warnings(config.grants), *unlisted]
 
 
 def _agent(path: Path, environment: str | None) -> tuple[dict[str, Any], list[str]]:

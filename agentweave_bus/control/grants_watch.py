@@ -11,11 +11,12 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from agentweave_bus.authz import Grants
+from agentweave_bus.authz.grants import pattern_matches
 from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID
 
-__all__ = ["GrantsWatch", "participants"]
+__all__ = ["GrantsWatch", "participants", "unlisted_prefixes"]
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +80,20 @@ def participants(
         if one.trust_domain in domains and one.path and not one.path.startswith(_OWN_PATH)
     )
     return frozenset((*agents, *besides))
+
+
+def unlisted_prefixes(
+    grants: Grants, domains: Collection[str], besides: Iterable[SpiffeID] = ()
+) -> tuple[str, ...]:
+    """Return a sentence for each prefix in the grants below which nobody has a user at a broker."""
+    everyone = participants(grants, domains, besides)
+    prefixes = sorted({one for one in _named(grants) if one.endswith("/*")})
+    return tuple(
+        f"nobody below {one} has a user: list under identities who is to have one"
+        for one in prefixes
+        if SpiffeID(one.removesuffix("/*")).trust_domain in domains
+        and not any(pattern_matches(one, agent) for agent in everyone)
+    )
 
 
 def _named(grants: Grants) -> Iterator[str]:

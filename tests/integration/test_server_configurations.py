@@ -139,6 +139,17 @@ def test_who_is_revoked_has_no_user(place: Path, capsys: pytest.CaptureFixture[s
     assert f'"user": "spiffe://{DOMAIN}/agent/b"' in text
 
 
+def test_a_prefix_below_which_nobody_is_known_is_told(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["authz", "broker", "control.yaml"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    control = yaml.safe_load((place / "control.yaml").read_text())
+    (place / "control.yaml").write_text(yaml.safe_dump({**control, "identities": []}))
+    assert main(["authz", "broker", "control.yaml"]) == 0
+    assert f"nobody below spiffe://{DOMAIN}/desk/* has a user" in capsys.readouterr().err
+
+
 def test_without_grants_nothing_is_written(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "users.conf").write_text("as it was")
     (place / "grants.yaml").unlink()

@@ -70,6 +70,20 @@ def test_a_stack_is_checked_with_its_agents_and_grants(run: Callable, place: Pat
     assert run("config", "check", "agentweave.yaml").code == 2
 
 
+def test_a_control_roles_file_is_checked_with_its_grants(run: Callable, place: Path) -> None:
+    control = "trust_domain: shop.test\ngrants: grants.yaml\nstreams: {replicas: 3}\n"
+    (place / "control.yaml").write_text(control)
+    callee = "callee: 'spiffe://shop.test/agent/a', capabilities: ['*']"
+    (place / "grants.yaml").write_text(f"grants: [{{caller: 'spiffe://shop.test/desk/*', {callee}}}]\n")
+    ran = run("config", "check", "control.yaml")
+    assert ran.json["effective"]["streams"]["replicas"] == 3
+    assert "nobody below spiffe://shop.test/desk/* has a user" in ran.err
+    (place / "control.yaml").write_text(control + "identities: ['spiffe://shop.test/desk/eve']\n")
+    assert "nobody" not in run("config", "check", "control.yaml").err
+    (place / "control.yaml").write_text(control.replace("3", "2"))
+    assert "streams.replicas" in run("config", "check", "control.yaml").err
+
+
 SHOP = "trust_domain: shop.test\ngrants: grants.yaml\nagents: [{config: payment.yaml}]\n"
 TILL = """
 import nothing_of_this_kind

@@ -57,6 +57,7 @@ _TOKEN_ALPHABET: Final = string.ascii_letters + string.digits
 _TOKEN_LENGTH: Final = 22  # 131 bits: an inbox that can't be guessed
 _MAX_PENDING_MESSAGES: Final = 8192  # per subscription, then the client library drops and reports
 _MAX_PENDING_BYTES: Final = 64 * 1024 * 1024
+_NEVER_WAITS_BYTES: Final = 1024 * 1024  # buffered by the client library; above two of them publishing waits
 _RETIRE_SECONDS: Final = 630.0  # the longest call and its slack; then a retired session is cut
 _FIRST_DELAY_SECONDS: Final = 0.05
 _PING_SECONDS: Final = 10.0  # a broker that answers no ping for three of them is taken for dead
@@ -223,11 +224,9 @@ class Session:
             NotPermittedError: the broker does not let this identity ask that; the future alone raises it.
 
         """
-        self._asked += 1
-        reply = f"{self._api}.{self._secret}{self._asked:x}"
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
-        self._answers[reply] = _Question(subject, answer)
-        self._keep_open_for(answer, partial(self._no_longer_asked, reply))
+        reply = self._expect(subject, answer)
+        answer.add_done_callback(partial(self._no_longer_asked, reply))
         try:
             await self.publish(subject, data, reply, headers)
         except BaseException:
@@ -238,14 +237,30 @@ class Session:
     async def ask(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout_s: float
     ) -> Msg:
-        """Ask the broker itself and wait up to ``timeout_s`` seconds for its answer.
+        """Ask the broker itself, as :meth:`post` does, and wait up to ``timeout_s`` seconds for its answer.
 
         Raises:
             BusError: the connection is lost.
+            NotPermittedError: the broker does not let this identity ask that.
             TimeoutError: no answer in time.
 
         """
-        return await asyncio.wait_for(await self.post(subject, data, headers=headers), timeout_s)
+        # Each task asks several times: this is post() without callbacks, and with one timer for everything.
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Msg] = loop.create_future()
+        timer = loop.call_later(timeout_s, _too_late, answer)
+        reply = self._expect(subject, answer)
+        try:
+            if self._client.pending_data_size + len(data) <= _NEVER_WAITS_BYTES:
+                await self.publish(subject, data, reply, headers)
+            else:
+                async with asyncio.timeout(timeout_s):
+                    await self.publish(subject, data, reply, headers)
+            return await answer
+        finally:
+            timer.cancel()
+            answer.cancel()
+            self._no_longer_asked(reply, answer)
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until the broker has processed all that was sent so far."""
@@ -264,12 +279,20 @@ class Session:
 
     def watch(self, future: asyncio.Future[Any]) -> None:
         """Keep the session open until ``future`` is done; it fails with ``BusError`` if the session dies."""
-        self._keep_open_for(future, self._unwatch)
+        self._keep_open_for(future)
+        future.add_done_callback(self._unwatch)
 
-    def _keep_open_for(self, future: asyncio.Future[Any], when_done: Callable[[Any], None]) -> None:
+    def _expect(self, subject: str, answer: asyncio.Future[Msg]) -> str:
+        """Have ``answer`` get the broker's answer to what is asked on ``subject``; return where to."""
+        self._asked += 1
+        reply = f"{self._api}.{self._secret}{self._asked:x}"
+        self._answers[reply] = _Question(subject, answer)
+        self._keep_open_for(answer)
+        return reply
+
+    def _keep_open_for(self, future: asyncio.Future[Any]) -> None:
         self._waiting.add(future)
         self.take_hold()
-        future.add_done_callback(when_done)
         if self.closed.is_set():
             future.set_exception(BusError("the connection to the broker is lost"))
 
@@ -434,6 +457,20 @@ class Keeper:
                     return self._current
                 self._arrived.clear()
         raise UnreachableError(f"not connected to the broker at {', '.join(self._address.servers)}")
+
+    async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> Msg:
+        """Ask the broker itself; ``timeout_s`` seconds are for everything, also for having a session.
+
+        Raises:
+            UnreachableError: the broker could not be reached in time.
+            BusError, TimeoutError: as of :meth:`Session.ask`.
+
+        """
+        if self._current is not None and self._current.usable:
+            return await self._current.ask(subject, data, timeout_s=timeout_s)
+        async with asyncio.timeout(timeout_s):
+            session = await self.session(timeout_s)
+            return await session.ask(subject, data, timeout_s=timeout_s)
 
     @asynccontextmanager
     async def open(self, *, deadline_s: float) -> AsyncIterator[Keeper]:
@@ -677,6 +714,11 @@ def _cut(client: Client) -> None:
 async def _then_cancel(event: asyncio.Event, scope: anyio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
+
+
+def _too_late(answer: asyncio.Future[Msg]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
 
 
 def _cause(error: BaseException) -> str:

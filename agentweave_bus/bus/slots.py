@@ -95,9 +95,7 @@ class Slots:
         """
         asked = f"$JS.API.DIRECT.GET.{stream}.{subject}"
         try:
-            async with asyncio.timeout(timeout_s):
-                session = await self._keeper.session(timeout_s)
-                return _stored(await (await session.post(asked, b"")), stream, subject)
+            return _stored(await self._keeper.ask(asked, b"", timeout_s=timeout_s), stream, subject)
         except (TimeoutError, UnreachableError) as error:
             raise _noted(BusError("no answer from the broker"), stream, subject) from error
         except NotPermittedError as error:
@@ -109,9 +107,7 @@ class Slots:
     ) -> SlotOutcome:
         """Write a slot once, and say what came of it. It raises nothing: what is not clear is ``UNCLEAR``."""
         try:
-            async with asyncio.timeout(timeout_s):
-                session = await self._keeper.session(timeout_s)
-                return acknowledged(await (await session.post(subject, frame)), stream)
+            return acknowledged(await self._keeper.ask(subject, frame, timeout_s=timeout_s), stream)
         except (TimeoutError, BusError, UnreachableError):
             return SlotOutcome.UNCLEAR
 

@@ -298,8 +298,9 @@ class Publisher:
 
     async def _post(self, session: Session, sealed: Sealed, left_s: float) -> SlotOutcome:
         try:
-            async with asyncio.timeout(min(_ANSWER_S, max(0.001, left_s))):
-                return acknowledged(await (await session.post(sealed.head.sub, sealed.frame)), self._stream)
+            timeout_s = min(_ANSWER_S, max(0.001, left_s))
+            stored = await session.ask(sealed.head.sub, sealed.frame, timeout_s=timeout_s)
+            return acknowledged(stored, self._stream)
         except NotPermittedError:
             raise AuthorizationError(
                 f"the broker does not let this identity publish {sealed.head.cap!r}:"

@@ -199,8 +199,8 @@ class Submissions:
             )
         await on_sealed(sealed)
         try:
-            async with asyncio.timeout(min(_ANSWER_S, max(0.001, left_s))):
-                return acknowledged(await (await session.post(subject, sealed.frame)), stream), sealed
+            timeout_s = min(_ANSWER_S, max(0.001, left_s))
+            return acknowledged(await session.ask(subject, sealed.frame, timeout_s=timeout_s), stream), sealed
         except NotPermittedError:
             raise AuthorizationError(
                 f"the broker does not let this identity submit {task.capability!r} to {task.agent}:"

@@ -117,6 +117,8 @@ class MemoryClient:
         self.broker = broker
         self.user = user
         self.is_closed = False
+        self.pending_data_size = 0
+        """How many bytes wait to be sent: none ever do."""
         self.subscriptions: list[MemorySubscription] = []
         self._check = check
         self._error_cb: ErrorHandler | None = None

@@ -115,6 +115,7 @@ class Scheduler:
         self._slots = Slots(keeper, monotonic)
         self._acknowledgements = Acknowledgements(keeper)
         self._shares = Shares()
+        self._dead_letters: dict[SpiffeID, DeadLetters] = {}
         self._wakeups = wakeups_stream(self._domain, limits=limits)
         self._feeds = Feeds(me, keeper, self._take, monotonic=monotonic)
 
@@ -260,7 +261,7 @@ class Scheduler:
         _log.warning("a task that was parked for %s is given up: %s", agent, why)
         desk, opened = self._desk(agent), why.opened
         if opened is None:
-            await DeadLetters(agent, desk).write(delivery, str(why))
+            await self._dead_letters_of(agent, desk).write(delivery, str(why))
             return
         head = opened.head
         log = TaskLog(desk, TaskRef(agent, head.iss, head.cap, head.id))
@@ -294,6 +295,13 @@ class Scheduler:
         exp = head.exp if task.times is None else min(head.exp, due_ms + OCCURRENCE_S * 1000)
         draft = reissue_draft(head, task_id=task_id, now_ms=now_ms, expires_ms=exp, nbf=due_ms)
         return await sealer.seal(draft, opened.payload, (*opened.via, opened.link))
+
+    def _dead_letters_of(self, agent: SpiffeID, desk: Desk) -> DeadLetters:
+        """Return one and the same for each agent: it counts how many that nobody signed have been written."""
+        known = self._dead_letters.get(agent)
+        if known is None:
+            known = self._dead_letters[agent] = DeadLetters(agent, desk)
+        return known
 
     def _desk(self, agent: SpiffeID) -> Desk:
         sealer = self._sealer_of(agent)

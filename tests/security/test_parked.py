@@ -24,6 +24,7 @@ from agentweave_bus.envelope.frame import Link
 from agentweave_bus.envelope.head import map_from_draft
 from agentweave_bus.exceptions import AgentWeaveError
 from agentweave_bus.runtime import AgentWeaveClient
+from agentweave_bus.tasks.dead_letters import _UNVERIFIED_BURST
 from agentweave_bus.tasks.handle import TaskHandle
 from agentweave_bus.testing import MemoryBus
 from tests.security.catalogue import Adversary, Layer, refused_by
@@ -229,6 +230,18 @@ async def test_a_forged_wakeup(scene: Scene) -> None:
     for number in (1, 2, 99):
         for body in (b"", json.dumps({"seq": 1}).encode()):
             scene.put(wakeup_subject(scene.bus.trust_domain, "due", place, number), body)
+    await scene.runs_once_when_it_is_due()
+
+
+@refused_by(
+    Layer.CONTROL, "filling the broker's disk with dead letters of what is parked", by=Adversary.CALLER
+)
+async def test_parked_bytes_at_random(scene: Scene) -> None:
+    """Some are written down, by the same limit as of what is queued; the others are let go."""
+    for number in range(_UNVERIFIED_BURST + 20):
+        scene.put(park_subject(scene.agent, "work"), b"no frame %d" % number)
+    await scene.parked(1)
+    assert len(await scene.letters(_UNVERIFIED_BURST)) == _UNVERIFIED_BURST
     await scene.runs_once_when_it_is_due()
 
 

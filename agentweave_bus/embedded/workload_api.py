@@ -179,8 +179,9 @@ class WorkloadApiServer:
 
     async def aclose(self) -> None:
         """Close and remove every socket."""
-        for spiffe_id in list(self._served):
-            await self.withdraw(spiffe_id)
+        async with anyio.create_task_group() as group:  # each waits a moment for its open streams
+            for spiffe_id in list(self._served):
+                group.start_soon(self.withdraw, spiffe_id)
 
     def _find(self, spiffe_id: SpiffeID) -> _Served:
         try:

@@ -19,6 +19,7 @@ from agentweave_bus.config import StackConfig, load_stack
 from agentweave_bus.exceptions import ConfigurationError, WorkerError
 from agentweave_bus.observability.logs import configure_logging
 from agentweave_bus.supervisor.control_socket import SOCKET_NAME, control_socket
+from agentweave_bus.supervisor.listener import supervisor_listener
 from agentweave_bus.supervisor.plans import planned_agents, plans_of
 from agentweave_bus.supervisor.requests import answering
 from agentweave_bus.supervisor.supervisor import Supervisor, supervised
@@ -78,6 +79,7 @@ class _Supervise:
     def __init__(self, config: StackConfig, options: argparse.Namespace) -> None:
         self.exit_code = ExitCode.DONE
         self._options = options
+        self._metrics = config.observability.metrics
         self._socket = config.state_dir.absolute() / SOCKET_NAME
         self._plans = plans_of(planned_agents(config, options.env), options.env)
         self._width = max(len(plan.name_of(plan.replicas)) for plan in self._plans)
@@ -88,21 +90,31 @@ class _Supervise:
         """Hold the workers until a signal, or until none is left."""
         async with supervised(on_line=self._show_line, on_event=_say) as supervisor:
             with self._signals(supervisor):
-                async with (
-                    control_socket(self._socket, answering(supervisor, lambda: self._roll(supervisor))),
-                    anyio.create_task_group() as group,
-                ):
-                    group.start_soon(self._start, supervisor)
-                    group.start_soon(self._watch, supervisor)
-                    group.start_soon(self._heed_reloads, supervisor)
-                    await self._told.wait()
-                    group.cancel_scope.cancel()
+                with supervisor_listener(self._metrics, supervisor) as url:
+                    await self._hold(supervisor, url)
                 await _ended(supervisor)
 
-    async def _start(self, supervisor: Supervisor) -> None:
+    async def _hold(self, supervisor: Supervisor, metrics_url: str | None) -> None:
+        """Keep the workers as they should be until somebody says to stop, or none is left."""
+        async with (
+            control_socket(self._socket, answering(supervisor, lambda: self._roll(supervisor))),
+            anyio.create_task_group() as group,
+        ):
+            group.start_soon(self._start, supervisor, metrics_url)
+            group.start_soon(self._watch, supervisor)
+            group.start_soon(self._heed_reloads, supervisor)
+            await self._told.wait()
+            group.cancel_scope.cancel()
+
+    async def _start(self, supervisor: Supervisor, metrics_url: str | None) -> None:
         with suppress(WorkerError):  # it was told as it happened, and the others go on
             await supervisor.start(self._plans)
-            facts = {"ready": True, "socket": str(self._socket), "workers": supervisor.status()}
+            facts = {
+                "ready": True,
+                "socket": str(self._socket),
+                "metrics": metrics_url,
+                "workers": supervisor.status(),
+            }
             print(as_json(facts) if wants_json(self._options.json) else _ready_text(facts), flush=True)
 
     async def _watch(self, supervisor: Supervisor) -> None:
@@ -163,4 +175,5 @@ def _say(text: str) -> None:
 
 def _ready_text(facts: dict[str, Any]) -> str:
     names = ", ".join(one["name"] for one in facts["workers"])
-    return f"Ready: {names}\nAsk it with `agentweave supervisor status`; its socket is {facts['socket']}."
+    where = f"; metrics of all on {facts['metrics']}" if facts["metrics"] else ""
+    return f"Ready: {names}\n`agentweave supervisor status` asks at {facts['socket']}{where}."

@@ -23,6 +23,7 @@ from agentweave_bus.embedded.assembly import LocalStack, local_stack, policy_sou
 from agentweave_bus.observability.logs import configure_logging
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.supervisor.control_socket import SOCKET_NAME, control_socket
+from agentweave_bus.supervisor.listener import supervisor_listener
 from agentweave_bus.supervisor.requests import answering
 from agentweave_bus.worker import run_on_fastest_loop
 
@@ -91,9 +92,11 @@ class _Up:
                 ) as stack:
                     self._stack = stack
                     socket = self._config.state_dir.absolute() / SOCKET_NAME
-                    async with control_socket(socket, answering(stack.workers, stack.workers.roll)):
-                        self._say_ready(stack)
-                        await self._hold(stack)
+                    metrics = self._config.observability.metrics
+                    with supervisor_listener(metrics, stack.workers) as url:
+                        async with control_socket(socket, answering(stack.workers, stack.workers.roll)):
+                            self._say_ready(stack, url)
+                            await self._hold(stack)
             except asyncio.CancelledError:
                 if not self._stopping:
                     raise
@@ -147,10 +150,10 @@ class _Up:
     def _show_line(self, worker: str, line: str) -> None:
         sys.stderr.write(f"{worker.ljust(self._width)} | {line}\n")
 
-    def _say_ready(self, stack: LocalStack) -> None:
+    def _say_ready(self, stack: LocalStack, metrics_url: str | None) -> None:
         for warning in _warnings(self._config):
             message(f"agentweave: {warning}")
-        facts = _facts(stack)
+        facts = _facts(stack, metrics_url)
         print(as_json(facts) if wants_json(self._options.json) else _ready_text(stack, facts), flush=True)
 
 
@@ -164,7 +167,7 @@ def _warnings(config: StackConfig) -> tuple[str, ...]:
     return tuple(f"{file}: {text}" for text in Grants.load(file).warnings())
 
 
-def _facts(stack: LocalStack) -> dict[str, Any]:
+def _facts(stack: LocalStack, metrics_url: str | None) -> dict[str, Any]:
     workers = {worker.spec.name: worker for worker in stack.workers.all}
     return {
         "ready": True,
@@ -172,6 +175,7 @@ def _facts(stack: LocalStack) -> dict[str, Any]:
         "trust_domain": stack.config.trust_domain,
         "broker": stack.stack.bus_url,
         "broker_pid": stack.stack.nats.pid,
+        "metrics": metrics_url,
         "agents": [
             {
                 "name": name,
@@ -199,6 +203,8 @@ def _ready_text(stack: LocalStack, facts: dict[str, Any]) -> str:
             for one in facts["agents"]
         ]
         lines.append(table(rows))
+    if facts["metrics"] and len(facts["agents"]) > 1:
+        lines.append(f"Metrics of all of them: {facts['metrics']}")
     if facts["overridden"]:
         lines.append("In place of what the agents' files say, this stack is used:")
         rows = [(one["agent"], one["key"], one["was"], f"by {one['by']}") for one in facts["overridden"]]

@@ -19,19 +19,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from socketserver import TCPServer, ThreadingMixIn
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import make_wsgi_app
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from agentweave_bus.config import MetricsConfig
 from agentweave_bus.exceptions import ConfigurationError
-from agentweave_bus.observability.metrics import Metrics
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["Exposition", "HealthCheck"]
+__all__ = ["Exposition", "HasRegistry", "HealthCheck"]
 
 HealthCheck = Callable[[], tuple[bool, Mapping[str, Any]]]
 """Returns whether all is well, and details for a person; called on a thread, so quick and thread-safe."""
@@ -43,6 +42,14 @@ REQUEST_SECONDS: Final = 5.0
 _log = logging.getLogger(__name__)
 
 
+class HasRegistry(Protocol):
+    """Whatever has metrics."""
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Where they are."""
+
+
 class Exposition:
     """Serves until closed; also a context manager.
 
@@ -50,7 +57,7 @@ class Exposition:
     """
 
     def __init__(
-        self, config: MetricsConfig, metrics: Metrics, *, health: HealthCheck, ready: HealthCheck
+        self, config: MetricsConfig, metrics: HasRegistry, *, health: HealthCheck, ready: HealthCheck
     ) -> None:
         self._config = config
         self._app = _Routes(

@@ -8,12 +8,14 @@ import os
 import re
 import signal
 import sys
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 import yaml
 
@@ -69,6 +71,7 @@ async def supervision(
     (folder / "live_agents.py").write_text(AGENT_FILE)
     tree = world.settings(ECHO, **overrides)
     tree["agent"]["class"] = "live_agents:Worker"
+    tree["observability"] = {"metrics": {"enabled": True, "port": 0}}
     (folder / "agent.yaml").write_text(yaml.safe_dump(tree))
     (folder / "stack.yaml").write_text(
         yaml.safe_dump({"agents": [{"config": "agent.yaml", **entry}], "state_dir": str(folder / "state")})
@@ -87,6 +90,11 @@ async def supervision(
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+def scraped(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return str(answer.read().decode())
 
 
 def pids(workers: list[dict[str, Any]]) -> set[int]:
@@ -131,6 +139,15 @@ async def test_through_its_life(world: World, tmp_path: Path) -> None:
             group.cancel_scope.cancel()
         assert set(calls) & pids(after)
         assert set(calls) & pids(rolled)
+
+        text = await anyio.to_thread.run_sync(scraped, told["metrics"])
+        assert 'agentweave_workers{agent="echo",state="ready"} 3.0' in text
+        assert 'agentweave_worker_restarts_total{agent="echo"} 3.0' in text
+        said = re.search(
+            r'agentweave_requests_total{agent="echo",capability="say",.*status="success"} (.*)', text
+        )
+        assert said is not None
+        assert float(said[1]) > 0
 
         await one.ask("drain", agent="echo")
         assert await one.until(lambda now: {worker["state"] for worker in now} == {"drained"})

@@ -14,8 +14,9 @@ import pytest
 
 from agentweave_bus import RetryableError, SecureAgent, capability
 from agentweave_bus.authz import AuthzDecision, Grants
-from agentweave_bus.bus.streams import dead_stream_name, tasks_stream_name
+from agentweave_bus.bus.streams import STATE_MAX_AGE_S, dead_stream_name, state_stream_name, tasks_stream_name
 from agentweave_bus.bus.subjects import task_subject
+from agentweave_bus.control import dead_letters
 from agentweave_bus.envelope import Draft, Kind, control_role, encode_payload, new_id
 from agentweave_bus.exceptions import (
     AgentCallError,
@@ -35,6 +36,8 @@ from agentweave_bus.testing import MemoryBus
 from tests.security.forging import with_part
 
 pytestmark = pytest.mark.anyio
+
+DAY_MS = 86_400_000
 
 
 class SickAgent(SecureAgent):
@@ -300,6 +303,21 @@ async def test_a_frame_that_was_exchanged_is_not_redriven(ward: Ward) -> None:
     with pytest.raises(AgentCallError, match="not the one that was given up"):
         await ward.operator.redrive(first)
     await ward.operator.redrive(second)
+
+
+async def test_a_redrive_ends_a_day_before_what_is_recorded_of_the_task_is_forgotten(
+    ward: Ward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, letter = await ward.given_up()
+    stream = ward.bus.broker.jetstream.streams[state_stream_name(ward.target)]
+    began_ms = min(one.time_ns for one in stream.messages.values()) // 1_000_000
+    assert dead_letters._RECORDED_MS == STATE_MAX_AGE_S * 1000
+    monkeypatch.setattr(dead_letters, "_RECORDED_MS", DAY_MS)
+    with pytest.raises(AgentCallError, match="about to be forgotten"):
+        await ward.operator.redrive(letter)
+    assert "about to be forgotten" in (await ward.operator.show(letter))["not_redrivable"]
+    monkeypatch.setattr(dead_letters, "_RECORDED_MS", DAY_MS + 60 * 60_000)
+    assert (await ward.operator.redrive(letter))["expires"] == began_ms + 60 * 60_000
 
 
 async def planted(ward: Ward, *, again: bool = False, spoilt: bool = False, state: str) -> str:

@@ -10,9 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from agentweave_bus import RetryableError, SecureAgent, capability
-from agentweave_bus.bus.streams import STATE_MAX_AGE_S, state_stream_name, tasks_stream_name
+from agentweave_bus.bus.streams import tasks_stream_name
 from agentweave_bus.bus.subjects import task_subject
-from agentweave_bus.control import dead_letters
 from agentweave_bus.envelope import Draft, Kind, Sealed, encode_payload, new_id
 from agentweave_bus.envelope.codec import pack
 from agentweave_bus.envelope.envelope import sha256
@@ -28,6 +27,7 @@ from agentweave_bus.tasks.record import RecordBody, TaskRef
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.testing import MemoryBus
 from agentweave_bus.types import TaskState
+from tests.security.catalogue import Adversary, Layer, refused_by
 from tests.security.forging import sealed_by
 
 pytestmark = pytest.mark.anyio
@@ -147,6 +147,7 @@ async def den(bus: MemoryBus) -> Den:
     ("lifetime_ms", "why"),
     [(MINUTE_MS, "at a time for which it was not signed"), (30 * DAY_MS, "had expired .* may be dated back")],
 )
+@refused_by(Layer.CONTROL, "redriving a task dated back to when a stolen key was valid", by=Adversary.THIEF)
 async def test_a_task_dated_back_to_when_a_stolen_key_was_valid(den: Den, lifetime_ms: int, why: str) -> None:
     start = den.bus.clock.now() - timedelta(hours=20)
     stolen = den.bus.domain().authority.issue(den.bus.id("client/cli"), not_before=start)
@@ -154,6 +155,7 @@ async def test_a_task_dated_back_to_when_a_stolen_key_was_valid(den: Den, lifeti
     await den.refused(await den.planted(den.forged(stolen, then, then + lifetime_ms)), why)
 
 
+@refused_by(Layer.CONTROL, "redriving a task dated ahead of its own log", by=Adversary.THIEF)
 async def test_a_task_dated_ahead(den: Den) -> None:
     """Begun before it was asked for: so its first record can't stand in for that of another time."""
     stolen, now = den.bus.domain().issue("client/cli"), den.now_ms()
@@ -161,6 +163,9 @@ async def test_a_task_dated_ahead(den: Den) -> None:
     await den.refused(letter, "at a time for which it was not signed")
 
 
+@refused_by(
+    Layer.CONTROL, "redriving a task by an authority that had left when it was begun", by=Adversary.THIEF
+)
 async def test_a_task_by_an_authority_that_had_left_when_it_was_begun(den: Den) -> None:
     bus = den.bus
     old = copy.copy(bus.domain().authority)
@@ -183,24 +188,9 @@ async def given_up(den: Den) -> str:
 
 @pytest.mark.slow
 async def test_an_honest_dead_letter_may_lie_for_longer_than_its_sender_is_valid(den: Den) -> None:
-    """How long it lies is no matter, only when it was begun: also not for the calls of its handler."""
+    """Honest: how long it lies is no matter, only when it was begun: also not for the calls of its handler."""
     letter = await given_up(den)
     await den.bus.clock.advance(5 * 3600 + 600)
     await den.operator.redrive(letter)
     await den.idle()
     assert (den.evil.ran, den.till.paid) == (["honest", "honest"], ["honest"])
-
-
-async def test_a_redrive_ends_a_day_before_what_is_recorded_of_the_task_is_forgotten(
-    den: Den, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert dead_letters._RECORDED_MS == STATE_MAX_AGE_S * 1000
-    letter = await given_up(den)
-    stream = den.bus.broker.jetstream.streams[state_stream_name(den.bus.id("agent/evil"))]
-    began_ms = min(one.time_ns for one in stream.messages.values()) // 1_000_000
-    monkeypatch.setattr(dead_letters, "_RECORDED_MS", DAY_MS)
-    with pytest.raises(AgentCallError, match="about to be forgotten"):
-        await den.operator.redrive(letter)
-    assert "about to be forgotten" in (await den.operator.show(letter))["not_redrivable"]
-    monkeypatch.setattr(dead_letters, "_RECORDED_MS", DAY_MS + 60 * MINUTE_MS)
-    assert (await den.operator.redrive(letter))["expires"] == began_ms + 60 * MINUTE_MS

@@ -353,7 +353,7 @@ async def test_a_worker_told_to_stop_gives_back_what_takes_too_long_and_no_attem
     submitted = await yard.submit("toil", retry={"attempts": 1})
     await asyncio.wait_for(yard.agent.begun.wait(), 5)
     stopping = asyncio.ensure_future(yard.bus.stop(yard.agent))
-    await yard.bus.clock.advance(9)
+    await yard.bus.clock.advance(28)  # tasks have 27 of bus.drain_timeout's 30 seconds
     await asyncio.wait_for(stopping, 5)
     yard.agent = await yard.bus.start(ToilAgent)
     yard.agent.go_on.set()

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.anyio
 DOMAIN = "own.test"
 STOCK = SpiffeID(f"spiffe://{DOMAIN}/agent/stock")
 CLI = SpiffeID(f"spiffe://{DOMAIN}/client/cli")
+OTHER = SpiffeID(f"spiffe://{DOMAIN}/client/other")
 NAMES = ("nats-1", "nats-2", "nats-3")
 TASKS = 300
 AT_ONCE = 16
@@ -156,7 +157,7 @@ class Load:
 
 @pytest.mark.slow
 async def test_every_accepted_task_is_completed_once_though_its_leader_is_killed(tmp_path):
-    async with deployment(tmp_path, DOMAIN, STOCK, CLI) as place:
+    async with deployment(tmp_path, DOMAIN, STOCK, CLI, OTHER) as place:
         place.grant({"caller": str(CLI), "callee": str(STOCK), "capabilities": ["reserve"]})
         async with cluster(place) as servers:
             control = await place.start("control", place.control_file(streams={"replicas": 3}))
@@ -184,6 +185,13 @@ async def test_every_accepted_task_is_completed_once_though_its_leader_is_killed
                 counts = await looks.ended(STOCK)
             assert len(counts) == TASKS
             assert set(counts.values()) == {1}
+            # Users made anew are taken while everything runs.
+            place.grant({"caller": str(OTHER), "callee": str(STOCK), "capabilities": ["reserve"]})
+            place.make_users(*NAMES)
+            for one in servers.values():
+                await one.reload()
+            async with AgentWeaveClient(place.participant(OTHER)) as client:
+                await client.submit(str(STOCK), "reserve", {"sku": "table"})
             assert [await one.stop() for one in (*workers, control)] == [0, 0, 0]
 
 

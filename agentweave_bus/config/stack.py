@@ -85,6 +85,8 @@ class StackAgent(ConfigModel):
     class_: Annotated[HandlerPath | None, Field(alias="class")] = None
     replicas: Annotated[int, Field(strict=True, ge=1, le=256)] = 1
     env: dict[str, str] = Field(default_factory=dict)
+    uid: Annotated[int, Field(strict=True, ge=0, le=2**32 - 2)] | None = None
+    gid: Annotated[int, Field(strict=True, ge=0, le=2**32 - 2)] | None = None
     restart: RestartConfig = RestartConfig()
     health: WorkerHealthConfig = WorkerHealthConfig()
     recycle: RecycleConfig = RecycleConfig()

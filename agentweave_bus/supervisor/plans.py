@@ -90,6 +90,8 @@ def plan_of(agent: PlannedAgent, variables: Mapping[str, str]) -> WorkerPlan:
             config=entry.config,
             class_path=entry.class_,
             environment={**variables, **drains, **entry.env},
+            user=entry.uid,
+            group=entry.gid,
         ),
         replicas=entry.replicas,
         restart=RestartRule(restart.policy, restart.first, restart.longest, restart.limit, restart.within),

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from agentweave_bus.exceptions import AgentWeaveError, WorkerError
 from agentweave_bus.observability.heartbeat import BEAT_SECONDS, MAX_LINE_BYTES, READY_FD, Heartbeat
@@ -28,6 +28,9 @@ __all__ = ["WorkerExit", "WorkerProcess", "WorkerProcesses", "WorkerSpec"]
 
 READY_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 10.0
+
+_CONFIGURATION: Final = 2
+"""The exit code of a worker whose configuration is wrong."""
 
 _KEPT_LINES: Final = 20
 _MAX_LINE_BYTES: Final = 64 * 1024
@@ -40,7 +43,8 @@ class WorkerSpec:
 
     ``name`` is unique and marks its log lines; ``config`` is the agent's YAML; ``class_path``
     (``module:Class``) replaces its ``agent.class``; ``environment`` is added to this process's. It is asked
-    to beat every ``beat_s`` seconds; ``None`` is never.
+    to beat every ``beat_s`` seconds; ``None`` is never. ``user`` and ``group`` are numbers; who starts a
+    worker as somebody else has to be root.
     """
 
     name: str
@@ -48,6 +52,14 @@ class WorkerSpec:
     class_path: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     beat_s: float | None = None
+    user: int | None = None
+    group: int | None = None
+
+    def rights(self) -> dict[str, Any]:
+        """Return as whom it runs, for the system; with none of the starter's other groups."""
+        if self.user is None and self.group is None:
+            return {}
+        return {"user": self.user, "group": self.group, "extra_groups": []}
 
     def variables(self) -> dict[str, str]:
         """Return the environment in which it runs."""
@@ -136,7 +148,12 @@ class WorkerProcess:
                 env={**self.spec.variables(), READY_FD: str(write_fd)},
                 pass_fds=(write_fd,),
                 start_new_session=True,
+                **self.spec.rights(),
             )
+        except PermissionError as error:
+            os.close(read_fd)
+            whom = f"user {self.spec.user}, group {self.spec.group}"
+            raise self._failed(f"can't be started as {whom}: {error.strerror}", _CONFIGURATION) from error
         except BaseException:
             os.close(read_fd)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import subprocess
@@ -207,6 +208,33 @@ async def test_a_drained_worker_stays_down_until_it_is_restarted():
         with anyio.fail_after(10):
             await made.supervisor.restart("a")
         assert made.supervisor.states["a"] is PlaceState.READY
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root starts a worker as somebody else")
+async def test_a_worker_runs_as_the_user_of_its_plan():
+    user = 65534
+    try:
+        subprocess.run([sys.executable, "-S", "-c", ""], user=user, check=True)  # noqa: ASYNC221
+    except PermissionError:
+        user = 0  # this interpreter lies where only root may look
+    spec = dataclasses.replace(
+        program("a", "print(os.getuid(), os.getgid(), os.getgroups(), flush=True)\n" + BEATS),
+        user=user,
+        group=65533,
+    )
+    async with stage() as made:
+        await made.supervisor.start([dataclasses.replace(plan(), spec=spec)])
+        said = {("a", f"{user} 65533 {groups}") for groups in ([], [65533])}
+        await made.until(lambda: bool(said & set(made.lines)))
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may start it")
+async def test_who_is_not_root_can_not_start_one_as_somebody_else():
+    async with stage(strict=True) as made:
+        with pytest.raises(WorkerError, match="can't be started as user 0"):
+            await made.supervisor.start(
+                [dataclasses.replace(plan(), spec=dataclasses.replace(plan().spec, user=0))]
+            )
 
 
 async def test_a_kill_ends_the_wait_for_those_who_do_not_stop():

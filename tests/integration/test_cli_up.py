@@ -379,6 +379,7 @@ def test_ctrl_c_leaves_no_process_and_no_socket(tmp_path: Path, starting: Callab
     assert up.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.slow  # it starts a stack of its own
 def test_ctrl_c_while_it_starts(tmp_path: Path, starting: Callable[..., Up]) -> None:
     folder = new(tmp_path)
     up = starting(folder)
@@ -431,6 +432,7 @@ def test_what_lies_in_the_state_directory_stays_out_of_git(up: Up) -> None:
     assert "hello.py" in seen.stdout
 
 
+@pytest.mark.slow  # it starts a stack of its own
 def test_from_another_directory_with_a_state_directory_of_its_own(
     tmp_path: Path, starting: Callable[..., Up]
 ) -> None:
@@ -440,6 +442,7 @@ def test_from_another_directory_with_a_state_directory_of_its_own(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hello", "state", "up.err"]
 
 
+@pytest.mark.slow  # it starts a stack of its own
 def test_without_a_file_there_is_a_broker_to_call_through(
     tmp_path: Path, starting: Callable[..., Up]
 ) -> None:

@@ -151,6 +151,8 @@ class Place:
         """Have its worker end in order, and start none until :meth:`replace`."""
         self._down = True
         self._news.set()
+        if self.state is PlaceState.STARTING and self.process is not None:
+            self.process.terminate()
 
     def replace(self, plan: WorkerPlan | None = None) -> anyio.Event:
         """Have a fresh worker take over, by a new plan if there is one; the event says when it is done.
@@ -184,6 +186,8 @@ class Place:
     # --- one worker after the other ----------------------------------------------------------------------
 
     async def _until_wanted(self) -> None:
+        if self._down and self.state not in _EMPTY:  # it was about to be started again
+            self._set(PlaceState.DRAINED)
         while self._down or self.state in _EMPTY:
             if self._asked and not self._down:
                 self._exits.clear()
@@ -191,8 +195,8 @@ class Place:
             self._news.clear()
             await self._news.wait()
 
-    async def _fill(self, group: TaskGroup) -> WorkerExit | None:
-        """Start a worker and look after it; return how it ended, ``None`` where it was told to."""
+    async def _fill(self, group: TaskGroup) -> WorkerExit:
+        """Start a worker and look after it and those that replace it; return how the last one ended."""
         self._set(PlaceState.STARTING)
         plan, asked = self.plan, self._take_asked()
         process = self.process = self._make()
@@ -212,22 +216,23 @@ class Place:
             self.first.set_result(None)
         return await self._look_after(group)
 
-    async def _look_after(self, group: TaskGroup) -> WorkerExit | None:
-        while (process := self.process) is not None:
+    async def _look_after(self, group: TaskGroup) -> WorkerExit:
+        while True:
+            process = self.process
+            assert process is not None  # one is ready
             gone = asyncio.ensure_future(process.wait())
             try:
                 ended = await self._until_it_ends(process, gone, group)
             finally:
                 gone.cancel()
                 await asyncio.gather(gone, return_exceptions=True)
-            if ended is not None or self._down:
+            if ended is not None:
                 return ended
-        return None
 
     async def _until_it_ends(
         self, process: WorkerProcess, gone: asyncio.Future[WorkerExit], group: TaskGroup
     ) -> WorkerExit | None:
-        """Return how a worker ended; ``None`` when another has taken its place, or it was told to end."""
+        """Return how a worker ended, by itself or told to; ``None`` when another has taken its place."""
         rule, loop = self.plan.health, asyncio.get_running_loop()
         while True:
             await _either(gone, self._news, rule.beat_s)
@@ -237,7 +242,7 @@ class Place:
             if self._down:
                 self._on_event(f"{self.name} is told to end")
                 await self._end(process)
-                return None
+                return await gone
             if why := hangs(rule, loop.time() - process.heard_at):
                 self._on_event(f"{self.name} is killed: {why}")
                 process.kill()
@@ -290,9 +295,9 @@ class Place:
         with anyio.CancelScope(shield=True):
             await process.end(self.plan.drain_s + _AFTER_DRAINING_S)
 
-    async def _after(self, ended: WorkerExit | None) -> None:
+    async def _after(self, ended: WorkerExit) -> None:
         """Do what the rules say about a worker that has ended."""
-        if ended is None or self._down:
+        if self._down:
             self._set(PlaceState.DRAINED)
             return
         loop = asyncio.get_running_loop()

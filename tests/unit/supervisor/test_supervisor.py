@@ -199,6 +199,50 @@ async def test_scaling():
             made.supervisor.scale("x", 1)
 
 
+SLOW = RestartRule(first_s=60, longest_s=60)
+
+
+async def test_one_that_waits_for_its_restart_is_drained_at_once():
+    async with stage() as made:
+        await made.supervisor.start([plan(restart=SLOW)])
+        made.supervisor["a"].kill()
+        await made.until(lambda: made.supervisor.states["a"] is PlaceState.WAITING)
+        made.supervisor.drain()
+        with anyio.fail_after(10):
+            await made.supervisor.until_all_have_ended()
+
+
+async def test_one_that_is_starting_is_drained_at_once():
+    async with stage() as made, anyio.create_task_group() as group:
+        group.start_soon(made.supervisor.start, [plan(code="print('here', flush=True)\ntime.sleep(60)\n")])
+        await made.until(lambda: ("a", "here") in made.lines)
+        made.supervisor.drain()
+        with anyio.fail_after(10):
+            await made.supervisor.until_all_have_ended()
+        group.cancel_scope.cancel()
+
+
+async def test_one_that_is_being_replaced_is_drained_with_its_replacement(tmp_path):
+    """The second one takes a while to be ready; told to end meanwhile, both do."""
+    code = (
+        f"if os.path.exists('{tmp_path}/x'):\n    print('second', flush=True)\n    time.sleep(0.5)\n"
+        f"open('{tmp_path}/x', 'w')\n"
+    )
+    async with stage() as made, anyio.create_task_group() as group:
+        await made.supervisor.start([plan(code=code + BEATS)])
+        first = made.supervisor["a"].pid
+        group.start_soon(made.supervisor.restart, "a")
+        await made.until(lambda: ("a", "second") in made.lines)
+        made.supervisor.drain()
+        with anyio.fail_after(10):
+            await made.supervisor.until_all_have_ended()
+        assert not alive(made.supervisor["a"].pid)
+        await made.until(lambda: made.lines.count(("a", "stopped")) == 2)
+        with anyio.fail_after(10):
+            while alive(first):  # noqa: ASYNC110 - another process
+                await anyio.sleep(0.02)
+
+
 async def test_a_drained_worker_stays_down_until_it_is_restarted():
     async with stage() as made:
         await made.supervisor.start([plan()])

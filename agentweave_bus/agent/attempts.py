@@ -7,8 +7,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from anyio import CancelScope, current_time
-
 from agentweave_bus.agent.context import RequestContext, bind_context, current_context
 from agentweave_bus.agent.failures import being_cancelled, broken, correlation_id, failed, may_be_retried
 from agentweave_bus.agent.records import StepStore
@@ -86,10 +84,11 @@ class Performance:
     async def _run(self, context: RequestContext, work: Work) -> Attempt:
         """Run the handler until it ends, its time is over, or its steps halt it."""
         assert work.halt is not None
-        ended = None
-        began = current_time()
+        ended, limit = None, work.halt.scope
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
-            with work.halt.scope, CancelScope() as limit:
+            with limit:
                 work.deadline = Deadline(limit, self.timeout, began + context.remaining())
                 ended = await self._ended()
         finally:
@@ -100,7 +99,7 @@ class Performance:
             return Attempt(work.steps.verdict.result)  # whatever the handler did: it only replayed its steps
         if ended is not None and not (limit.cancel_called and ended.result.status is ResultStatus.FAILED):
             return ended
-        return self._too_late(current_time() - began)
+        return self._too_late(loop.time() - began)
 
     async def _ended(self) -> Attempt:
         try:

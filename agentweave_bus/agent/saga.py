@@ -34,7 +34,8 @@ _FAILING: Final = "saga:failing"
 class Halt:
     """Ends an attempt from inside. Its handler is cancelled, which ``except Exception`` can't pass over.
 
-    ``scope`` is around the handler; ``fault`` is what made the attempt useless, if anything did.
+    ``scope`` is around the handler, and its deadline is the attempt's; ``fault`` is what made the attempt
+    useless, if anything did. Who stops it without a fault has a verdict by which the task has failed.
     """
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final, Protocol, Self
 from weakref import WeakKeyDictionary
 
-from anyio import CancelScope, current_time
+from anyio import CancelScope
 
 from agentweave_bus.agent.saga import Halt, Ledger
 from agentweave_bus.agent.steps import InThread, Steps
@@ -58,7 +58,7 @@ class Deadline:
 
     def extend(self) -> None:
         """Let the attempt's time begin anew."""
-        self._scope.deadline = min(current_time() + self._seconds, self._latest)
+        self._scope.deadline = min(asyncio.get_running_loop().time() + self._seconds, self._latest)
 
 
 @dataclass(slots=True)

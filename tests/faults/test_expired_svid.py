@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from agentweave_bus.exceptions import CallTimeoutError, UnreachableError
-from agentweave_bus.runtime.serving import _has_svid
+from agentweave_bus.runtime.lifecycle import _has_svid
 from tests.faults.stage import answered
 from tests.integration.connections import Fixed, until
 from tests.integration.probes import ECHO

@@ -10,7 +10,7 @@ import pytest
 
 from agentweave_bus.exceptions import SvidUnavailableError, UnreachableError
 from agentweave_bus.identity import IdentitySource, SPIFFEIdentityProvider
-from agentweave_bus.runtime.serving import _has_svid
+from agentweave_bus.runtime.lifecycle import _has_svid
 from tests.faults.stage import answered, load
 from tests.faults.workload_apis import garbled, instead, mute, nothing, played_api
 from tests.integration.connections import Fixed, until

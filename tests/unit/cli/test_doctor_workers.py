@@ -104,4 +104,4 @@ async def test_the_doctor_says_so(lock: Path, start: Start) -> None:
         (finding,) = await check.look()
     assert finding.status is Status.FAILED
     assert "baker" in finding.found
-    assert "agentweave up" in finding.advice
+    assert "agentweave supervisor status" in finding.advice

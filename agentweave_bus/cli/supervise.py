@@ -16,7 +16,7 @@ import anyio
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
 from agentweave_bus.cli.output import as_json, message, wants_json
 from agentweave_bus.config import StackConfig, load_stack
-from agentweave_bus.exceptions import ConfigurationError, WorkerError
+from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError, WorkerError
 from agentweave_bus.observability.logs import configure_logging
 from agentweave_bus.supervisor.control_socket import SOCKET_NAME, control_socket
 from agentweave_bus.supervisor.listener import supervisor_listener
@@ -56,11 +56,7 @@ def run(options: argparse.Namespace) -> int:
     """Keep the workers running until a signal."""
     if options.state_dir is not None:
         os.environ["AGENTWEAVE_STACK__STATE_DIR"] = options.state_dir
-    config = load_stack(options.file)
-    if not config.agents:
-        raise ConfigurationError(
-            f"{options.file} lists no agents.", key="agents", hint="Add one: agents: [{config: order.yaml}]."
-        )
+    config = _loaded(options.file)
     logging = config.observability.logging
     if sys.stderr.isatty() and "format" not in logging.model_fields_set:
         logging = logging.model_copy(update={"format": "text"})
@@ -71,6 +67,15 @@ def run(options: argparse.Namespace) -> int:
     except BaseExceptionGroup as group:
         raise single_error(group) from group
     return supervise.exit_code
+
+
+def _loaded(file: str) -> StackConfig:
+    config = load_stack(file)
+    if not config.agents:
+        raise ConfigurationError(
+            f"{file} lists no agents.", key="agents", hint="Add one: agents: [{config: order.yaml}]."
+        )
+    return config
 
 
 class _Supervise:
@@ -90,7 +95,7 @@ class _Supervise:
         """Hold the workers until a signal, or until none is left."""
         async with supervised(on_line=self._show_line, on_event=_say) as supervisor:
             with self._signals(supervisor):
-                with supervisor_listener(self._metrics, supervisor) as url:
+                async with supervisor_listener(self._metrics, supervisor) as url:
                     await self._hold(supervisor, url)
                 await _ended(supervisor)
 
@@ -131,9 +136,11 @@ class _Supervise:
                 await self._roll(supervisor)
             except ConfigurationError as error:
                 message(f"agentweave: everything stays as it was: {error}")
+            except AgentWeaveError as error:
+                message(f"agentweave: replacing the workers ends here: {error}")
 
     async def _roll(self, supervisor: Supervisor) -> None:
-        config = load_stack(self._options.file)
+        config = _loaded(self._options.file)
         await supervisor.roll(plans_of(planned_agents(config, self._options.env), self._options.env))
 
     @contextmanager

@@ -93,10 +93,12 @@ class _Up:
                     self._stack = stack
                     socket = self._config.state_dir.absolute() / SOCKET_NAME
                     metrics = self._config.observability.metrics
-                    with supervisor_listener(metrics, stack.workers) as url:
-                        async with control_socket(socket, answering(stack.workers, stack.workers.roll)):
-                            self._say_ready(stack, url)
-                            await self._hold(stack)
+                    async with (
+                        supervisor_listener(metrics, stack.workers) as url,
+                        control_socket(socket, answering(stack.workers, stack.workers.roll)),
+                    ):
+                        self._say_ready(stack, url)
+                        await self._hold(stack)
             except asyncio.CancelledError:
                 if not self._stopping:
                     raise

@@ -90,7 +90,14 @@ class StackAgent(ConfigModel):
     restart: RestartConfig = RestartConfig()
     health: WorkerHealthConfig = WorkerHealthConfig()
     recycle: RecycleConfig = RecycleConfig()
+    ready_timeout: Annotated[float, Field(strict=True, gt=0, le=3_600)] = 30.0
     drain_timeout: Annotated[float, Field(strict=True, gt=0, le=3_600)] | None = None
+
+    @model_validator(mode="after")
+    def _user_with_group(self) -> Self:
+        if self.uid is not None and self.gid is None:
+            raise ValueError("uid needs gid: without it the workers would stay in the supervisor's own group")
+        return self
 
 
 class StackBus(ConfigModel):

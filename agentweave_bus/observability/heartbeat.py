@@ -25,6 +25,7 @@ BEAT_SECONDS: Final = "AGENTWEAVE_BEAT_SECONDS"
 
 MAX_LINE_BYTES: Final = 4096
 _SHORTEST_BEAT_S: Final = 0.05
+_MOST: Final = 2**53
 
 
 class Heartbeat(NamedTuple):
@@ -55,7 +56,10 @@ class Heartbeat(NamedTuple):
             ValueError: it is none.
 
         """
-        told: Any = json.loads(text)
+        try:
+            told: Any = json.loads(text)
+        except RecursionError:
+            raise ValueError("no heartbeat: it is nested too deep") from None
         if not isinstance(told, dict) or told.keys() != set(cls._fields):
             raise ValueError(f"no heartbeat: {text:.80}")
         counts, numbers = ("in_flight", "handled", "resident"), ("lag_s", "idle_s", "svid_s")
@@ -64,6 +68,7 @@ class Heartbeat(NamedTuple):
             or any(type(told[name]) not in {int, float, type(None)} for name in numbers)
             or told["lag_s"] is None
             or type(told["connected"]) is not bool
+            or not all(-_MOST < told[name] < _MOST for name in (*counts, *numbers) if told[name] is not None)
         ):
             raise ValueError(f"no heartbeat: {text:.80}")
         return cls(**told)

@@ -17,7 +17,7 @@ from agentweave_bus.config import LoggingConfig, MetricsConfig
 from agentweave_bus.exceptions import SvidUnavailableError
 from agentweave_bus.identity import IdentitySource
 from agentweave_bus.observability.exposition import Exposition
-from agentweave_bus.observability.heartbeat import SupervisorPipe
+from agentweave_bus.observability.heartbeat import BEAT_SECONDS, READY_FD, SupervisorPipe
 from agentweave_bus.observability.logs import configure_logging
 from agentweave_bus.observability.metrics import Metrics
 from agentweave_bus.spiffe_id import SpiffeID
@@ -86,6 +86,8 @@ def say_ready(me: SpiffeID, metrics_url: str | None) -> SupervisorPipe:
     """Tell whoever started this process that it does its work from now on; return how to tell it more."""
     _log.info("%s is ready", me)
     pipe = SupervisorPipe(os.environ)
+    for name in (READY_FD, BEAT_SECONDS):
+        os.environ.pop(name, None)  # it is this process that is ready, none that it starts
     pipe.ready(metrics_url)
     return pipe
 

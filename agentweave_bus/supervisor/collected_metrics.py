@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import logging
 import threading
-import urllib.request
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -29,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _FETCH_S: Final = 2.0
 _MAX_BYTES: Final = 8 * 1024 * 1024
+_PART_BYTES: Final = 65_536
 _AT_ONCE: Final = 8
 
 _LEAST: Final = frozenset({"agentweave_certificate_expiry_timestamp_seconds"})
@@ -38,7 +43,9 @@ _GREATEST: Final = frozenset(
 )
 """Gauges that are 0 or 1: so it is for the agent when it is so for a replica."""
 
-_Key = tuple[str, tuple[tuple[str, str], ...]]
+_Key = tuple[str, str, tuple[tuple[str, str], ...]]
+"""Family, sample, labels."""
+
 _Samples = dict[_Key, float]
 
 
@@ -88,29 +95,37 @@ class CollectedMetrics(Collector):
         asked = {key: url for key, url in living.items() if url is not None}
         with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
             for who, text in zip(asked, pool.map(_fetched, asked.values()), strict=True):
-                if text is not None:  # else what it said last goes on to count
+                if text is None:
+                    continue  # what it said last goes on to count
+                try:
                     self._last[who] = self._read(text)
+                except ValueError as error:
+                    _log.warning("the metrics of %s (process %d) can't be read: %s", *who, error)
 
     def _read(self, text: str) -> _Samples:
         samples: _Samples = {}
-        for family in text_string_to_metric_families(text):
+        families = list(text_string_to_metric_families(text))
+        for family in families:
             self._families[family.name] = _Family(family.type, family.documentation)
             for sample in family.samples:
+                if not sample.name.startswith(family.name):
+                    raise ValueError(f"{sample.name} is none of {family.name}")
                 if not sample.name.endswith("_created"):
-                    samples[sample.name, tuple(sorted(sample.labels.items()))] = sample.value
+                    labels = tuple(sorted(sample.labels.items()))
+                    samples[family.name, sample.name, labels] = sample.value
         return samples
 
     def _sums(self) -> Iterator[Metric]:
         sums: dict[str, dict[_Key, float]] = {}
         for agent, samples in self._by_agent():
-            for (name, labels), value in samples.items():
-                family, key = self._family_of(name), (name, (*labels, ("agent", agent)))
+            for (family, name, labels), value in samples.items():
+                key = (family, name, (*labels, ("agent", agent)))
                 into = sums.setdefault(family, {})
                 into[key] = self._joined(family, into.get(key), value)
         for family, samples in sums.items():
             kind, about = self._families[family]
             metric = Metric(family, about, kind)
-            for (name, labels), value in samples.items():
+            for (_, name, labels), value in samples.items():
                 metric.add_sample(name, dict(labels), value)
             yield metric
 
@@ -126,17 +141,8 @@ class CollectedMetrics(Collector):
             return min(one, other)
         return max(one, other) if family in _GREATEST else one + other
 
-    def _family_of(self, sample: str) -> str:
-        if sample in self._families:
-            return sample
-        return next(
-            name
-            for ending in ("_total", "_bucket", "_count", "_sum", "_info")
-            if sample.endswith(ending) and (name := sample.removesuffix(ending)) in self._families
-        )
-
-    def _adds_up(self, sample: str) -> bool:
-        return self._families[self._family_of(sample)].kind in {"counter", "histogram", "summary"}
+    def _adds_up(self, family: str) -> bool:
+        return self._families[family].kind in {"counter", "histogram", "summary"}
 
     # --- what the supervisor knows -----------------------------------------------------------------------
 
@@ -176,9 +182,23 @@ class CollectedMetrics(Collector):
 
 
 def _fetched(url: str) -> str | None:
+    """Fetch a page over plain HTTP, within a few seconds for all of it; no redirect is followed."""
+    until = time.monotonic() + _FETCH_S
+    parts = urlsplit(url)
     try:
-        with urllib.request.urlopen(url, timeout=_FETCH_S) as answer:  # noqa: S310 - a worker said where
-            return str(answer.read(_MAX_BYTES).decode())
-    except (OSError, ValueError) as error:
+        if parts.scheme != "http" or parts.hostname is None:
+            raise ValueError("it is no http:// address")  # noqa: TRY301
+        with closing(HTTPConnection(parts.hostname, parts.port, timeout=_FETCH_S)) as connection:
+            connection.request("GET", parts.path or "/")
+            answer = connection.getresponse()
+            if answer.status != HTTPStatus.OK:
+                raise ValueError(f"it answers {answer.status}")  # noqa: TRY301
+            page = bytearray()
+            while part := answer.read1(_PART_BYTES):
+                page += part
+                if len(page) > _MAX_BYTES or time.monotonic() > until:
+                    raise ValueError("it is too long, or takes too long")  # noqa: TRY301
+            return page.decode()
+    except (OSError, ValueError, HTTPException) as error:
         _log.info("the metrics at %s can't be had: %s", url, error)
         return None

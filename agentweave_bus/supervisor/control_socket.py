@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import logging
 import os
 import socket
 import stat
@@ -20,6 +21,8 @@ from typing import Any, Final
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError, UnreachableError
 
 __all__ = ["SOCKET_NAME", "ask_supervisor", "control_socket"]
+
+_log = logging.getLogger(__name__)
 
 SOCKET_NAME: Final = "supervisor.sock"
 
@@ -43,8 +46,12 @@ async def control_socket(path: Path, answer: Answer) -> AsyncIterator[None]:
 
     """
     places = asyncio.Semaphore(_MOST_AT_ONCE)
+    asking: set[asyncio.Task[None]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # asyncio runs each connection in one
+        asking.add(task)
         try:
             async with places:
                 told = await _answered(reader, answer)
@@ -54,15 +61,19 @@ async def control_socket(path: Path, answer: Answer) -> AsyncIterator[None]:
         except (OSError, TimeoutError):
             pass  # who asked has gone
         finally:
+            asking.discard(task)
             writer.close()
 
     with _alone(path):
         server = await asyncio.start_unix_server(connected, sock=_bound(path), limit=_MAX_BYTES)
         try:
-            async with server:
-                yield
+            yield
         finally:
+            server.close()
             path.unlink(missing_ok=True)  # noqa: ASYNC240 - a name in a directory of our own
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
 
 
 async def ask_supervisor(path: Path, request: Mapping[str, Any], timeout_s: float) -> Any:
@@ -83,6 +94,10 @@ async def ask_supervisor(path: Path, request: Mapping[str, Any], timeout_s: floa
             finally:
                 writer.close()
         told = json.loads(line)
+    except PermissionError as error:
+        raise UnreachableError(f"{path} is another user's: only that one may ask the supervisor") from error
+    except TimeoutError as error:
+        raise UnreachableError(f"the supervisor at {path} does not answer within {timeout_s:g} s") from error
     except (OSError, ValueError) as error:
         raise UnreachableError(f"no supervisor answers at {path}: is one running there?") from error
     if "error" in told:
@@ -98,16 +113,31 @@ async def _answered(reader: asyncio.StreamReader, answer: Answer) -> dict[str, A
         return {"error": "that is no request"}
     if not isinstance(request, dict):
         return {"error": "that is no request"}
+    doing = asyncio.ensure_future(answer(request))
+    gone = asyncio.ensure_future(reader.read(1))  # who asks says no more, but may go
     try:
-        return {"answer": await answer(request)}
+        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise ConnectionResetError("who asked has gone")  # noqa: TRY301
+        return {"answer": doing.result()}
     except AgentWeaveError as error:
         return {"error": str(error)}
+    except OSError:
+        raise
+    except Exception:  # noqa: BLE001 - a request must not end who answers it
+        _log.exception("a request failed in a way that nobody foresaw")
+        return {"error": "it failed in a way that nobody foresaw; the supervisor's log says more"}
+    finally:
+        doing.cancel()
+        gone.cancel()
+        await asyncio.gather(doing, gone, return_exceptions=True)
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("a") as file:
+    descriptor = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "a") as file:  # noqa: PTH123 - it is open, for its owner alone
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final
+
+import anyio
+import anyio.to_thread
 
 from agentweave_bus.config import MetricsConfig
 from agentweave_bus.observability.exposition import Exposition
@@ -18,8 +21,8 @@ __all__ = ["supervisor_listener"]
 _STATUS_S: Final = 2.0
 
 
-@contextmanager
-def supervisor_listener(settings: MetricsConfig, supervisor: Supervisor) -> Iterator[str | None]:
+@asynccontextmanager
+async def supervisor_listener(settings: MetricsConfig, supervisor: Supervisor) -> AsyncIterator[str | None]:
     """Serve ``/metrics``, ``/healthz`` and ``/readyz`` for the length of the block; yield the metrics' URL.
 
     It is ready when every worker is. Where ``settings`` name no port a free one is taken, since workers may
@@ -42,8 +45,13 @@ def supervisor_listener(settings: MetricsConfig, supervisor: Supervisor) -> Iter
 
     if "port" not in settings.model_fields_set:
         settings = settings.model_copy(update={"port": 0})
-    with Exposition(settings, CollectedMetrics(status), health=health, ready=ready) as listener:
+    listener = Exposition(settings, CollectedMetrics(status), health=health, ready=ready)
+    listener.start()
+    try:
         yield f"http://{settings.host}:{listener.port}{settings.path}"
+    finally:
+        with anyio.CancelScope(shield=True):  # bounded by how long one scrape may take
+            await anyio.to_thread.run_sync(listener.close)
 
 
 async def _status(supervisor: Supervisor) -> list[dict[str, Any]]:

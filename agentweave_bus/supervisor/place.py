@@ -8,6 +8,7 @@ the place empty; only one that ended by itself or hangs leaves a gap.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,16 +28,18 @@ from agentweave_bus.supervisor.rules import (
     due_for_recycling,
     hangs,
     is_deaf,
-    within,
 )
 from agentweave_bus.supervisor.worker_process import READY_SECONDS, WorkerExit, WorkerProcess, WorkerSpec
 
-__all__ = ["METRICS_PORT", "Place", "PlaceState", "WorkerPlan"]
+__all__ = ["METRICS_PORT", "Place", "PlaceState", "Wish", "WorkerPlan"]
 
 METRICS_PORT: Final = "AGENTWEAVE_OBSERVABILITY__METRICS__PORT"
 """Environment variable: the port of a worker's own listener."""
 
+_log = logging.getLogger(__name__)
+
 _KILLED: Final = -9
+_LATE_S: Final = 5.0
 _AFTER_DRAINING_S: Final = 12.0
 """How long a worker has, after what it was doing, for its own stop hook and for disconnecting."""
 
@@ -67,6 +70,14 @@ class WorkerPlan:
         return self.name if self.replicas == 1 else f"{self.name}/{number}"
 
 
+class Wish:
+    """That a fresh worker takes over somewhere: ``done`` says that it was tried, ``failed`` why in vain."""
+
+    def __init__(self) -> None:
+        self.done = anyio.Event()
+        self.failed = ""
+
+
 class PlaceState(StrEnum):
     """What goes on at a place."""
 
@@ -95,6 +106,7 @@ class Place:
         on_line: Callable[[str, str], None],
         on_event: Callable[[str], None],
         on_change: Callable[[], None],
+        is_alone: Callable[[Place], bool],
         strict: bool,
     ) -> None:
         self.name = name
@@ -110,9 +122,12 @@ class Place:
         self._on_line = on_line
         self._on_event = on_event
         self._on_change = on_change
-        self._exits: list[float] = []
+        self._is_alone = is_alone
+        self._exits = 0
+        """How often it ended since one has run for long enough."""
+        self._over = False
         self._news = asyncio.Event()
-        self._asked: list[anyio.Event] = []
+        self._asked: list[Wish] = []
         self._not_before = 0.0
         self._down = False
         self._scope = anyio.CancelScope()
@@ -127,8 +142,15 @@ class Place:
             with self._scope:
                 while True:
                     await self._until_wanted()
-                    await self._after(await self._fill(group))
+                    try:
+                        ended = await self._fill(group)
+                    except Exception as error:  # noqa: BLE001 - one place must not empty the others
+                        _log.exception("the place of %s is given up", self.name)
+                        await self._give_up(f"something unforeseen: {type(error).__name__}")
+                    else:
+                        await self._after(ended)
         finally:
+            self._over = True
             with anyio.CancelScope(shield=True):
                 if self.process is not None:
                     await self._end(self.process)
@@ -136,6 +158,11 @@ class Place:
             _tell(self._take_asked())
             if not self.first.done():
                 self.first.set_exception(WorkerError(f"{self.name} was told to end", name=self.name))
+
+    @property
+    def living(self) -> bool:
+        """Whether any process of this place lives: that which works here, one to come, one that leaves."""
+        return any(one.running for one in (self.process, *self._leaving) if one is not None)
 
     def leave(self) -> None:
         """Have the place given up for good, its worker ended in order."""
@@ -151,20 +178,24 @@ class Place:
         """Have its worker end in order, and start none until :meth:`replace`."""
         self._down = True
         self._news.set()
+        _tell(self._take_asked(), "it was told to end")
         if self.state is PlaceState.STARTING and self.process is not None:
             self.process.terminate()
 
-    def replace(self, plan: WorkerPlan | None = None) -> anyio.Event:
-        """Have a fresh worker take over, by a new plan if there is one; the event says when it is done.
+    def replace(self, plan: WorkerPlan | None = None) -> Wish:
+        """Have a fresh worker take over, by a new plan if there is one.
 
-        It is set, too, when the fresh one did not become ready, and the old one goes on.
+        When it does not become ready the old one goes on, if there is one.
         """
-        done = anyio.Event()
-        self._asked.append(done)
+        wish = Wish()
+        self._asked.append(wish)
+        if self._over:
+            _tell(self._take_asked(), "it was told to end")
+            return wish
         self.plan = plan or self.plan
         self._down = False
         self._news.set()
-        return done
+        return wish
 
     def status(self) -> dict[str, Any]:
         """Return how things stand here, as plain values; times are seconds."""
@@ -190,7 +221,7 @@ class Place:
             self._set(PlaceState.DRAINED)
         while self._down or self.state in _EMPTY:
             if self._asked and not self._down:
-                self._exits.clear()
+                self._exits = 0
                 return
             self._news.clear()
             await self._news.wait()
@@ -200,9 +231,12 @@ class Place:
         self._set(PlaceState.STARTING)
         plan, asked = self.plan, self._take_asked()
         process = self.process = self._make()
+        failed = "it was told to end"
         try:
             await process.start(plan.ready_s)
+            failed = ""
         except WorkerError as error:
+            failed = str(error)
             await process.end(0)
             if self._strict and not self.first.done():
                 self.first.set_exception(error)
@@ -210,7 +244,7 @@ class Place:
             self._on_event(str(error))
             return WorkerExit(self.name, _KILLED if error.exit_code is None else error.exit_code, ())
         finally:
-            _tell(asked)
+            _tell(asked, failed)
         self._set(PlaceState.READY)
         if not self.first.done():
             self.first.set_result(None)
@@ -227,6 +261,9 @@ class Place:
                 gone.cancel()
                 await asyncio.gather(gone, return_exceptions=True)
             if ended is not None:
+                await process.end(0)  # it has: its pipes are closed
+                if asyncio.get_running_loop().time() - process.started_at >= self.plan.restart.within_s:
+                    self._exits = 0
                 return ended
 
     async def _until_it_ends(
@@ -235,8 +272,11 @@ class Place:
         """Return how a worker ended, by itself or told to; ``None`` when another has taken its place."""
         rule, loop = self.plan.health, asyncio.get_running_loop()
         while True:
+            waits_since = loop.time()
             await _either(gone, self._news, rule.beat_s)
             self._news.clear()
+            if loop.time() - waits_since > rule.beat_s + _LATE_S:
+                process.heard_at = loop.time()  # this process was held up: who knows who else was
             if gone.done():
                 return gone.result()
             if self._down:
@@ -269,7 +309,7 @@ class Place:
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await fresh.end(0)
-            _tell(asked)
+            _tell(asked, str(error) or "it was told to end")
             if not isinstance(error, WorkerError):
                 raise
             self._on_event(f"{self.name} goes on as it is, its replacement failed: {error}")
@@ -278,37 +318,36 @@ class Place:
         finally:
             self._leaving.discard(fresh)
         self.process = fresh
+        self._not_before = asyncio.get_running_loop().time() + self.plan.restart.longest_s
         self.restarts += 1
         self._set(PlaceState.READY)
         self._leaving.add(old)
         group.start_soon(self._end_old, old, asked)
         return True
 
-    async def _end_old(self, old: WorkerProcess, asked: list[anyio.Event]) -> None:
+    async def _end_old(self, old: WorkerProcess, asked: list[Wish]) -> None:
         try:
             await self._end(old)
         finally:
             self._leaving.discard(old)
             _tell(asked)
+            self._on_change()
 
     async def _end(self, process: WorkerProcess) -> None:
         with anyio.CancelScope(shield=True):
-            await process.end(self.plan.drain_s + _AFTER_DRAINING_S)
+            await process.end(process.drain_s + _AFTER_DRAINING_S)
 
     async def _after(self, ended: WorkerExit) -> None:
         """Do what the rules say about a worker that has ended."""
         if self._down:
             self._set(PlaceState.DRAINED)
             return
-        loop = asyncio.get_running_loop()
-        self._exits = within(self.plan.restart, [*self._exits, loop.time()], loop.time())
+        self._exits += 1
         verdict = after_exit(self.plan.restart, self._exits, ended.code, chance=random.random())  # noqa: S311
         if verdict.next is not Next.RESTART:
-            given_up = verdict.next is Next.GIVE_UP
             self._on_event(f"{ended}; it is not started again: {verdict.why}")
-            self._set(PlaceState.GIVEN_UP if given_up else PlaceState.ENDED, f"{ended}; {verdict.why}")
-            if not self.first.done():
-                self.first.set_exception(WorkerError(f"{ended}: {verdict.why}", name=self.name))
+            state = PlaceState.GIVEN_UP if verdict.next is Next.GIVE_UP else PlaceState.ENDED
+            self._empty(state, f"{ended}: {verdict.why}")
             return
         self._on_event(f"{ended}; it is started again in {verdict.after_s:.1f} s")
         self._set(PlaceState.WAITING, str(ended))
@@ -319,21 +358,34 @@ class Place:
                 await self._news.wait()
                 self._news.clear()
 
+    async def _give_up(self, why: str) -> None:
+        if self.process is not None:
+            await self.process.end(0)
+        self._on_event(f"{self.name} is given up: {why}")
+        self._empty(PlaceState.GIVEN_UP, why)
+
+    def _empty(self, state: PlaceState, why: str) -> None:
+        self._set(state, why)
+        if not self.first.done():
+            self.first.set_exception(WorkerError(why, name=self.name))
+
     def _make(self, *, fresh: bool = False) -> WorkerProcess:
-        # Two processes of one place can't listen on one port.
-        more = {METRICS_PORT: "0"} if fresh else {}
+        # Two processes can't listen on the port that the agent's file names.
+        more = {} if not fresh and self._is_alone(self) else {METRICS_PORT: "0"}
         spec = replace(
             self.plan.spec,
             name=self.name,
             environment={**self.plan.spec.environment, **more},
             beat_s=self.plan.health.beat_s,
         )
-        return WorkerProcess(spec, self._on_line, self._news.set)
+        made = WorkerProcess(spec, self._on_line, self._news.set)
+        made.drain_s = self.plan.drain_s  # as promised to this one, whatever later plans say
+        return made
 
     def _is_asked(self) -> bool:
         return self._down or bool(self._asked)
 
-    def _take_asked(self) -> list[anyio.Event]:
+    def _take_asked(self) -> list[Wish]:
         asked, self._asked = self._asked, []
         return asked
 
@@ -350,6 +402,7 @@ async def _either(gone: asyncio.Future[Any], news: asyncio.Event, timeout_s: flo
         heard.cancel()
 
 
-def _tell(asked: list[anyio.Event]) -> None:
+def _tell(asked: list[Wish], failed: str = "") -> None:
     for one in asked:
-        one.set()
+        one.failed = failed
+        one.done.set()

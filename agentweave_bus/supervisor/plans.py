@@ -82,7 +82,8 @@ def plan_of(agent: PlannedAgent, variables: Mapping[str, str]) -> WorkerPlan:
     """
     entry, config = agent.entry, agent.config
     restart, health, recycle = entry.restart, entry.health, entry.recycle
-    drain_s = config.bus.drain_timeout if entry.drain_timeout is None else entry.drain_timeout
+    if (drain_s := entry.drain_timeout) is None:
+        drain_s = config.bus.drain_timeout
     drains = {} if entry.drain_timeout is None else {_DRAIN: str(float(entry.drain_timeout))}
     return WorkerPlan(
         spec=WorkerSpec(
@@ -98,6 +99,7 @@ def plan_of(agent: PlannedAgent, variables: Mapping[str, str]) -> WorkerPlan:
         health=HealthRule(health.beat, health.silent, health.deaf),
         recycle=RecycleRule(recycle.tasks, recycle.memory_mb, recycle.after),
         drain_s=drain_s,
+        ready_s=entry.ready_timeout,
     )
 
 

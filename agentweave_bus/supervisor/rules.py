@@ -5,7 +5,6 @@ Pure functions of what is known. Times are seconds by any clock that only goes f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, NamedTuple
@@ -23,7 +22,6 @@ __all__ = [
     "due_for_recycling",
     "hangs",
     "is_deaf",
-    "within",
 ]
 
 CONFIGURATION_CODE: Final = 2
@@ -37,8 +35,8 @@ class RestartRule:
     """When a worker that ended by itself is started again.
 
     ``policy`` is ``always``, ``on-failure`` (not after exit code 0) or ``never``. The pause doubles from
-    ``first_s`` up to ``longest_s`` with each exit within the last ``within_s`` seconds; after ``limit`` of
-    them it is given up.
+    ``first_s`` up to ``longest_s`` with each exit in a row; after ``limit`` of them it is given up. A row
+    ends when a worker has run for ``within_s`` seconds.
     """
 
     policy: Literal["always", "on-failure", "never"] = "always"
@@ -86,24 +84,19 @@ class Verdict(NamedTuple):
     why: str = ""
 
 
-def within(rule: RestartRule, exits: Sequence[float], now: float) -> list[float]:
-    """Return those of the times ``exits`` that still count at ``now``, at most ``limit`` + 1 of them."""
-    return [one for one in exits if now - one < rule.within_s][-(rule.limit + 1) :]
-
-
-def after_exit(rule: RestartRule, exits: Sequence[float], code: int, *, chance: float) -> Verdict:
+def after_exit(rule: RestartRule, exits: int, code: int, *, chance: float) -> Verdict:
     """Say what to do about a worker that ended with ``code``.
 
-    ``exits`` are the times of its exits that still count (:func:`within`), this one included; ``chance``
-    from 0 to 1 spreads restarts, so that workers that fell together do not come back in step.
+    ``exits`` is how many there were in a row, this one included; ``chance`` from 0 to 1 spreads restarts, so
+    that workers that fell together do not come back in step.
     """
     if rule.policy == "never" or (rule.policy == "on-failure" and code == 0):
         return Verdict(Next.LEAVE, why=f"its restart policy is {rule.policy!r}")
     if code == CONFIGURATION_CODE:
         return Verdict(Next.GIVE_UP, why="its configuration is wrong")
-    if len(exits) > rule.limit:
-        return Verdict(Next.GIVE_UP, why=f"it ended {len(exits)} times within {rule.within_s:g} s")
-    pause = min(rule.longest_s, rule.first_s * 2 ** (max(1, len(exits)) - 1))
+    if exits > rule.limit:
+        return Verdict(Next.GIVE_UP, why=f"it ended {exits} times and never ran for {rule.within_s:g} s")
+    pause = min(rule.longest_s, rule.first_s * 2 ** (max(1, exits) - 1))
     return Verdict(Next.RESTART, pause * (0.75 + chance / 2))
 
 

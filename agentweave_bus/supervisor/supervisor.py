@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from agentweave_bus.bus.task_groups import owned_tasks
-from agentweave_bus.exceptions import AgentWeaveError
+from agentweave_bus.exceptions import AgentWeaveError, WorkerError
 from agentweave_bus.supervisor.place import Place, PlaceState, WorkerPlan
 from agentweave_bus.supervisor.worker_process import WorkerProcess
 
@@ -41,7 +41,11 @@ class Supervisor:
         self._strict = strict
         self._plans: dict[str, WorkerPlan] = {}
         self._places: dict[str, Place] = {}
+        self._parting: set[Place] = set()
+        """Places that were given up, and whose workers are still ending."""
         self._settled = asyncio.Event()
+        self._turn = 0
+        """Changes when all are told to end, so that whoever replaces them stops."""
         self._rolling = anyio.Lock()
 
     # --- what there is -----------------------------------------------------------------------------------
@@ -68,14 +72,15 @@ class Supervisor:
 
     async def until_nobody_works(self) -> None:
         """Wait until every place has lost its worker for good; who was drained will be back."""
-        await self._until_all_are({PlaceState.GIVEN_UP, PlaceState.ENDED})
+        over = {PlaceState.GIVEN_UP, PlaceState.ENDED}
+        while not self._places or any(one.state not in over for one in self._places.values()):
+            self._settled.clear()
+            await self._settled.wait()
 
     async def until_all_have_ended(self) -> None:
-        """Wait until no place is filled, nor will be without being asked: after :meth:`drain`."""
-        await self._until_all_are({PlaceState.GIVEN_UP, PlaceState.ENDED, PlaceState.DRAINED})
-
-    async def _until_all_are(self, states: set[PlaceState]) -> None:
-        while not self._places or any(one.state not in states for one in self._places.values()):
+        """Wait until no process lives, nor will without being asked: after :meth:`drain`."""
+        over = {PlaceState.GIVEN_UP, PlaceState.ENDED, PlaceState.DRAINED}
+        while any(one.state not in over or one.living for one in (*self._places.values(), *self._parting)):
             self._settled.clear()
             await self._settled.wait()
 
@@ -102,24 +107,39 @@ class Supervisor:
         """Replace every worker by a fresh one, one place after the other; with ``plans``, by these.
 
         Places that a plan no longer has are given up, new ones are filled. One call of this runs at a time.
+
+        Raises:
+            WorkerError: a fresh worker did not become ready. The old one goes on, and so do those after it.
+
         """
+        turn = self._turn
         async with self._rolling:
             if plans is not None:
-                await self._follow(plans)
-            for name, place in list(self._places.items()):
-                if self._places.get(name) is place:
-                    await place.replace(self._plans[place.plan.name]).wait()
+                self._follow(plans)
+            await self._replace(list(self._places.values()), turn)
 
     async def restart(self, agent: str) -> None:
         """Replace the workers of one agent, one after the other.
 
         Raises:
             AgentWeaveError: there is no such agent.
+            WorkerError: as :meth:`roll`.
 
         """
+        turn = self._turn
         async with self._rolling:
-            for place in self._of(agent):
-                await place.replace().wait()
+            await self._replace(self._of(agent), turn)
+
+    async def _replace(self, places: Sequence[Place], turn: int) -> None:
+        for place in places:
+            if self._turn != turn:
+                raise WorkerError("all were told to end", name=place.name)
+            if self._places.get(place.name) is not place:
+                continue  # it was given up meanwhile
+            wish = place.replace(self._plans[place.plan.name])
+            await wish.done.wait()
+            if wish.failed:
+                raise WorkerError(f"{place.name} was not replaced: {wish.failed}", name=place.name)
 
     def drain(self, agent: str | None = None) -> None:
         """Have the workers of one agent, or all, end in order; they stay down until they are restarted.
@@ -128,7 +148,9 @@ class Supervisor:
             AgentWeaveError: there is no such agent.
 
         """
-        for place in self._places.values() if agent is None else self._of(agent):
+        if agent is None:
+            self._turn += 1
+        for place in list(self._places.values()) if agent is None else self._of(agent):
             place.drain()
 
     def scale(self, agent: str, replicas: int) -> None:
@@ -142,10 +164,9 @@ class Supervisor:
         if replicas < 1:
             raise AgentWeaveError("an agent has at least one worker; drain it to have none")
         for place in places[replicas:]:
-            del self._places[place.name]
-            place.leave()
+            self._give_up(place)
         plan = self._plans[agent]
-        taken = set(self._places)
+        taken = self._places.keys() | {place.name for place in self._parting}
         names = (f"{agent}/{number}" for number in range(1, replicas + len(taken) + 1))
         free = [name for name in names if name not in taken]
         for name in free[: max(0, replicas - len(places))]:
@@ -153,15 +174,14 @@ class Supervisor:
 
     def kill(self) -> None:
         """End all at once, as a crash would; whoever leaves the block reaps them."""
-        for place in self._places.values():
+        for place in (*self._places.values(), *self._parting):
             place.kill()
 
-    async def _follow(self, plans: Sequence[WorkerPlan]) -> None:
+    def _follow(self, plans: Sequence[WorkerPlan]) -> None:
         wanted = {plan.name: plan for plan in plans}
         for name in self._plans.keys() - wanted.keys():
             for place in self._of(name):
-                del self._places[place.name]
-                place.leave()
+                self._give_up(place)
             del self._plans[name]
         for name, plan in wanted.items():
             known = name in self._plans
@@ -179,11 +199,29 @@ class Supervisor:
             on_line=self._on_line,
             on_event=self._on_event,
             on_change=self._changed,
+            is_alone=self._is_alone,
             strict=self._strict,
         )
         place.first.add_done_callback(_seen)
-        self._group.start_soon(place.run, self._group)
+        self._group.start_soon(self._run, place)
         return place
+
+    async def _run(self, place: Place) -> None:
+        try:
+            await place.run(self._group)
+        finally:
+            self._parting.discard(place)
+            self._changed()
+
+    def _give_up(self, place: Place) -> None:
+        del self._places[place.name]
+        self._parting.add(place)
+        place.leave()
+
+    def _is_alone(self, place: Place) -> bool:
+        """Say whether no other process of a place's agent lives."""
+        others = (one for one in (*self._places.values(), *self._parting) if one.plan.name == place.plan.name)
+        return not any(one.living for one in others)
 
     def _of(self, agent: str) -> list[Place]:
         if agent not in self._plans:

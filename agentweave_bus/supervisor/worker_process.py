@@ -23,14 +23,12 @@ from typing import Any, Final, Self
 from agentweave_bus.exceptions import AgentWeaveError, WorkerError
 from agentweave_bus.observability.heartbeat import BEAT_SECONDS, MAX_LINE_BYTES, READY_FD, Heartbeat
 from agentweave_bus.supervisor.lifeline import dies_with_this_process
+from agentweave_bus.supervisor.rules import CONFIGURATION_CODE
 
 __all__ = ["WorkerExit", "WorkerProcess", "WorkerProcesses", "WorkerSpec"]
 
 READY_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 10.0
-
-_CONFIGURATION: Final = 2
-"""The exit code of a worker whose configuration is wrong."""
 
 _KEPT_LINES: Final = 20
 _MAX_LINE_BYTES: Final = 64 * 1024
@@ -60,6 +58,10 @@ class WorkerSpec:
         if self.user is None and self.group is None:
             return {}
         return {"user": self.user, "group": self.group, "extra_groups": []}
+
+    def whom(self) -> str:
+        """Return as whom it runs, for people."""
+        return f" as user {self.user}, group {self.group}" if self.rights() else ""
 
     def variables(self) -> dict[str, str]:
         """Return the environment in which it runs."""
@@ -106,6 +108,8 @@ class WorkerProcess:
         self.heard_at = 0.0
         """When it last said anything on its pipe, by the loop's clock in seconds."""
         self.started_at = 0.0
+        self.drain_s = STOP_SECONDS
+        """How long it has for what it is doing when it is told to end."""
         self._on_news = on_news
         self._hearing: asyncio.Task[None] | None = None
         self.metrics_url: str | None = None
@@ -134,40 +138,48 @@ class WorkerProcess:
         """Start the process and wait until it is ready to take calls.
 
         Raises:
-            WorkerError: it ended instead, or was not ready in time; the message ends with its last words.
+            WorkerError: it could not be started, ended instead, or was not ready in time; the message ends
+                with its last words.
 
         """
-        read_fd, write_fd = os.pipe()
+        ready_read, ready_write = os.pipe()
+        # A pipe of our own: to wait for a process with one of asyncio's is to wait for its children, too.
+        lines_read, lines_write = os.pipe()
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *dies_with_this_process(self.spec.command()),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
+                stdout=lines_write,
                 stderr=asyncio.subprocess.STDOUT,
-                limit=_MAX_LINE_BYTES,
-                env={**self.spec.variables(), READY_FD: str(write_fd)},
-                pass_fds=(write_fd,),
+                env={**self.spec.variables(), READY_FD: str(ready_write)},
+                pass_fds=(ready_write,),
                 start_new_session=True,
                 **self.spec.rights(),
             )
-        except PermissionError as error:
-            os.close(read_fd)
-            whom = f"user {self.spec.user}, group {self.spec.group}"
-            raise self._failed(f"can't be started as {whom}: {error.strerror}", _CONFIGURATION) from error
-        except BaseException:
-            os.close(read_fd)
-            raise
+        except BaseException as error:
+            os.close(ready_read)
+            os.close(lines_read)
+            if not isinstance(error, OSError):
+                raise
+            code = CONFIGURATION_CODE if isinstance(error, PermissionError) else None
+            raise self._failed(f"can't be started{self.spec.whom()}: {error.strerror}", code) from error
         finally:
-            os.close(write_fd)
+            os.close(ready_write)
+            os.close(lines_write)
         self.started_at = asyncio.get_running_loop().time()
-        self._reader = asyncio.create_task(self._read_lines(), name=f"{self.spec.name} log")
-        await self._await_ready(read_fd, deadline_s)
+        said, said_transport = await _reading(lines_read, _MAX_LINE_BYTES)
+        self._reader = asyncio.create_task(
+            self._read_lines(said, said_transport), name=f"{self.spec.name} log"
+        )
+        await self._await_ready(ready_read, deadline_s)
 
     async def wait(self) -> WorkerExit:
-        """Wait until it has ended and all that it wrote was handed on."""
-        code = await self._started().wait()
+        """Wait until it has ended and all that it wrote was handed on; its children end with it."""
+        process = self._started()
+        code = await process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # it was started in a session of its own
         if self._reader is not None:
-            # A grandchild may hold the pipe open: what the worker itself wrote is there by now.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._reader), _REAP_SECONDS)
         return WorkerExit(self.spec.name, code, tuple(self._lines))
@@ -205,24 +217,23 @@ class WorkerProcess:
                 self._process.send_signal(number)
 
     async def _await_ready(self, read_fd: int, deadline_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
-        pipe = os.fdopen(read_fd, "rb", buffering=0)
-        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+        reader, transport = await _reading(read_fd, MAX_LINE_BYTES)
         try:
-            line = await asyncio.wait_for(reader.readline(), deadline_s)
+            line = (await asyncio.wait_for(reader.readline(), deadline_s)).decode(errors="replace")
         except TimeoutError:
             transport.close()
             raise self._failed(f"was not ready within {deadline_s:g} s") from None
+        except ValueError:
+            line = "a line that is too long"
         except BaseException:
             transport.close()
             raise
-        word, _, url = line.decode().strip().partition(" ")
+        word, _, url = line.strip().partition(" ")
         if word != "ready":
             transport.close()
-            raise await self._not_ready()
+            raise await self._not_ready() if not line else self._failed("said something else than ready")
         self.metrics_url = url or None
-        self.heard_at = loop.time()
+        self.heard_at = asyncio.get_running_loop().time()
         self._hearing = asyncio.create_task(self._hear(reader, transport), name=f"{self.spec.name} beats")
 
     async def _hear(self, reader: asyncio.StreamReader, transport: asyncio.ReadTransport) -> None:
@@ -252,19 +263,28 @@ class WorkerProcess:
         said = f"; it said last:{words}" if words else ""
         return WorkerError(f"{self.spec.name} {what}{said}", name=self.spec.name, exit_code=code)
 
-    async def _read_lines(self) -> None:
-        stream = self._started().stdout
-        assert stream is not None  # a pipe was asked for
-        while True:
-            try:
-                raw = await stream.readline()
-            except ValueError:  # beyond the limit; the reader has dropped it
-                raw = b"(a line was too long to be shown)\n"
-            if not raw:
-                return
-            line = raw.decode(errors="replace").rstrip()
-            self._lines.append(line)
-            self._on_line(self.spec.name, line)
+    async def _read_lines(self, stream: asyncio.StreamReader, transport: asyncio.ReadTransport) -> None:
+        try:
+            while True:
+                try:
+                    raw = await stream.readline()
+                except ValueError:  # beyond the limit; the reader has dropped it
+                    raw = b"(a line was too long to be shown)\n"
+                if not raw:
+                    return
+                line = raw.decode(errors="replace").rstrip()
+                self._lines.append(line)
+                self._on_line(self.spec.name, line)
+        finally:
+            transport.close()
+
+
+async def _reading(descriptor: int, limit_bytes: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=limit_bytes)
+    pipe = os.fdopen(descriptor, "rb", buffering=0)
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    return reader, transport
 
 
 class WorkerProcesses:

@@ -59,7 +59,6 @@ class EventPuller(Puller):
         self._agent = agent
         self._consumer = (source.stream, source.consumer)
         self._takes = source.takes
-        self._worthwhile = max(1, concurrency // 4)  # so many are asked for at once, not each by itself
         self._announce = announce
         self._monotonic = monotonic
         # Of the connection that is pulled on now:

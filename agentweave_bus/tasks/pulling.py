@@ -58,6 +58,7 @@ class Puller(ABC):
         self._name = name
         self._keeper = keeper
         self._concurrency = concurrency
+        self._worthwhile = max(1, concurrency // 4)  # so many are asked for at once, not each by itself
         self._perform = perform
         self._acknowledgements = Acknowledgements(keeper)
         self._running: set[asyncio.Task[None]] = set()
@@ -70,8 +71,10 @@ class Puller(ABC):
 
     @property
     def idle_s(self) -> float | None:
-        """For how many seconds nothing was asked for although there is room; ``None`` where there is none."""
-        return asyncio.get_running_loop().time() - self._asked_at if self._free > 0 else None
+        """For how many seconds nothing was asked for although there is room; else ``None``."""
+        if self._free < self._worthwhile:
+            return None
+        return asyncio.get_running_loop().time() - self._asked_at
 
     @property
     def running(self) -> int:
@@ -101,6 +104,7 @@ class Puller(ABC):
             task.cancel()
 
     async def _pull_while_usable(self, session: Session) -> None:
+        self._asked_at = asyncio.get_running_loop().time()
         over = asyncio.ensure_future(session.until_over())
         try:
             await self._pull_on(session, over)
@@ -143,6 +147,8 @@ class Puller(ABC):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        if self._free == self._worthwhile:
+            self._asked_at = asyncio.get_running_loop().time()  # from now on there is room
         if self._stopped or self._is_worthwhile():
             self._changed.set()
 

@@ -135,7 +135,7 @@ class TaskPuller(Puller):
         if any(queue.left and not queue.waits for queue in self._queues):
             return
         free = self._free
-        if free < max(1, self._concurrency // 4):
+        if free < self._worthwhile:
             return
         for queue in self._in_turn():
             if queue.empty or queue.waits:

@@ -94,6 +94,48 @@ async def test_one_that_is_killed_is_started_again():
         assert made.supervisor.status()[0]["restarts"] == 1
 
 
+async def test_a_child_that_holds_its_output_keeps_nobody_waiting_and_ends_with_it():
+    code = "import subprocess\nchild = subprocess.Popen(['sleep', '60'])\nprint(child.pid, flush=True)\n"
+    async with stage() as made:
+        await made.supervisor.start([plan(code=code + BEATS)])
+        await made.until(lambda: made.lines)
+        child, pid = int(made.lines[0][1]), made.supervisor["a"].pid
+        os.kill(pid, signal.SIGKILL)
+        with anyio.fail_after(5):
+            await ready_again(made, "a", pid)
+            while alive(child):  # noqa: ASYNC110 - another process
+                await anyio.sleep(0.02)
+
+
+async def test_what_is_no_word_of_a_worker_ends_that_worker_alone():
+    nonsense = "os.write(fd, b'\\xff' * 5000)\ntime.sleep(60)\n"
+    async with stage() as made:
+        with pytest.raises(WorkerError, match="never ran for"):
+            await made.supervisor.start([plan("b"), plan(code=nonsense)])
+        assert made.supervisor.states == {"b": PlaceState.READY, "a": PlaceState.GIVEN_UP}
+
+
+async def test_a_restart_that_is_under_way_ends_when_all_are_told_to(tmp_path):
+    code = f"if os.path.exists('{tmp_path}/x'):\n    time.sleep(0.5)\nopen('{tmp_path}/x', 'w')\n"
+    async with stage() as made, anyio.create_task_group() as group:
+        await made.supervisor.start([plan(code=code + BEATS, replicas=2)])
+        refused = []
+
+        async def roll() -> None:
+            try:
+                await made.supervisor.roll()
+            except WorkerError as error:
+                refused.append(str(error))
+
+        group.start_soon(roll)
+        await made.until(lambda: made.said("a/1 is replaced"))
+        made.supervisor.drain()
+        with anyio.fail_after(10):
+            await made.supervisor.until_all_have_ended()
+        assert set(made.supervisor.states.values()) == {PlaceState.DRAINED}
+    assert refused == ["all were told to end"]
+
+
 async def test_replicas_have_places_of_their_own_and_end_in_order():
     async with stage() as made:
         await made.supervisor.start([plan(replicas=2), plan("b")])
@@ -105,7 +147,7 @@ async def test_replicas_have_places_of_their_own_and_end_in_order():
 
 async def test_one_that_can_not_start_is_given_up_after_so_many_times():
     async with stage() as made:
-        with pytest.raises(WorkerError, match="it ended 4 times within 60 s"):
+        with pytest.raises(WorkerError, match="it ended 4 times and never ran for 60 s"):
             await made.supervisor.start([plan(code="print('no database'); sys.exit(1)")])
         assert made.supervisor.states["a"] is PlaceState.GIVEN_UP
         assert len([one for one in made.events if "no database" in one]) == 4
@@ -164,7 +206,8 @@ async def test_a_replacement_that_fails_leaves_the_old_one(tmp_path):
     async with stage() as made:
         await made.supervisor.start([plan(code=code + BEATS)])
         pid = made.supervisor["a"].pid
-        await made.supervisor.restart("a")
+        with pytest.raises(WorkerError, match="a was not replaced: a ended with exit code 1"):
+            await made.supervisor.restart("a")
         assert made.said("a goes on as it is, its replacement failed")
         assert (made.supervisor["a"].pid, alive(pid)) == (pid, True)
 
@@ -231,7 +274,11 @@ async def test_one_that_is_being_replaced_is_drained_with_its_replacement(tmp_pa
     async with stage() as made, anyio.create_task_group() as group:
         await made.supervisor.start([plan(code=code + BEATS)])
         first = made.supervisor["a"].pid
-        group.start_soon(made.supervisor.restart, "a")
+
+        async def restart() -> None:
+            await made.supervisor.restart("a")
+
+        group.start_soon(restart)
         await made.until(lambda: ("a", "second") in made.lines)
         made.supervisor.drain()
         with anyio.fail_after(10):

@@ -33,8 +33,8 @@ async def session_world(tmp_path_factory: Any, anyio_backend: str) -> AsyncItera
 async def world(session_world: World) -> AsyncIterator[World]:
     """The stack, and what a test starts on it is stopped after the test."""
     yield session_world
-    await session_world.clear()
     await session_world.stack.nats.start()
+    await session_world.clear()
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ async def test_under_calls_each_fault_denies_and_is_forgotten(world, cli, player
         calls.cancel()
         await asyncio.wait({calls})
     assert load.wrong == []
-    assert first.most_connections <= 16
+    assert first.most_connections <= 2 * 16  # those that are being closed are counted, too
     # Only what ran was answered, and only what was allowed ran.
     for parts in (cli.parts, echo.parts):  # what was given up by its caller may still be on its way
         await (await parts.keeper.session(1)).flush(5)

@@ -49,6 +49,8 @@ class World:
     def __init__(self, folder: Path, stack: EmbeddedStack) -> None:
         self.folder = folder
         self.stack = stack
+        self._grants_before: str | None = None
+        self._regranted = False
         self._held: list[Held[Any]] = []
         self._agents: list[Running] = []
 
@@ -57,11 +59,13 @@ class World:
     async def make(cls, folder: Path, **settings: Any) -> AsyncIterator[World]:
         grants = folder / "grants.yaml"
         grants.write_text(yaml.safe_dump(settings.pop("grants", GRANTS)))
+        before = grants.read_text()
         values: dict[str, Any] = {"identities": IDENTITIES, "unrestricted": (MALLORY,), **settings}
         held = await Held.open(
             embedded_stack(StackSettings(DOMAIN, folder / "state", grants=grants, **values))
         )
         world = cls(folder, held.value)
+        world._grants_before = before
         try:
             yield world
         finally:
@@ -71,21 +75,29 @@ class World:
                 await held.close()
 
     async def clear(self) -> None:
-        """Stop every agent and client that was not stopped yet."""
+        """Stop every agent and client that was not stopped yet; the grants are as they were, at the broker, too."""
         for one in self._agents:
             if not one._task.done():
                 await one.crash()
         for held in reversed(self._held):
             await held.close()
         self._agents, self._held = [], []
+        if self._regranted and self._grants_before is not None and self.stack.nats.running:
+            self._grant(self._grants_before)
+            await self.stack.in_line()
+            self._regranted = False
         shutil.rmtree(self.folder / "audit", ignore_errors=True)
 
     # configuration
 
     def grant(self, grants: Mapping[str, Any]) -> None:
         """Replace the grants."""
+        self._regranted = True
+        self._grant(yaml.safe_dump(dict(grants)))
+
+    def _grant(self, text: str) -> None:
         draft = self.folder / "grants.new"
-        draft.write_text(yaml.safe_dump(dict(grants)))
+        draft.write_text(text)
         draft.replace(self.folder / "grants.yaml")
 
     def settings(self, identity: SpiffeID, **overrides: Any) -> dict[str, Any]:

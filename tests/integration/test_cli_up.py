@@ -364,6 +364,7 @@ def starting(tmp_path: Path) -> Iterator[Callable[..., Up]]:
         one.end()
 
 
+@pytest.mark.slow  # it starts a stack of its own, twice
 def test_ctrl_c_leaves_no_process_and_no_socket(tmp_path: Path, starting: Callable[..., Up]) -> None:
     folder = new(tmp_path)
     up = starting(folder).ready()
@@ -494,10 +495,15 @@ def test_a_worker_that_dies_is_started_again_and_replicas_go_on(
     assert not {worker["pid"] for worker in now} & {one["pid"], two["pid"]}
     assert call(folder, "greet").returncode == 0
     (folder / "hello.py").write_text("HelloAgent = 3\n")  # the next ones find nothing to run
-    for worker in now:
-        os.kill(worker["pid"], signal.SIGKILL)
+    refused = agentweave(folder, "supervisor", "restart")
+    assert refused.returncode == 1
+    assert "hello/1 was not replaced: hello/1 ended with exit code 2" in refused.stderr
+    assert call(folder, "greet").returncode == 0  # the old ones go on
+    assert agentweave(folder, "supervisor", "scale", "hello", "1").returncode == 0
+    os.kill(now[0]["pid"], signal.SIGKILL)
     agentweave(folder, "supervisor", "restart")
     assert up.process.wait(20) == 1
+    assert "no worker is left" in up.messages
 
 
 def test_serve_runs_one_agent_against_that_stack(up: Up) -> None:

@@ -43,6 +43,7 @@ def test_its_two_commands_are_targets(target: str) -> None:
     subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True, timeout=DEADLINE)
 
 
+@pytest.mark.slow  # it is the whole demo
 def test_the_demo_prints_what_is_quoted() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "workers.ecommerce.demo"],

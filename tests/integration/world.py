@@ -71,6 +71,7 @@ class World:
         finally:
             try:
                 await world.clear()
+                await held.value.nats.kill()  # with many streams an orderly end takes it seconds
             finally:
                 await held.close()
 

@@ -121,6 +121,7 @@ async def test_one_event_dead_at_two_subscribers_is_two_dead_letters(ward: Ward)
     assert first["letter"] != second["letter"]
 
 
+@pytest.mark.slow  # it goes through an hour of everybody's timers
 async def test_it_is_still_told_when_its_publisher_has_expired(ward: Ward) -> None:
     counting = await failing(ward.bus)
     row = await ward.given_up(counting, data={"order_id": "o-1"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,9 +14,9 @@ import anyio
 
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
 from agentweave_bus.cli.output import as_json, message, wants_json
-from agentweave_bus.config import StackConfig, load_stack
+from agentweave_bus.cli.stack_file import add_stack_arguments, loaded_stack, log_as_configured
+from agentweave_bus.config import StackConfig
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError, WorkerError
-from agentweave_bus.observability.logs import configure_logging
 from agentweave_bus.supervisor.control_socket import SOCKET_NAME, control_socket
 from agentweave_bus.supervisor.listener import supervisor_listener
 from agentweave_bus.supervisor.plans import planned_agents, plans_of
@@ -44,23 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.epilog = _EPILOG
     parser.add_argument("file", metavar="FILE", help="the YAML that lists the agents, as `up` takes it")
-    parser.add_argument("--state-dir", metavar="DIR", help="of its socket, instead of the file's state_dir")
-    parser.add_argument(
-        "--env", choices=("production", "development"), help="for the agents, instead of AGENTWEAVE_ENV"
-    )
-    parser.add_argument("--json", action="store_true", help="say ready as JSON also in a terminal")
+    add_stack_arguments(parser, state_dir_help="of its socket, instead of the file's state_dir")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Keep the workers running until a signal."""
-    if options.state_dir is not None:
-        os.environ["AGENTWEAVE_STACK__STATE_DIR"] = options.state_dir
-    config = _loaded(options.file)
-    logging = config.observability.logging
-    if sys.stderr.isatty() and "format" not in logging.model_fields_set:
-        logging = logging.model_copy(update={"format": "text"})
-    configure_logging(logging)
+    config = _loaded(options)
+    log_as_configured(config)
     supervise = _Supervise(config, options)
     try:
         asyncio.run(supervise.run())
@@ -69,11 +59,11 @@ def run(options: argparse.Namespace) -> int:
     return supervise.exit_code
 
 
-def _loaded(file: str) -> StackConfig:
-    config = load_stack(file)
+def _loaded(options: argparse.Namespace) -> StackConfig:
+    config = loaded_stack(options)
     if not config.agents:
         raise ConfigurationError(
-            f"{file} lists no agents.", key="agents", hint="Add one: agents: [{config: order.yaml}]."
+            f"{options.file} lists no agents.", key="agents", hint="Add one: agents: [{config: order.yaml}]."
         )
     return config
 
@@ -87,7 +77,7 @@ class _Supervise:
         self._metrics = config.observability.metrics
         self._socket = config.state_dir.absolute() / SOCKET_NAME
         self._plans = plans_of(planned_agents(config, options.env), options.env)
-        self._width = max(len(plan.name_of(plan.replicas)) for plan in self._plans)
+        self._width = max(len(name) for plan in self._plans for name in plan.places)
         self._told = anyio.Event()
         self._reload = anyio.Event()
 
@@ -140,7 +130,7 @@ class _Supervise:
                 message(f"agentweave: replacing the workers ends here: {error}")
 
     async def _roll(self, supervisor: Supervisor) -> None:
-        config = _loaded(self._options.file)
+        config = _loaded(self._options)
         await supervisor.roll(plans_of(planned_agents(config, self._options.env), self._options.env))
 
     @contextmanager

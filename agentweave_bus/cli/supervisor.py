@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         elif name != "reload":
             made.add_argument("agent", metavar="AGENT", nargs="?", help="whose workers (default: all)")
         made.add_argument(
-            "--state-dir", metavar="DIR", default=".agentweave", help="its state_dir (.agentweave)"
+            "--state-dir", metavar="DIR", default=_STATE_DIR, help=f"its state_dir ({_STATE_DIR})"
         )
         made.add_argument("--json", action="store_true", help="as JSON also in a terminal")
         made.set_defaults(run=run)

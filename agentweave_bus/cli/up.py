@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,9 +17,9 @@ from agentweave_bus.authz import Grants
 from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
 from agentweave_bus.cli.output import as_json, message, table, wants_json
-from agentweave_bus.config import StackConfig, load_stack
+from agentweave_bus.cli.stack_file import add_stack_arguments, loaded_stack, log_as_configured
+from agentweave_bus.config import StackConfig
 from agentweave_bus.embedded.assembly import LocalStack, local_stack, policy_source
-from agentweave_bus.observability.logs import configure_logging
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.supervisor.control_socket import SOCKET_NAME, control_socket
 from agentweave_bus.supervisor.listener import supervisor_listener
@@ -45,23 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.epilog = _EPILOG
     parser.add_argument("file", nargs="?", metavar="FILE", help="the stack's YAML (default: agentweave.yaml)")
-    parser.add_argument("--state-dir", metavar="DIR", help="instead of the file's state_dir (.agentweave)")
-    parser.add_argument(
-        "--env", choices=("production", "development"), help="for the agents, instead of AGENTWEAVE_ENV"
-    )
-    parser.add_argument("--json", action="store_true", help="say ready as JSON also in a terminal")
+    add_stack_arguments(parser, state_dir_help="instead of the file's state_dir (.agentweave)")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Start the stack, say when it is ready, and keep it until a signal."""
-    if options.state_dir is not None:
-        os.environ["AGENTWEAVE_STACK__STATE_DIR"] = options.state_dir
-    config = load_stack(options.file)
-    logging = config.observability.logging
-    if sys.stderr.isatty() and "format" not in logging.model_fields_set:
-        logging = logging.model_copy(update={"format": "text"})
-    configure_logging(logging)
+    config = loaded_stack(options)
+    log_as_configured(config)
     stack = _Up(config, options)
     run_on_fastest_loop(stack.run())
     return stack.exit_code

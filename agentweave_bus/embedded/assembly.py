@@ -203,16 +203,12 @@ def _plans(
     text_logs: bool,
 ) -> Iterator[WorkerPlan]:
     for agent in agents:
-        variables = {
-            **stack.environment(agent.spiffe_id),
-            **_variables(config, agent),
-            **({} if has_its_port(agent, agents) else {METRICS_PORT: "0"}),
-        }
+        variables = {**stack.environment(agent.spiffe_id), **_variables(config, agent)}
         if environment is not None:
             variables["AGENTWEAVE_ENV"] = environment
         if text_logs and "format" not in agent.config.observability.logging.model_fields_set:
             variables["AGENTWEAVE_OBSERVABILITY__LOGGING__FORMAT"] = "text"
-        yield plan_of(agent, variables)
+        yield plan_of(agent, agents, variables)
 
 
 def _variables(config: StackConfig, agent: PlannedAgent) -> dict[str, str]:

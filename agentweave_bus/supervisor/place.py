@@ -31,7 +31,7 @@ from agentweave_bus.supervisor.rules import (
 )
 from agentweave_bus.supervisor.worker_process import READY_SECONDS, WorkerExit, WorkerProcess, WorkerSpec
 
-__all__ = ["METRICS_PORT", "Place", "PlaceState", "Wish", "WorkerPlan"]
+__all__ = ["METRICS_PORT", "Place", "PlaceState", "Wish", "WorkerPlan", "place_names"]
 
 METRICS_PORT: Final = "AGENTWEAVE_OBSERVABILITY__METRICS__PORT"
 """Environment variable: the port of a worker's own listener."""
@@ -42,6 +42,11 @@ _KILLED: Final = -9
 _LATE_S: Final = 5.0
 _AFTER_DRAINING_S: Final = 12.0
 """How long a worker has, after what it was doing, for its own stop hook and for disconnecting."""
+
+
+def place_names(agent: str, replicas: int) -> tuple[str, ...]:
+    """Return a name for each place of an agent's workers."""
+    return (agent,) if replicas == 1 else tuple(f"{agent}/{number}" for number in range(1, replicas + 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +70,10 @@ class WorkerPlan:
         """The agent's name."""
         return self.spec.name
 
-    def name_of(self, number: int) -> str:
-        """Return the name of one of its places, counted from 1."""
-        return self.name if self.replicas == 1 else f"{self.name}/{number}"
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The names of its places."""
+        return place_names(self.name, self.replicas)
 
 
 class Wish:

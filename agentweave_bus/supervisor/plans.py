@@ -10,7 +10,7 @@ from typing import Final
 from agentweave_bus.config import AgentConfig, StackAgent, StackConfig, load_config
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID
-from agentweave_bus.supervisor.place import METRICS_PORT, WorkerPlan
+from agentweave_bus.supervisor.place import METRICS_PORT, WorkerPlan, place_names
 from agentweave_bus.supervisor.rules import HealthRule, RecycleRule, RestartRule
 from agentweave_bus.supervisor.worker_process import WorkerSpec
 
@@ -34,8 +34,7 @@ class PlannedAgent:
     @property
     def replicas(self) -> tuple[str, ...]:
         """A name for each of its processes."""
-        plan = plan_of(self, {})
-        return tuple(plan.name_of(number) for number in range(1, plan.replicas + 1))
+        return place_names(self.config.agent.name, self.entry.replicas)
 
 
 def planned_agents(config: StackConfig, environment: str | None = None) -> tuple[PlannedAgent, ...]:
@@ -75,8 +74,10 @@ def has_its_port(agent: PlannedAgent, agents: tuple[PlannedAgent, ...]) -> bool:
     return "port" in metrics.model_fields_set and wanted == 1
 
 
-def plan_of(agent: PlannedAgent, variables: Mapping[str, str]) -> WorkerPlan:
-    """Return the plan for an agent.
+def plan_of(
+    agent: PlannedAgent, agents: tuple[PlannedAgent, ...], variables: Mapping[str, str]
+) -> WorkerPlan:
+    """Return the plan for one of ``agents``.
 
     ``variables`` are given to its workers; what its entry says in ``env`` comes before them.
     """
@@ -85,12 +86,13 @@ def plan_of(agent: PlannedAgent, variables: Mapping[str, str]) -> WorkerPlan:
     if (drain_s := entry.drain_timeout) is None:
         drain_s = config.bus.drain_timeout
     drains = {} if entry.drain_timeout is None else {_DRAIN: str(float(entry.drain_timeout))}
+    ports = {} if has_its_port(agent, agents) else {METRICS_PORT: "0"}
     return WorkerPlan(
         spec=WorkerSpec(
             name=config.agent.name,
             config=entry.config,
             class_path=entry.class_,
-            environment={**variables, **drains, **entry.env},
+            environment={**variables, **ports, **drains, **entry.env},
             user=entry.uid,
             group=entry.gid,
         ),
@@ -106,7 +108,4 @@ def plan_of(agent: PlannedAgent, variables: Mapping[str, str]) -> WorkerPlan:
 def plans_of(agents: tuple[PlannedAgent, ...], environment: str | None = None) -> list[WorkerPlan]:
     """Return the plans for agents that run against existing infrastructure, as their own files say."""
     chosen = {} if environment is None else {"AGENTWEAVE_ENV": environment}
-    return [
-        plan_of(agent, chosen | ({} if has_its_port(agent, agents) else {METRICS_PORT: "0"}))
-        for agent in agents
-    ]
+    return [plan_of(agent, agents, chosen) for agent in agents]

@@ -99,7 +99,7 @@ class Supervisor:
             if plan.name in self._plans:
                 raise AgentWeaveError(f"there is a worker called {plan.name} already")
             self._plans[plan.name] = plan
-            places += [self._add(plan.name_of(number), plan) for number in range(1, plan.replicas + 1)]
+            places += [self._add(name, plan) for name in plan.places]
         for ready in asyncio.as_completed([place.first for place in places]):
             await ready
 
@@ -189,8 +189,8 @@ class Supervisor:
             if known:
                 self.scale(name, plan.replicas)
             else:
-                for number in range(1, plan.replicas + 1):
-                    self._add(plan.name_of(number), plan)
+                for each in plan.places:
+                    self._add(each, plan)
 
     def _add(self, name: str, plan: WorkerPlan) -> Place:
         place = self._places[name] = Place(

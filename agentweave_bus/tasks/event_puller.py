@@ -38,11 +38,7 @@ class PullSource(NamedTuple):
 
 
 class EventPuller(Puller):
-    """Takes what one consumer gives out: at most ``concurrency`` at once.
-
-    ``announce`` is awaited when there is no consumer yet, so that whoever makes them hears of it; it waits
-    for as long as it is wise to wait before pulling again.
-    """
+    """Takes what one consumer gives out: at most ``concurrency`` at once."""
 
     def __init__(
         self,
@@ -55,17 +51,21 @@ class EventPuller(Puller):
         announce: Callable[[Session], Coroutine[Any, Any, None]],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(source.subject, keeper=keeper, concurrency=concurrency, perform=perform)
-        self._agent = agent
+        super().__init__(
+            agent,
+            source.subject,
+            keeper=keeper,
+            concurrency=concurrency,
+            perform=perform,
+            announce=announce,
+            monotonic=monotonic,
+        )
         self._consumer = (source.stream, source.consumer)
         self._takes = source.takes
-        self._announce = announce
-        self._monotonic = monotonic
         # Of the connection that is pulled on now:
         self._inbox = ""
         self._asked = 0
         self._asked_until = 0.0
-        self._no_queue = False
 
     @property
     def _missing(self) -> int:

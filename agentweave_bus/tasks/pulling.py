@@ -49,14 +49,28 @@ class Puller(ABC):
     """Pulls at most ``concurrency`` deliveries at once, and has ``perform`` work on each.
 
     Each runs in a task of the group in which :meth:`run` runs; its place is free again when ``perform``
-    returns. ``name`` is what the log calls that which is pulled.
+    returns. ``name`` is what the log calls that which is pulled. ``announce`` is awaited when there is
+    nothing to pull from yet, so that whoever makes queues hears of it; it waits for as long as it is wise to
+    wait before pulling again.
     """
 
     def __init__(
-        self, name: str, *, keeper: Keeper, concurrency: int, perform: Callable[[Delivery], Awaitable[None]]
+        self,
+        agent: SpiffeID,
+        name: str,
+        *,
+        keeper: Keeper,
+        concurrency: int,
+        perform: Callable[[Delivery], Awaitable[None]],
+        announce: Callable[[Session], Coroutine[Any, Any, None]],
+        monotonic: Callable[[], float],
     ) -> None:
+        self._agent = agent
         self._name = name
         self._keeper = keeper
+        self._announce = announce
+        self._monotonic = monotonic
+        self._no_queue = False
         self._concurrency = concurrency
         self._worthwhile = max(1, concurrency // 4)  # so many are asked for at once, not each by itself
         self._perform = perform

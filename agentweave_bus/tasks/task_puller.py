@@ -72,12 +72,7 @@ class _Queue:
 
 
 class TaskPuller(Puller):
-    """Takes the tasks of one capability, for at most ``concurrency`` at once.
-
-    ``perform`` gets each delivery, in a task of the group in which :meth:`run` runs; its place is free again
-    when it returns. ``announce`` is awaited when there is no queue yet, so that whoever makes queues hears of
-    it; it waits for as long as it is wise to wait before pulling again.
-    """
+    """Takes the tasks of one capability, for at most ``concurrency`` at once."""
 
     def __init__(
         self,
@@ -90,12 +85,16 @@ class TaskPuller(Puller):
         announce: Callable[[Session], Coroutine[Any, Any, None]],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(capability, keeper=keeper, concurrency=concurrency, perform=perform)
-        self._agent = agent
+        super().__init__(
+            agent,
+            capability,
+            keeper=keeper,
+            concurrency=concurrency,
+            perform=perform,
+            announce=announce,
+            monotonic=monotonic,
+        )
         self._queues = [_Queue(agent, capability, priority) for priority in Priority]
-        self._announce = announce
-        self._monotonic = monotonic
-        self._no_queue = False
 
     # --- asking ------------------------------------------------------------------------------------------
 

@@ -1,0 +1,82 @@
+"""Asking a supervisor over its socket: who may, what comes of it, and of those who go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError, UnreachableError
+from agentweave_bus.supervisor.control_socket import ask_supervisor, control_socket
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / ("a" * 120) / "supervisor.sock"  # longer than a socket's address may be
+
+
+class Answering:
+    def __init__(self) -> None:
+        self.begun, self.cancelled = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, request: Mapping[str, Any]) -> Any:
+        if request["do"] == "wait":
+            self.begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled.set()
+        if request["do"] == "refuse":
+            raise AgentWeaveError("not that")
+        return {"asked": request["do"]}
+
+
+async def test_it_answers_its_own_user_alone(path: Path) -> None:
+    async with control_socket(path, Answering()):
+        assert [oct(one.stat().st_mode)[-3:] for one in (path, path.with_suffix(".lock"))] == ["600", "600"]
+        assert await ask_supervisor(path, {"do": "status"}, 5) == {"asked": "status"}
+        with pytest.raises(AgentWeaveError, match="not that"):
+            await ask_supervisor(path, {"do": "refuse"}, 5)
+        with pytest.raises(AgentWeaveError, match="the supervisor's log says more"):
+            await ask_supervisor(path, {}, 5)  # the answering one stumbles
+        assert await ask_supervisor(path, {"do": "again"}, 5) == {"asked": "again"}
+    assert not path.exists()  # noqa: ASYNC240
+    with pytest.raises(UnreachableError, match="is one running there"):
+        await ask_supervisor(path, {"do": "status"}, 5)
+
+
+async def test_one_at_a_time_and_what_a_killed_one_left_is_no_obstacle(path: Path) -> None:
+    async with control_socket(path, Answering()):
+        with pytest.raises(ConfigurationError, match="Another supervisor"):
+            async with control_socket(path, Answering()):
+                pass
+        assert await ask_supervisor(path, {"do": "status"}, 5) == {"asked": "status"}
+        left = path.with_name("left")
+        path.rename(left)  # noqa: ASYNC240
+    left.rename(path)
+    async with control_socket(path, Answering()):
+        assert await ask_supervisor(path, {"do": "status"}, 5) == {"asked": "status"}
+
+
+async def test_what_nobody_waits_for_any_more_is_not_done(path: Path) -> None:
+    answering = Answering()
+    async with control_socket(path, answering):
+        with pytest.raises(UnreachableError, match="does not answer within"):
+            await ask_supervisor(path, {"do": "wait"}, 0.3)
+        async with asyncio.timeout(5):
+            await answering.cancelled.wait()
+
+
+async def test_it_ends_with_requests_under_way(path: Path) -> None:
+    answering = Answering()
+    async with asyncio.timeout(5), control_socket(path, answering):
+        asking = asyncio.ensure_future(ask_supervisor(path, {"do": "wait"}, 30))
+        await answering.begun.wait()
+    assert answering.cancelled.is_set()
+    with pytest.raises(UnreachableError):
+        await asking

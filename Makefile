@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH_VENV := .venv-bench
-# Where `make tools` puts real opa and nats-server, and where tests and `agentweave up` look for them.
+# Where `make tools` puts real opa, nats-server and promtool, and where tests and `agentweave up` look for them.
 export AGENTWEAVE_TOOLS ?= $(HOME)/.cache/agentweave/tools
+# Tests and the demo start hundreds of processes of Python, twice as quick where compiled modules may be kept.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow chaos attacks mutants bench bench-tasks bench-large bench-memory bench-memory-tasks lint tools tools-spire clean
@@ -13,14 +15,16 @@ export AGENTWEAVE_TOOLS ?= $(HOME)/.cache/agentweave/tools
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed ## start the example stack, carry an order through it, show what is refused
-	@$(BIN)/python -m workers.ecommerce.demo
+demo: $(VENV)/.installed ## start the example stack, carry an order through it, show what is refused (HOLD=1 keeps it up, with its console)
+	@$(BIN)/python -m workers.ecommerce.demo $(if $(HOLD),--hold)
 
-# Two at once, a file to each: most of the time is this machine's, not the clock's.
+# Three at once, a file to each: they wait for a third of their time, so that two leave two processors idle.
 test: $(VENV)/.installed ## run the tests, without the slow ones
-	@$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
+	@.ci/chromium
+	@$(BIN)/python -m pytest -q -m "not slow" -n 3 --dist loadfile
 
 test-slow: $(VENV)/.installed ## run the slow tests
+	@.ci/chromium
 	@$(BIN)/python -m pytest -q -m slow; code=$$?; [ $$code -eq 5 ] || exit $$code # 5: there are none
 
 TASKS ?= 10000
@@ -57,7 +61,7 @@ lint: $(VENV)/.installed ## check style, types and the layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-tools: ## build the pinned opa and nats-server with Go, where there is Go
+tools: ## build the pinned opa and nats-server with Go, where there is Go; fetch promtool, where there is apt-get
 	@.ci/tools "$(AGENTWEAVE_TOOLS)"
 
 tools-spire: ## build the pinned SPIRE server and agent, for the tests that want them (7 minutes)

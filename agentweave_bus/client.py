@@ -26,8 +26,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision, Grants
 from agentweave_bus.authz.circuit_breaker import BreakerSettings, CircuitBreaker, Permit
+from agentweave_bus.authz.repeats import Repeats
 from agentweave_bus.bus.blobs import Blobs
-from agentweave_bus.bus.outbound import as_call_errors, check_arguments, outbound_denial
+from agentweave_bus.bus.outbound import as_call_errors, check_arguments, noting_attempts, outbound_denial
 from agentweave_bus.bus.records import decision_facts, sealed_facts
 from agentweave_bus.bus.requests import Answer, Request
 from agentweave_bus.bus.subjects import call_subject
@@ -62,8 +63,10 @@ from agentweave_bus.exceptions import (
     PayloadError,
     UnreachableError,
 )
+from agentweave_bus.observability.conventions import call_attributes, describe_sending
 from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
-from agentweave_bus.observability.tracing import Span, Tracing
+from agentweave_bus.observability.spans import Span
+from agentweave_bus.observability.tracing import Tracing
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.record import TaskRef
 from agentweave_bus.tasks.schedule import Schedule
@@ -105,6 +108,7 @@ class CallOptions(NamedTuple):
     scope: Sequence[str] | None = None
     safe: bool = False
     action: str | None = None
+    watching: bool = False
 
 
 class Transport(Protocol):
@@ -177,6 +181,7 @@ class Client:
     tracing: Tracing = field(default_factory=Tracing.off)
     submissions: Submissions | None = None
     blobs: Blobs | None = None
+    repeats: Repeats = field(default_factory=Repeats)
 
     async def call(
         self,
@@ -190,6 +195,7 @@ class Client:
         scope: Sequence[str] | None = None,
         safe: bool = False,
         action: str | None = None,
+        watching: bool = False,
         trace: str | None = None,
     ) -> TaskResult:
         """Ask ``target`` for ``capability`` and return its result.
@@ -198,7 +204,8 @@ class Client:
         acts; only the origin of a delegation may, and its callee's policy must let it. ``scope`` limits
         what the call and all that follows from it may reach. ``safe`` says that the capability may run
         twice without harm, so that a call is made again when its answer is missing. ``action`` is what
-        policies decide on where that is not the capability: an operator's act.
+        policies decide on where that is not the capability: an operator's act. ``watching`` says that it is
+        made again and again, so that the audit log has it once a minute (:mod:`.authz.repeats`).
 
         A remote failure is a result with ``status == "failed"``; anything else raises.
 
@@ -206,7 +213,7 @@ class Client:
             AgentCallError: one of its branches says what went wrong.
 
         """
-        options = CallOptions(timeout, parent, principal, scope, safe, action)
+        options = CallOptions(timeout, parent, principal, scope, safe, action, watching)
         began = time.perf_counter()
         status = RequestStatus.ERROR
         in_flight = self.metrics.in_flight(Direction.OUTBOUND)
@@ -231,17 +238,26 @@ class Client:
     ) -> TaskResult:
         """Make the call inside a span, whose position the request carries.
 
-        The name and the attributes are set only once the request is known to be well formed: a caller's
-        mistakes must not become names in somebody's tracing system.
+        The name and the attributes are set only once the request is known to be well formed, and the method
+        is named only if a grant names it: a caller's mistakes must not become names in somebody's tracing
+        system.
         """
         position = trace or (options.parent.trace if options.parent else None)
-        with self.tracing.span("agentweave call", kind="client", parent=position) as span:
+        with self.tracing.span("call", kind="client", parent=position) as span:
             request, facts = self._prepare(target, capability, payload, options, span.traceparent)
-            _describe(span, request)
-            result = await self._carry(request, facts)
+            if span.recorder is not None:
+                self._describe(span, str(request.callee), capability)
+            result = await self._carry(request, facts, watching=options.watching)
             if result.status == "failed":
                 span.set_error("failed")
             return result
+
+    def _describe(self, span: Span, callee: str, capability: str) -> None:
+        declared = self.metrics.declares(Direction.OUTBOUND, capability)
+        attributes = call_attributes(callee, capability if declared else None)
+        span.rename(str(attributes["rpc.method"]))
+        for name, value in attributes.items():
+            span.set_attribute(name, value)
 
     def _prepare(
         self, target: str, capability: str, payload: Any, options: CallOptions, trace: str | None
@@ -287,8 +303,12 @@ class Client:
         assert self.submissions is not None  # who is wired to the bus has them
         parent = options.parent
         position = trace or (parent.trace if parent else None)
-        with self.tracing.span("agentweave submit", kind="producer", parent=position) as span:
+        with self.tracing.span("submit", kind="producer", parent=position) as span:
             task, facts = self._prepare_task(target, capability, payload, options, span.traceparent)
+            if span.recorder is not None:
+                declared = self.metrics.declares(Direction.OUTBOUND, capability)
+                size = len(task.payload)
+                describe_sending(span, "submit", task.place[0], task.id, size, named=declared)
             decision = await self.authorizer.authorize(facts)  # 2
             self.metrics.decided(Direction.OUTBOUND, allowed=decision.allowed, standing=decision.standing)
             if task.content_type == BLOB_CONTENT_TYPE:
@@ -303,8 +323,9 @@ class Client:
                 await self.audit.record({**entry, "pd": sealed.head.pd.hex(), **times})
 
             with as_call_errors("task", f"the task could not be stored for {task.agent}"):
+                on_sealed = noting_attempts(record) if self.tracing.enabled else record
                 task, left_s = await self._stored_apart(task, options.timeout)
-                sealed = await self.submissions.store(task, record, timeout_s=left_s)  # 4
+                sealed = await self.submissions.store(task, on_sealed, timeout_s=left_s)  # 4
             ref = TaskRef(task.agent, self.me, task.capability, task.id)
             head = sealed.head
             return Submitted(ref, sealed.digest, head.pd, head.exp, _schedule(head))
@@ -427,7 +448,7 @@ class Client:
             scope=request.scope if request.scope is not None else (parent.scope if parent else None),
         )
 
-    async def _carry(self, request: Request, facts: AuthzContext) -> TaskResult:
+    async def _carry(self, request: Request, facts: AuthzContext, *, watching: bool) -> TaskResult:
         decision = await self.authorizer.authorize(facts)  # 2
         self.metrics.decided(Direction.OUTBOUND, allowed=decision.allowed, standing=decision.standing)
         if not decision.allowed:
@@ -440,7 +461,7 @@ class Client:
                 f"calls to {request.callee} failed lately; tried again in {wait:.0f} s", retry_after=wait
             )
         try:
-            result = await self._transported(request, facts, decision)  # 4
+            result = await self._transported(request, facts, decision, watching=watching)  # 4
         except AgentCallError as error:
             _count(breaker, permit, error, self.monotonic_ms())
             raise
@@ -451,17 +472,23 @@ class Client:
         return result
 
     async def _transported(
-        self, request: Request, facts: AuthzContext, decision: AuthzDecision
+        self, request: Request, facts: AuthzContext, decision: AuthzDecision, *, watching: bool
     ) -> TaskResult:
         async def record(sealed: Sealed) -> None:
-            await self.audit.record(
-                {"event": "call", **sealed_facts(sealed), **decision_facts(facts, decision)}
-            )
+            kind = (request.callee, request.capability, decision.revision)
+            before = self.repeats.due(kind, self.clock_ms()) if watching else {}
+            if before is None:
+                return
+            entry = {"event": "call", **sealed_facts(sealed), **decision_facts(facts, decision)}
+            await self.audit.record(entry | before)
+            if watching:
+                self.repeats.recorded(kind, self.clock_ms())
 
         callee = request.callee
+        on_sealed = noting_attempts(record) if self.tracing.enabled else record
         with as_call_errors("call", f"{callee} could not be asked"):
             try:
-                answer = await self.transport.call(request.recorded_by(record))
+                answer = await self.transport.call(request.recorded_by(on_sealed))
                 return TaskResult.from_json(answer.value)
             except PayloadError as error:
                 raise AgentCallError(f"the answer of {callee} is no result: {error}") from error
@@ -492,16 +519,6 @@ def _check_principal(parent: Parent | None, principal: Mapping[str, str] | None)
             "only the origin of a delegation names a principal; this is asked for on behalf of another",
             step="local",
         )
-
-
-def _describe(span: Span, request: Request) -> None:
-    """Say what is called, by OpenTelemetry's conventions for remote procedure calls. Never the payload."""
-    for name, value in (
-        ("rpc.system", "agentweave"),
-        ("rpc.service", str(request.callee)),
-        ("rpc.method", request.capability),
-    ):
-        span.set_attribute(name, value)
 
 
 def _is_seconds(value: object) -> bool:

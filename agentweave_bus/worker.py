@@ -16,11 +16,12 @@ from typing import Any
 
 from agentweave_bus.agent import SecureAgent
 from agentweave_bus.config import AgentConfig, load_config
+from agentweave_bus.config.fields import as_module
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
 from agentweave_bus.runtime import Runner
 from agentweave_bus.runtime.process import settle
 
-__all__ = ["find_agent", "main", "run_on_fastest_loop", "serve"]
+__all__ = ["find_agent", "look_beside", "main", "run_on_fastest_loop", "serve"]
 
 _log = logging.getLogger(__name__)
 
@@ -28,13 +29,14 @@ _log = logging.getLogger(__name__)
 def find_agent(config: AgentConfig, class_path: str | None = None) -> SecureAgent:
     """Return the agent that ``module:Name`` names, ``config``'s own ``agent.class`` by default.
 
-    ``Name`` is a ``SecureAgent`` class, which is given ``config``, or an ``Agent`` object of the module.
+    The module may be written as its file, ``folder/file.py:Name``. ``Name`` is a ``SecureAgent`` class, which
+    is given ``config``, or an ``Agent`` object of the module.
 
     Raises:
         ConfigurationError: nothing is named, or what is named is no agent; the message says what it is.
 
     """
-    path = class_path or config.agent.class_
+    path = as_module(class_path) if class_path else config.agent.class_
     if path is None:
         raise ConfigurationError(
             "It is not said which class to run.",
@@ -86,9 +88,11 @@ def _is_itself(module_name: str, error: ImportError) -> bool:
     return isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{missing}.")
 
 
-def _look_beside(config_file: Path) -> None:
+def look_beside(config_file: Path) -> None:
     """Let the agent's module lie beside its configuration; whatever is installed comes first."""
-    sys.path.append(str(config_file.absolute().parent))
+    folder = str(config_file.absolute().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 async def serve(
@@ -105,7 +109,7 @@ async def serve(
     """
     config = load_config(path, environment=environment)
     if path is not None:
-        _look_beside(Path(path))
+        look_beside(Path(path))
     await Runner(on_started=settle).run(find_agent(config, class_path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 import pytest
@@ -20,3 +21,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def anyio_backend() -> str:
     """The bus client is asyncio's, so every asynchronous test runs there."""
     return "asyncio"
+
+
+gc.set_threshold(50_000, 20, 100)  # thousands of tests are collected, none of which is garbage
+
+
+def pytest_collection_finish() -> None:
+    """Have what was collected looked through never again: it took a fifth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)

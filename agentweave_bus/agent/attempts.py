@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from agentweave_bus.agent.context import RequestContext, bind_context, current_context
 from agentweave_bus.agent.failures import being_cancelled, broken, correlation_id, failed, may_be_retried
@@ -24,8 +24,9 @@ class Attempt:
 
     ``retry`` says that the task is to be tried again, not before ``retry_after`` seconds where that is
     given; ``result`` is its outcome if that does not happen. ``correlation_id`` is under which the log has
-    the failure, if it has it. ``exhausted`` says that it would be tried again if there were attempts left,
-    ``undoing`` that the task has failed, and what is to be tried again is to undo it.
+    the failure, if it has it. ``exhausted`` says that it would be tried again if there were attempts left
+    (however many passes it took to undo it), ``undoing`` that the task has failed, and what is to be tried
+    again is to undo it, ``not_undone`` that something is left of what it did.
     """
 
     result: TaskResult
@@ -34,6 +35,7 @@ class Attempt:
     correlation_id: str | None = None
     exhausted: bool = False
     undoing: bool = False
+    not_undone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class Performance:
         """Run the handler; see ``BoundCapability.attempt``."""
         context = current_context()
         if context.remaining() <= 0:
-            too_late = self._too_late(0.0)
+            too_late = self._too_late(0.0, again=False)
             return await self.give_up(Verdict(too_late.result, too_late.correlation_id))
         work = self._begin(context, fresh=context.attempt == 1)
         ended = await self._run(context, work)
@@ -63,9 +65,8 @@ class Performance:
         if verdict is None:
             if ended.result.status is not ResultStatus.FAILED or (ended.retry and not last_attempt):
                 return ended
-            verdict = Verdict(ended.result, ended.correlation_id)
-        undone = await self._undo(context, work, verdict)
-        return replace(undone, exhausted=ended.retry)
+            verdict = Verdict(ended.result, ended.correlation_id, exhausted=ended.retry)
+        return await self._undo(context, work, verdict)
 
     async def give_up(self, verdict: Verdict) -> Attempt:
         """Let the task fail without an attempt; see ``BoundCapability.give_up``."""
@@ -89,7 +90,7 @@ class Performance:
         began = loop.time()
         try:
             with limit:
-                work.deadline = Deadline(limit, self.timeout, began + context.remaining())
+                deadline = work.deadline = Deadline(limit, self.timeout, began + context.remaining())
                 ended = await self._ended()
         finally:
             work.steps.close()
@@ -99,7 +100,9 @@ class Performance:
             return Attempt(work.steps.verdict.result)  # whatever the handler did: it only replayed its steps
         if ended is not None and not (limit.cancel_called and ended.result.status is ResultStatus.FAILED):
             return ended
-        return self._too_late(loop.time() - began)
+        # The loop's clock may be some milliseconds behind the one by which the context counts.
+        again = not deadline.is_last and context.remaining() > 0
+        return self._too_late(loop.time() - began, again=again)
 
     async def _ended(self) -> Attempt:
         try:
@@ -122,12 +125,12 @@ class Performance:
         self.logger.error("capability %s failed", self.name, exc_info=traced, extra=self._extra(number))
         return Attempt(broken(number), again is not None, again.after if again else None, number)
 
-    def _too_late(self, seconds: float) -> Attempt:
+    def _too_late(self, seconds: float, *, again: bool) -> Attempt:
         number = correlation_id()
         message = "capability %s had not ended after %.3f s"
         self.logger.warning(message, self.name, seconds, extra=self._extra(number))
         result = failed(f"deadline exceeded; correlation id {number}")
-        return Attempt(result, retry=current_context().remaining() > 0, correlation_id=number)
+        return Attempt(result, retry=again, correlation_id=number)
 
     def _extra(self, number: str) -> dict[str, object]:
         context = current_context()
@@ -142,5 +145,12 @@ class Performance:
     async def _undo(self, context: RequestContext, work: Work, verdict: Verdict) -> Attempt:
         with bind_context(context.for_undoing()):
             undone = await work.steps.run_compensations(verdict)
-        again = undone.unfinished
-        return Attempt(undone.result, again, undone.retry_after, undone.correlation_id, undoing=again)
+        return Attempt(
+            undone.result,
+            undone.unfinished,
+            undone.retry_after,
+            undone.correlation_id,
+            undone.exhausted,
+            undoing=undone.unfinished,
+            not_undone=undone.not_undone,
+        )

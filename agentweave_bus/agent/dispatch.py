@@ -177,15 +177,22 @@ class BoundCapability:
         return await performance.attempt(last_attempt=last_attempt)
 
     async def give_up(
-        self, call: ValidatedCall, result: TaskResult, *, store: StepStore | None = None
+        self,
+        call: ValidatedCall,
+        result: TaskResult,
+        *,
+        store: StepStore | None = None,
+        exhausted: bool = False,
     ) -> Attempt:
         """Let a task fail for good with ``result`` and no further attempt, and undo its recorded steps.
 
         For tasks that are cancelled, expired, or out of attempts because workers were lost. The handler
         runs only if there is something to undo, and only as far as recorded steps go. A result on which
-        an earlier attempt decided wins. Returns and raises like :meth:`attempt`.
+        an earlier attempt decided wins, and so does what that one said of :attr:`Attempt.exhausted`; else
+        ``exhausted`` is that. Returns and raises like :meth:`attempt`.
         """
-        return await self._performance(call, store, None).give_up(Verdict(result))
+        verdict = Verdict(result, exhausted=exhausted)
+        return await self._performance(call, store, None).give_up(verdict)
 
     def _performance(
         self,

@@ -99,6 +99,11 @@ class EventHandler:
     bound: BoundCapability
 
     @property
+    def source(self) -> str:
+        """The method's name in the code."""
+        return self.bound.source
+
+    @property
     def retry(self) -> Retry:
         """How often a failed event is tried again."""
         return self.spec.retry or DEFAULT_EVENT_RETRY
@@ -118,7 +123,7 @@ class EventHandlers:
         for one, other in combinations(durable, 2):
             if (both := common_event(one.spec.pattern, other.spec.pattern)) is not None:
                 raise ConfigurationError(
-                    f"{both!r} would be handled twice: by {one.bound.source} and by {other.bound.source}.",
+                    f"{both!r} would be handled twice: by {one.source} and by {other.source}.",
                     hint="An event has one durable handler in an agent; let that one call both.",
                 )
 

@@ -9,6 +9,8 @@ Beside an author's steps, whose names have no colon, the store of a task's steps
     find the compensations again;
 ``saga:pass:<n>``
     that the n-th pass through the compensations began;
+``saga:undoer``
+    written by the worker, not here: which message of the queue undoes a task that ended between two attempts;
 ``undo:<step>``
     that the step's compensation is done.
 """
@@ -92,14 +94,19 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """That a task fails for good: its result, and the correlation id if there is one."""
+    """That a task fails for good: its result, and the correlation id if there is one.
+
+    ``exhausted`` says that it only lacks attempts, and has not failed by what its handler says.
+    """
 
     result: TaskResult
     correlation_id: str | None = None
+    exhausted: bool = False
 
     def to_record(self) -> StepRecord:
         """Return what is written down."""
-        return StepRecord({"result": self.result.to_json(), "correlation_id": self.correlation_id})
+        said = {"result": self.result.to_json(), "correlation_id": self.correlation_id}
+        return StepRecord({**said, "exhausted": self.exhausted})
 
     @classmethod
     def from_record(cls, record: StepRecord) -> Verdict:
@@ -108,7 +115,8 @@ class Verdict:
         if not isinstance(value, dict):
             raise PayloadError("a verdict is a JSON object")
         number = value.get("correlation_id")
-        return cls(TaskResult.from_json(value.get("result")), None if number is None else str(number))
+        result, exhausted = TaskResult.from_json(value.get("result")), value.get("exhausted") is True
+        return cls(result, None if number is None else str(number), exhausted)
 
 
 class Saga:

@@ -27,6 +27,7 @@ from agentweave_bus.envelope.blob import WIDE_LIMITS
 from agentweave_bus.envelope.codec import to_json_value
 from agentweave_bus.exceptions import AgentWeaveError, StepFailedError
 from agentweave_bus.names import CAPABILITY_NAME
+from agentweave_bus.observability.spans import inner_span, note
 from agentweave_bus.types import JsonValue, TaskResult
 
 __all__ = ["MOST_PASSES", "Steps", "Undone"]
@@ -36,6 +37,7 @@ MOST_PASSES: Final = 8
 
 _COMPENSATION_SECONDS: Final = 60.0  # for one, where the capability has no timeout
 _OTHERS_SECONDS: Final = 1.0
+_STEP: Final = "agentweave.step"
 _logger: Final = logging.getLogger(__name__)
 _inside: Final[ContextVar[str | None]] = ContextVar("agentweave_step", default=None)
 
@@ -48,13 +50,16 @@ class Undone:
     """What came of the compensations.
 
     ``unfinished`` says that they are to be tried again (not before ``retry_after`` seconds where that is
-    given), and that ``result`` is not the task's outcome yet.
+    given), and that ``result`` is not the task's outcome yet. ``exhausted`` is the verdict's; ``not_undone``
+    says that something is left of what was done.
     """
 
     result: TaskResult
     unfinished: bool = False
     retry_after: float | None = None
     correlation_id: str | None = None
+    exhausted: bool = False
+    not_undone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,8 @@ class Steps:
         """Run a step's function. What it raises is raised in the form that a replay would raise."""
         token = _inside.set(name)
         try:
-            value: JsonValue = to_json_value(await self._await(call), WIDE_LIMITS)
+            with inner_span(f"step {name}", {_STEP: name}):
+                value: JsonValue = to_json_value(await self._await(call), WIDE_LIMITS)
         except Exception as error:
             shown = shown_failure(error, name)
             if isinstance(shown, StepFailedError) and shown is not error:
@@ -198,6 +204,7 @@ class Steps:
     async def _replay(
         self, name: str, record: StepRecord, compensate: Callable[[Any], Any] | None, halt: Halt
     ) -> JsonValue:
+        note("step recorded earlier", {_STEP: name})
         if record.error is not None:
             self._failed.add(name)
             raise told_again(record, name)
@@ -255,7 +262,7 @@ class Steps:
         for name in set(self._saga.announced).difference(names, self._failed):
             _logger.warning("step %s began and has no result: what it did, if anything, is not undone", name)
         if not names:
-            return Undone(verdict.result, correlation_id=verdict.correlation_id)
+            return _undone(verdict, {})
         verdict = self.verdict or await self._saga.settle(verdict)
         return await self._pass_through(self._saga, names, verdict)
 
@@ -299,7 +306,7 @@ class Steps:
             return _Trouble(number, Again())
         token = _inside.set(f"undo:{name}")
         try:
-            with fail_after(self._timeout):
+            with inner_span(f"undo {name}", {_STEP: name}), fail_after(self._timeout):
                 await self._await(partial(done.compensate, done.value))
         except Exception as error:
             number = correlation_id(error)
@@ -321,7 +328,7 @@ def _given_up(name: str) -> _Trouble:
 def _undone(verdict: Verdict, left: Mapping[str, _Trouble]) -> Undone:
     """Return the task's result, with what is not undone said in its error."""
     if not left:
-        return Undone(verdict.result, correlation_id=verdict.correlation_id)
+        return Undone(verdict.result, correlation_id=verdict.correlation_id, exhausted=verdict.exhausted)
     said = "; ".join(
         f"the compensation of step {name!r} failed, correlation id {trouble.correlation_id}"
         for name, trouble in left.items()
@@ -329,5 +336,8 @@ def _undone(verdict: Verdict, left: Mapping[str, _Trouble]) -> Undone:
     error = verdict.result.error or failed("failed").error
     number = next(iter(left.values())).correlation_id
     return Undone(
-        replace(verdict.result, error=f"{error}; {said}"), correlation_id=verdict.correlation_id or number
+        replace(verdict.result, error=f"{error}; {said}"),
+        correlation_id=verdict.correlation_id or number,
+        exhausted=verdict.exhausted,
+        not_undone=True,
     )

@@ -60,6 +60,11 @@ class Deadline:
         """Let the attempt's time begin anew."""
         self._scope.deadline = min(asyncio.get_running_loop().time() + self._seconds, self._latest)
 
+    @property
+    def is_last(self) -> bool:
+        """Whether what ends is more than this attempt: nothing may be begun after it."""
+        return self._scope.deadline >= self._latest
+
 
 @dataclass(slots=True)
 class Work:

@@ -108,6 +108,12 @@ class Authorizer:
         self._limiter = LocalLimiter()
         self._epoch = 0
         self._alarm = ""
+        self._answering = refresh is None
+
+    @property
+    def answering(self) -> bool:
+        """Whether the engine can be asked, as of the last look: one that is no server always can."""
+        return self._answering
 
     @property
     def grants(self) -> Grants | None:
@@ -207,9 +213,11 @@ class Authorizer:
             if self._refresh is not None:
                 await self._refresh()
         except Exception as problem:  # noqa: BLE001 - whatever it is, the agent goes on
+            self._answering = False
             self.forget_standing()  # nobody knows whether what stood still does
             self._raise_alarm(f"the policy's revision is unknown: {_told(problem)}", problem)
             return False
+        self._answering = True
         return True
 
     async def _read_again(self, force: bool) -> bool:

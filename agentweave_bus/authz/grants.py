@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["OPERATOR_ACTS", "Approval", "Grant", "Grants", "Operator", "Partner", "Reach", "pattern_matches"]
 
 OPERATOR_ACTS: Final = tuple(
-    f"control:{verb}" for verb in ("approve", "cancel", "drain", "redrive", "reject", "revoke", "watch")
+    f"control:{verb}"
+    for verb in ("approve", "cancel", "drain", "observe", "redrive", "reject", "revoke", "watch")
 )
 """The acts of operators that a policy decides on."""
 

@@ -209,6 +209,7 @@ class OpaServerEngine:
             PolicyUnavailableError: none answered with a revision.
 
         """
+        self.breaker_states()  # where nobody asks, an open one is seen to cool here
         until = asyncio.get_running_loop().time() + _POLL_SECONDS
         problems = await asyncio.gather(*(self._poll(endpoint, until) for endpoint in self._endpoints))
         if all(problems) and self._settings.require_revision:

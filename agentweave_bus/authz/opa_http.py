@@ -15,11 +15,11 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from agentweave_bus.config.security import is_loopback
 from agentweave_bus.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class OpaAddress:
     @property
     def is_plain_off_loopback(self) -> bool:
         """Whether answers travel unprotected over a network."""
-        return self.scheme == "http" and not _is_loopback(self.host)
+        return self.scheme == "http" and not is_loopback(self.host)
 
 
 class OpaConnections:
@@ -269,13 +269,6 @@ def _length(text: str, base: int) -> int:
     if size > _MAX_BODY_BYTES:
         raise UnusableAnswerError("the answer is too long")
     return size
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _check_socket_folder(path: Path) -> None:

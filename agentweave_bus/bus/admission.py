@@ -21,6 +21,9 @@ Whatever brings requests in goes through it. The steps, in this order; the code 
 12. audit: the decision is written before anything runs
 13. dispatch: the caller's, with the :class:`Admitted` that this gate returns
 
+A task that was begun, and that step 11 denies since, may be let through to be undone and not run
+(:meth:`Admission.undo_task`): without links, so that nothing is asked for on its behalf.
+
 The first failure ends it with :class:`AdmissionRefusedError`, which says what may be told to whom. Up to
 and including step 5 nobody is told: there is no verified requester. A replay is never answered.
 
@@ -135,6 +138,7 @@ class Admission:
         self._claims = claims
         self._occupancy = occupancy
         self._metrics = metrics
+        metrics.declare_refusals(step.label for step in Step)
         self._clock_ms = clock_ms
         self._payloads = TaskPayloads(blobs)
         self._replays = ReplayFilter()
@@ -183,6 +187,19 @@ class Admission:
         """
         try:
             return await self._admit_task(task, approval)
+        except AdmissionRefusedError as refusal:
+            raise self._recorded(refusal) from refusal.__cause__
+        except Exception as fault:
+            raise self._recorded(_unforeseen(fault, task.request)) from fault
+
+    async def undo_task(self, task: OpenedTask, decision: AuthzDecision) -> Admitted:
+        """Take a task that was begun, and that ``decision`` denies since, through steps 10 and 12.
+
+        It may not run: what it did is undone. It comes out without links, so that nothing is asked for on
+        its behalf any more. Raises as :meth:`admit_task`.
+        """
+        try:
+            return await self._admit_task(task, None, denied=decision)
         except AdmissionRefusedError as refusal:
             raise self._recorded(refusal) from refusal.__cause__
         except Exception as fault:
@@ -241,13 +258,18 @@ class Admission:
         asks = requester(request, via, sender_expired=expired)
         return OpenedTask(request, capability, via, asks, arrival.stored_at_ms)
 
-    async def _admit_task(self, task: OpenedTask, approval: Mapping[str, Any] | None) -> Admitted:
+    async def _admit_task(
+        self, task: OpenedTask, approval: Mapping[str, Any] | None, *, denied: AuthzDecision | None = None
+    ) -> Admitted:
         if task.request.head.ct != BLOB_CONTENT_TYPE:
-            return await self._admit_payload(task, approval)
-        await self._check_before_fetch(task)
+            return await self._admit_payload(task, approval, denied=denied)
+        if denied is None:  # else it was fetched before, when it was begun
+            await self._check_before_fetch(task)
         reference, data = await self._payloads.fetched(task)
         try:
-            admitted = await self._admit_payload(task, approval, fetched=data, noted=reference.summary())
+            admitted = await self._admit_payload(
+                task, approval, fetched=data, noted=reference.summary(), denied=denied
+            )
         except BaseException:
             self._payloads.leave(task.asks.iss, reference.size)
             raise
@@ -268,13 +290,22 @@ class Admission:
         *,
         fetched: bytes | None = None,
         noted: Any = None,
+        denied: AuthzDecision | None = None,
     ) -> Admitted:
-        """Take steps 10 to 12. ``noted`` is what is written down in place of a payload that was fetched."""
+        """Take steps 10 to 12. ``noted`` is what is written down in place of a payload that was fetched.
+
+        What is ``denied`` is let through to be undone, and that is written down.
+        """
         request, capability, via = task.request, task.capability, task.via
         payload = await self._validate(request, capability, via, fetched)  # 10
         facts = self._facts(request, via, payload.policy_payload)
         expired = task.asks.sender_expired
         facts = replace(facts, stored_at=task.stored_at_ms, sender_expired=expired, approval=approval)
+        if denied is not None:
+            facts = facts if noted is None else replace(facts, payload=noted)
+            undoing = {"event": "undoing"}
+            audit_id = await self._record_admission(request, facts, denied, keep=True, more=undoing)  # 12
+            return Admitted(request, capability, payload, via, (), denied, audit_id)
         if (reason := capability.admits_peer(task.asks.iss)) is not None:  # 11
             decision = AuthzDecision(allowed=False, reason=reason)
         else:
@@ -501,13 +532,23 @@ class Admission:
         )
 
     async def _record_admission(
-        self, request: OpenedEnvelope, facts: AuthzContext, decision: AuthzDecision, *, keep: bool
+        self,
+        request: OpenedEnvelope,
+        facts: AuthzContext,
+        decision: AuthzDecision,
+        *,
+        keep: bool,
+        more: Mapping[str, Any] | None = None,
     ) -> str:
-        """Step 12: written before anything runs; when that fails, nothing runs. Returns the record's id."""
+        """Step 12: written before anything runs; when that fails, nothing runs. Returns the record's id.
+
+        ``more`` is what the record says beside.
+        """
         record = {
             "event": "admission",
             **envelope_facts(request, self._notes),
             **decision_facts(facts, decision),
+            **(more or {}),
         }
         try:
             if keep:
@@ -549,7 +590,10 @@ class Admission:
         except AuditError as error:
             self._metrics.audit_write_failures.inc()
             _log.error("a refusal could not be recorded: %s", error)
-        _log.warning("%s", refusal, extra={"audit_id": refusal.audit_id})
+        if refusal.waits:
+            _log.info("a task waits: %s", refusal.reason, extra={"audit_id": refusal.audit_id})
+        else:
+            _log.warning("%s", refusal, extra={"audit_id": refusal.audit_id})
 
 
 def _kind_asked(kind: Kind) -> Kind:

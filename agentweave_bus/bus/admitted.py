@@ -56,17 +56,17 @@ class Capability(Protocol):
 
 
 class Admitted(NamedTuple):
-    """A request that has passed every step and may run now."""
+    """A request that has passed every step and may run now, or a task that is to be undone."""
 
     request: OpenedEnvelope
     capability: Capability
     payload: ValidatedPayload
     via: tuple[VerifiedLink, ...]
     links: tuple[Link, ...]
-    """What a nested call must carry to prove that it serves this request."""
+    """What a nested call must carry to prove that it serves this request; nothing where it may not."""
     decision: AuthzDecision
     audit_id: str
-    """Names the record of the admission."""
+    """Names the record of the admission; empty where an earlier one stands for it, and for its outcome."""
     blob_bytes: int = 0
     """How large a payload is that came by reference; 0 if it came with the request."""
 

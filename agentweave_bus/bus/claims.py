@@ -21,7 +21,7 @@ import anyio
 from nats.aio.msg import Msg
 
 from agentweave_bus.bus.connection import Keeper, Session
-from agentweave_bus.bus.streams import claim_stream_name
+from agentweave_bus.bus.streams import NOT_STORED, SUBJECT_FULL, claim_stream_name
 from agentweave_bus.bus.subjects import claim_subject
 from agentweave_bus.exceptions import BusError, UnreachableError
 from agentweave_bus.spiffe_id import SpiffeID
@@ -29,10 +29,7 @@ from agentweave_bus.spiffe_id import SpiffeID
 __all__ = ["NEW_STREAM_S", "ClaimOutcome", "Claims", "PendingClaim", "StreamAge"]
 
 _WRONG_SEQUENCE: Final = 10071
-_NOT_STORED: Final = 10077
-_SUBJECT_FULL: Final = "maximum messages per subject exceeded"
-"""JetStream's err_codes for a claim that is held, and how the second one says that it is for that reason:
-it is the same for a stream that is full as a whole."""
+"""JetStream's err_code for a claim that is held, under the rule of a header; see docs/decisions/0004."""
 
 _NOT_UNDERSTOOD: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading an answer can raise that is no JSON, too deep, or of another shape than JetStream's."""
@@ -232,7 +229,7 @@ def _outcome(data: bytes) -> tuple[ClaimOutcome, int]:
 
 def _says_claimed(error: dict[str, Any]) -> bool:
     code = error.get("err_code")
-    return code == _WRONG_SEQUENCE or (code == _NOT_STORED and error.get("description") == _SUBJECT_FULL)
+    return code == _WRONG_SEQUENCE or (code == NOT_STORED and error.get("description") == SUBJECT_FULL)
 
 
 def _microseconds(rfc3339: str) -> str:

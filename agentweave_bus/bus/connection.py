@@ -63,6 +63,8 @@ _FIRST_DELAY_SECONDS: Final = 0.05
 _PING_SECONDS: Final = 10.0  # a broker that answers no ping for three of them is taken for dead
 _PINGS_OUTSTANDING: Final = 2
 _CLOSE_SECONDS: Final = 2.0
+_RENEW_FIRST_S: Final = 45.0  # who subscribes again by itself has done so by then
+_RENEW_LAST_S: Final = 600.0
 _PERMISSION: Final = re.compile(
     r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE
 )
@@ -127,6 +129,7 @@ class Session:
         self.closed = asyncio.Event()
         self._client = client
         self._serving: list[Subscription] = []
+        self._taken_back: set[str] = set()
         self._answers: dict[str, _Question] = {}
         self._waiting: set[asyncio.Future[Any]] = set()
         self._api = api_inbox(me, self.instance)
@@ -167,9 +170,38 @@ class Session:
     ) -> None:
         """Subscribe for as long as the session is current; ended first when it retires.
 
-        At most ``pending_bytes`` wait for ``handler``; what comes on top is dropped.
+        At most ``pending_bytes`` wait for ``handler``; what comes on top is dropped. A subscription to
+        ``subject`` that the broker took back gives way to this one.
+
+        Raises:
+            BusError: the connection is lost.
+
         """
-        self._serving.append(await self._subscribe(subject, queue, handler, pending_bytes))
+        try:
+            if subject.lower() in self._taken_back:
+                await self._forget(subject)
+            self._serving.append(await self._subscribe(subject, queue, handler, pending_bytes))
+        except nats.errors.Error as error:
+            raise BusError("the connection to the broker is lost") from error
+
+    def hears(self, subject: str) -> bool:
+        """Say whether what is served on ``subject`` gets here, as far as the broker has said."""
+        served = any(one.subject == subject for one in self._serving)
+        return served and self.usable and subject.lower() not in self._taken_back
+
+    @property
+    def deaf(self) -> bool:
+        """Whether the broker has taken back something that is served here."""
+        return any(one.subject.lower() in self._taken_back for one in self._serving)
+
+    def no_longer_heard(self, subject: str) -> bool:
+        """Note that the broker takes back the subscription to ``subject``, or never made it.
+
+        Return whether that is the first one of those that are served here.
+        """
+        before = self.deaf
+        self._taken_back.add(subject.lower())  # the client library gives the broker's words in lower case
+        return self.deaf and not before
 
     async def receive_replies(self, handler: Handler) -> None:
         """Subscribe to the inbox of peers' answers; kept until the session closes."""
@@ -270,12 +302,18 @@ class Session:
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise BusError("the broker does not answer") from error
 
-    def not_permitted(self, subject: str) -> None:
-        """Tell those who wait for an answer on ``subject`` that the broker does not let them ask there."""
+    def not_permitted(self, subject: str) -> bool:
+        """Tell those who wait for an answer on ``subject`` that the broker does not let them ask there.
+
+        Return whether anybody did.
+        """
+        told = False
         for asked in list(self._answers.values()):
             # The client library gives the broker's words in lower case.
             if asked.subject.lower() == subject.lower() and not asked.answer.done():
                 asked.answer.set_exception(NotPermittedError(asked.subject))
+                told = True
+        return told
 
     def watch(self, future: asyncio.Future[Any]) -> None:
         """Keep the session open until ``future`` is done; it fails with ``BusError`` if the session dies."""
@@ -373,10 +411,25 @@ class Session:
             pending_bytes_limit=pending_bytes,
         )
 
+    async def _forget(self, subject: str) -> None:
+        self._taken_back.discard(subject.lower())
+        for one in [one for one in self._serving if one.subject == subject]:
+            self._serving.remove(one)
+            await one.unsubscribe()
+
     async def _on_api_answer(self, message: Msg) -> None:
         asked = self._answers.get(message.subject)
         if asked is not None and not asked.answer.done():
             asked.answer.set_result(message)
+
+
+class _LastSession(Session):
+    """A session that serves nothing: for what is still in flight while its keeper drains."""
+
+    async def serve(
+        self, subject: str, queue: str, handler: Handler, pending_bytes: int = _MAX_PENDING_BYTES
+    ) -> None:
+        """Do not subscribe: what comes there is for others."""
 
 
 SessionListener = Callable[[Session], Awaitable[None]]
@@ -387,6 +440,10 @@ class Keeper:
 
     Enter it with ``async with keeper.open(deadline_s=10):``; the first session stands when the block
     begins. ``on_session`` listeners run for each new session before it becomes the current one.
+
+    A session of which the broker takes a subscription back, because the grants changed, is followed by
+    another one after 45 s, in case the grants have changed again, and after up to 10 minutes as long as that
+    does not help.
     """
 
     def __init__(
@@ -413,6 +470,8 @@ class Keeper:
         self._rotated = asyncio.Event()
         self._next_server = 0
         self._draining = asyncio.Event()
+        self._renew_s = _RENEW_FIRST_S
+        self._renewal: asyncio.TimerHandle | None = None
 
     def on_session(self, listener: SessionListener) -> None:
         """Have ``listener`` subscribe on each new session. Call before :meth:`open`."""
@@ -426,6 +485,10 @@ class Keeper:
     def connected(self) -> bool:
         """Whether there is a usable session at this moment."""
         return self._current is not None and self._current.usable
+
+    def hears(self, subject: str) -> bool:
+        """Say whether what is served on ``subject`` gets here now, as far as the broker has said."""
+        return self._current is not None and self._current.hears(subject)
 
     @property
     def connected_s(self) -> float:
@@ -485,33 +548,38 @@ class Keeper:
             try:
                 async with owned_tasks() as group:
                     await self._first(deadline_s)
-                    group.start_soon(self._keep, group)
+                    group.start_soon(self._keep_until_draining, group)
                     yield self
                     group.cancel_scope.cancel()
             finally:
                 unsubscribe()
+                if self._renewal is not None:
+                    self._renewal.cancel()
                 if self._current is not None:
                     await self._current.close()
 
     async def drain(self, deadline_s: float, *others: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Take no more calls and wait up to ``deadline_s`` seconds for those in flight. For shutdown.
 
-        ``others`` is what else there is to wait for. Until it ends all may make calls of their own. At the
-        end the connection is closed.
+        ``others`` is what else there is to wait for. Until it ends all may make calls of their own; a
+        connection that is lost meanwhile is replaced by one that serves nothing. At the end the connection
+        is closed.
         """
         self._draining.set()
-        current = self._current
-        if current is None:
+        if self._current is None:
             return
         with anyio.move_on_after(deadline_s):
-            async with anyio.create_task_group() as group:
-                for session in [*self._retiring, current]:
-                    group.start_soon(session.finish)
-                for other in others:
-                    group.start_soon(other)
-            # Those of a retired session may have called through the current one meanwhile.
-            await current.finish()
-        await current.close()
+            async with owned_tasks() as keeping:
+                keeping.start_soon(self._keep_while_draining)
+                async with anyio.create_task_group() as group:
+                    for session in [*self._retiring, self._current]:
+                        group.start_soon(session.finish)
+                    for other in others:
+                        group.start_soon(other)
+                # Those of a retired session may have called through the current one meanwhile.
+                await self._current.finish()
+                keeping.cancel_scope.cancel()
+        await self._current.close()
 
     async def _first(self, deadline_s: float) -> None:
         give_up = anyio.current_time() + deadline_s
@@ -526,6 +594,22 @@ class Keeper:
                 return
             await anyio.sleep(delay)
             delay = min(delay * 2, self._address.longest_wait)
+
+    async def _keep_until_draining(self, group: TaskGroup) -> None:
+        async with anyio.create_task_group() as keeping:
+            keeping.start_soon(_then_cancel, self._draining, keeping.cancel_scope)
+            await self._keep(group)
+            keeping.cancel_scope.cancel()
+
+    async def _keep_while_draining(self) -> None:
+        """Replace a lost connection; a rotated identity is let be, as what is in flight soon ends."""
+        while True:
+            lost = self._current
+            assert lost is not None
+            await lost.closed.wait()
+            fresh = await self._reconnect(lost)
+            self._metrics.bus_reconnects.inc()
+            self._adopt(fresh)
 
     async def _keep(self, group: TaskGroup) -> None:
         while True:
@@ -578,7 +662,7 @@ class Keeper:
         client = self._new_client()
         try:
             me = self._source.current.svid.spiffe_id
-            session = Session(me, client)
+            session = (_LastSession if self._draining.is_set() else Session)(me, client)
             with anyio.fail_after(self._address.connect_timeout):
                 await self._dial(client, server, session)
                 await session.open()
@@ -635,11 +719,29 @@ class Keeper:
             _log.warning("the broker connection reports: %s", _cause(error))
             return
         verb, subject = match.group(1).lower(), match.group(2)
-        _log.warning("the broker does not allow %s to %s", verb, subject)
-        if verb == "publish":
-            session.not_permitted(subject)
+        told = verb == "publish" and session.not_permitted(subject)
+        level = logging.INFO if told else logging.WARNING  # who was told says it in words of its own
+        _log.log(level, "the broker does not allow %s to %s", verb, subject)
+        if verb != "publish" and session.no_longer_heard(subject):
+            self._renew_later(session)
         for listener in self._permission_listeners:
             listener(verb, subject)
+
+    def _renew_later(self, session: Session) -> None:
+        """Have another session follow one that does not hear all that it should."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - session.opened_at > _RENEW_LAST_S:
+            self._renew_s = _RENEW_FIRST_S
+        pause_s, self._renew_s = self._renew_s, min(_RENEW_LAST_S, 2 * self._renew_s)
+        _log.warning("another connection is made in %g s: the grants may have changed by then", pause_s)
+
+        def renew() -> None:
+            if session is self._current and session.deaf:
+                self._rotated.set()
+
+        if self._renewal is not None:
+            self._renewal.cancel()
+        self._renewal = loop.call_later(pause_s, renew)
 
 
 def _is_worth_saying(record: logging.LogRecord) -> bool:
@@ -702,13 +804,18 @@ def _library_task_ended(tell: Callable[[], None], task: asyncio.Task[None]) -> N
 
 
 def _cut(client: Client) -> None:
-    """Drop the connection's socket without a word: nobody answers there.
+    """Drop the connection's socket without a word, for nobody answers there, and end what waits for messages.
 
-    The library has no public way to do so; its writer is reached through private names.
+    The library has no public way to do either; its writer and its waiting tasks are reached through private
+    names. It ends those tasks itself, but not where its closing raised or got stuck before.
     """
     writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
     if isinstance(writer, asyncio.StreamWriter):
         writer.transport.abort()
+    for subscription in getattr(client, "_subs", {}).values():
+        waiting = getattr(subscription, "_wait_for_msgs_task", None)
+        if waiting is not None and waiting is not asyncio.current_task():
+            waiting.cancel()
 
 
 async def _then_cancel(event: asyncio.Event, scope: anyio.CancelScope) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any, Final
 
 from agentweave_bus.authz import AuthzContext
@@ -20,13 +21,16 @@ from agentweave_bus.bus.admission import Admission, AdmissionRefusedError
 from agentweave_bus.bus.admitted import Capability, OpenedTask, StoredArrival
 from agentweave_bus.bus.refusal import Step
 from agentweave_bus.bus.subjects import event_subject
-from agentweave_bus.envelope import Kind, OpenedEnvelope, VerifiedLink, requester
+from agentweave_bus.envelope import Kind, OpenedEnvelope, VerifiedLink, claim_key, requester
 from agentweave_bus.spiffe_id import SpiffeID, domain_id
 
 __all__ = ["NO_HANDLER", "EventAdmission"]
 
 NO_HANDLER: Final = "no handler here is for this event"
 """What is told of a genuine event which this process does not handle."""
+
+_HANDLED: Final = "this event was handled before"
+_TOO_MANY: Final = "too many live events of this publisher to remember"
 
 
 class EventAdmission(Admission):
@@ -57,17 +61,29 @@ class EventAdmission(Admission):
         except AdmissionRefusedError as refusal:
             raise self._recorded(refusal) from refusal.__cause__
 
-    def is_new(self, opened: OpenedTask) -> bool:
-        """Say whether a live event was not heard before: step 9. Stored ones come again by right."""
+    def check_live(self, opened: OpenedTask, source: str) -> None:
+        """Check that ``source``, a live handler, has not heard this event: step 9.
+
+        Stored ones come again by right. A publisher that had no clear answer seals the same event anew, for
+        as long as it likes, so it is known by its id and data, and not by its envelope.
+
+        Raises:
+            AdmissionRefusedError: it has. It has been counted and audited already.
+
+        """
         head = opened.request.head
-        return self._replays.admit(opened.request.digest, self._clock_ms(), head.iss)
+        key = f"{claim_key(head.iss, head.aud, head.cap, head.id)}{head.pd.hex()}{source}"
+        digest = sha256(key.encode()).digest()
+        if self._replays.admit(digest, self._clock_ms(), head.iss, renew=True):
+            return
+        known = digest in self._replays
+        reason = f"{_HANDLED}, and is heard live a second time" if known else _TOO_MANY
+        raise self._recorded(AdmissionRefusedError(Step.REPLAY, reason, request=opened.request))
 
     def replayed(self, opened: OpenedTask) -> AdmissionRefusedError:
         """Return the refusal, recorded, of an event that was handled here before: step 9."""
-        refusal = AdmissionRefusedError(
-            Step.REPLAY, "this event was handled before, and is stored a second time", request=opened.request
-        )
-        return self._recorded(refusal)
+        reason = f"{_HANDLED}, and is stored a second time"
+        return self._recorded(AdmissionRefusedError(Step.REPLAY, reason, request=opened.request))
 
     def _open_event(
         self,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from agentweave_bus.authz import AuditLog, AuthzContext, AuthzDecision
 from agentweave_bus.bus.records import decision_facts
+from agentweave_bus.envelope import Sealed
 from agentweave_bus.exceptions import (
     AgentCallError,
     AgentWeaveError,
@@ -18,10 +20,12 @@ from agentweave_bus.exceptions import (
     EnvelopeError,
     UnreachableError,
 )
+from agentweave_bus.observability.conventions import ATTEMPT
 from agentweave_bus.observability.metrics import Metrics
+from agentweave_bus.observability.spans import note
 from agentweave_bus.types import JsonValue
 
-__all__ = ["as_call_errors", "check_arguments", "outbound_denial"]
+__all__ = ["OnSealed", "as_call_errors", "check_arguments", "noting_attempts", "outbound_denial"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +53,21 @@ def check_arguments(name: str, value: JsonValue) -> None:
         f' {{"order_id": "o-17"}}, not {_JSON_TYPES.get(type(value), "a number")}'
     )
     raise CallRefusedError(told, step="local", reason=told)
+
+
+OnSealed = Callable[[Sealed], Awaitable[None]]
+"""Is shown each sealed attempt before it is sent."""
+
+
+def noting_attempts(on_sealed: OnSealed) -> OnSealed:
+    """Return the same, with each attempt noted on the current span. Used only where tracing is on."""
+    attempts = itertools.count(1)
+
+    async def noting(sealed: Sealed) -> None:
+        note("sealed", {ATTEMPT: next(attempts), "messaging.message.envelope.size": len(sealed.frame)})
+        await on_sealed(sealed)
+
+    return noting
 
 
 def outbound_denial(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 from agentweave_bus.authz import AuthzContext, AuthzDecision
-from agentweave_bus.envelope import OpenedEnvelope
+from agentweave_bus.envelope import Kind, OpenedEnvelope
 from agentweave_bus.exceptions import AgentWeaveError
 
 __all__ = ["AdmissionRefusedError", "Step"]
@@ -62,3 +62,9 @@ class AdmissionRefusedError(AgentWeaveError):
         self.decision = decision
         self.retry_after = retry_after
         self.audit_id = ""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is a task that somebody may approve of, and so no end of it."""
+        terms = None if self.decision is None else self.decision.approval
+        return terms is not None and self.facts is not None and self.facts.kind == Kind.TASK

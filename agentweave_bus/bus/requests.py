@@ -289,6 +289,7 @@ class Requests:
                 delay = self._delay_within(call, delay, give_up)
             if (answer := await self._pause(call, delay)) is not None:
                 return answer
+            self._metrics.call_retries.inc()
         raise AssertionError("counting does not end")
 
     def _delay_within(self, call: _Call, delay: float, give_up: float) -> float:

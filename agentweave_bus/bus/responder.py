@@ -75,7 +75,8 @@ class Responder:
         queued_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         self._me = me
-        self._capabilities = tuple(capabilities)
+        self.subjects: Final = tuple(call_subject(me, name) for name in capabilities)
+        """Those on which the capabilities are called."""
         self._admission = admission
         self._dispatch = dispatch
         self._sealer = sealer
@@ -83,7 +84,7 @@ class Responder:
         self._metrics = metrics
         self._clock_ms = clock_ms
         self._places = asyncio.Semaphore(taken_in)
-        self._queued = max(_LEAST_QUEUED_BYTES, queued_bytes // max(1, len(self._capabilities)))
+        self._queued = max(_LEAST_QUEUED_BYTES, queued_bytes // max(1, len(self.subjects)))
         self._group: asyncio.TaskGroup | None = None
         self._handling: set[asyncio.Task[None]] = set()
         self._turns = Turns()
@@ -95,8 +96,7 @@ class Responder:
         async def received(message: Msg) -> None:
             await self._take_in(session, message)
 
-        for capability in self._capabilities:
-            subject = call_subject(self._me, capability)
+        for subject in self.subjects:
             await session.serve(subject, QUEUE_GROUP, received, self._queued)
 
     @asynccontextmanager
@@ -164,6 +164,11 @@ class Responder:
             result = await self._dispatch(admitted)
         finally:
             self._admission.leave(admitted)
+        await self._reply(session, admitted, result, began)
+
+    async def _reply(
+        self, session: Session, admitted: Admitted, result: dict[str, Any], began: float
+    ) -> None:
         sealed = await self._seal_result(admitted.request, result, session.max_message_bytes)
         seconds = time.perf_counter() - began
         self._record(admitted, result["status"], seconds, sealed)
@@ -218,6 +223,8 @@ class Responder:
         """Count and audit an outcome. The work is done: a record that fails is an alarm, not an undoing."""
         ended = RequestStatus.ERROR if status == "failed" else RequestStatus.SUCCESS
         self._metrics.request_ended(Direction.INBOUND, admitted.capability.name, ended, seconds)
+        if not admitted.audit_id:
+            return
         outcome = outcome_facts(admitted.request.digest, status, seconds, sealed.digest)
         try:
             self._audit.record_soon(outcome, self._outcome_lost)

@@ -24,6 +24,7 @@ import orjson
 from nats.aio.msg import Msg
 
 from agentweave_bus.bus.connection import Keeper, NotPermittedError
+from agentweave_bus.bus.streams import NOT_STORED, SUBJECT_FULL
 from agentweave_bus.exceptions import BusError, UnreachableError
 
 __all__ = [
@@ -36,8 +37,6 @@ __all__ = [
     "nanoseconds_of",
 ]
 
-_NOT_STORED: Final = 10077
-_SUBJECT_FULL: Final = "maximum messages per subject exceeded"
 _NO_RESPONDERS: Final = "503"
 _NOT_FOUND: Final = "404"
 
@@ -171,9 +170,9 @@ def nanoseconds_of(rfc3339: str) -> int:
 
 
 def _refused(error: Any) -> SlotOutcome:
-    if not isinstance(error, dict) or error.get("err_code") != _NOT_STORED:
+    if not isinstance(error, dict) or error.get("err_code") != NOT_STORED:
         return SlotOutcome.UNCLEAR
-    return SlotOutcome.TAKEN if error.get("description") == _SUBJECT_FULL else SlotOutcome.FULL
+    return SlotOutcome.TAKEN if error.get("description") == SUBJECT_FULL else SlotOutcome.FULL
 
 
 def _stored(message: Msg, stream: str, subject: str) -> StoredFrame | None:

@@ -46,16 +46,17 @@ from agentweave_bus.envelope.blob import CHUNK_BYTES
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = [
-    "BLOB_MAX_AGE_S",
     "CLAIM_MAX_AGE_S",
     "DEAD_MAX_AGE_S",
     "EVENT_MAX_AGE_S",
     "FILTER_KEY",
     "MAX_CONSUMERS",
+    "NOT_STORED",
     "PARKED_CONSUMER",
     "PARKED_MAX_AGE_S",
     "PROGRESS_MAX_AGE_S",
     "STATE_MAX_AGE_S",
+    "SUBJECT_FULL",
     "TASK_ACK_WAIT_S",
     "TASK_MAX_AGE_S",
     "ConsumerSpec",
@@ -86,6 +87,11 @@ __all__ = [
     "wakeups_stream",
 ]
 
+NOT_STORED: Final = 10077
+SUBJECT_FULL: Final = "maximum messages per subject exceeded"
+"""How JetStream refuses a second message on a subject that takes one: the err_code is that of any full
+stream, the description is not."""
+
 CLAIM_MAX_AGE_S: Final = 660
 """Longer than the longest call's lifetime plus clock skew on both sides, in seconds."""
 
@@ -99,9 +105,6 @@ STATE_MAX_AGE_S: Final = DEFAULT_STREAM_LIMITS.record_age_s
 
 PARKED_MAX_AGE_S: Final = TASK_MAX_AGE_S
 """A task is parked for no longer than it may live."""
-
-BLOB_MAX_AGE_S: Final = STATE_MAX_AGE_S
-"""At least as long as any task; as long as the records that refer to blobs."""
 
 PROGRESS_MAX_AGE_S: Final = 2 * _DAY_S
 

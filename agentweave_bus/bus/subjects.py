@@ -27,7 +27,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from agentweave_bus.exceptions import ConfigurationError, MalformedEnvelopeError
 from agentweave_bus.names import CAPABILITY_NAME, EVENT_NAME, EVENT_PATTERN
@@ -39,6 +39,7 @@ __all__ = [
     "Family",
     "ParsedSubject",
     "Priority",
+    "StateSubject",
     "agent_prefix",
     "announce_subject",
     "api_inbox",
@@ -52,6 +53,7 @@ __all__ = [
     "event_pattern_subject",
     "event_subject",
     "park_subject",
+    "parse_state_subject",
     "parse_subject",
     "progress_of_sender",
     "progress_subject",
@@ -71,6 +73,7 @@ MAX_SUBJECT_BYTES: Final = 1024
 _REMEMBERED: Final = 1024
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_=/-]+")
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
+_SLOT: Final = re.compile(r"(0|[1-9][0-9]{0,8})|s[0-9a-f]{32}")
 _STEP_DIGITS: Final = 32
 _LOW_BELOW: Final = 4
 _HIGH_FROM: Final = 7
@@ -118,6 +121,18 @@ class ParsedSubject:
     family: Family
     agent: SpiffeID
     rest: tuple[str, ...]
+
+
+class StateSubject(NamedTuple):
+    """Which slot of what is recorded of a task: whose task, by whom, its claim key, and the slot's number.
+
+    Of a step there is no number, and the agent itself is the sender.
+    """
+
+    agent: SpiffeID
+    sender: SpiffeID
+    key: str
+    slot: int | None
 
 
 def check_capability(name: object) -> str:
@@ -339,12 +354,37 @@ def parse_subject(subject: str) -> ParsedSubject:
         raise MalformedEnvelopeError("a token of the subject is empty or has a character that none may have")
     try:
         family = Family(tokens[1])
-        agent = SpiffeID(f"spiffe://{tokens[2].replace('=', '.')}/{tokens[3].replace('=', '.')}")
     except ValueError as error:
-        raise MalformedEnvelopeError("the subject names no family or no agent") from error
-    if "/" in tokens[2]:  # part of a path could stand there, and two subjects would name one agent
+        raise MalformedEnvelopeError("the subject names no family") from error
+    return ParsedSubject(family, _agent_of(tokens[2], tokens[3]), tuple(tokens[4:]))
+
+
+def parse_state_subject(subject: str) -> StateSubject:
+    """Take the subject of a task's record or step apart; the inverse of the functions above.
+
+    Raises:
+        MalformedEnvelopeError: the text is no such subject.
+
+    """
+    parsed = parse_subject(subject)
+    place = _SLOT.fullmatch(parsed.rest[-1])
+    if parsed.family is not Family.STATE or len(parsed.rest) != 4 or place is None:  # noqa: PLR2004 - sender, key, slot
+        raise MalformedEnvelopeError("not a subject of what is recorded of a task")
+    domain, path, key, _ = parsed.rest
+    sender = _agent_of(domain, path)
+    if not _KEY.fullmatch(key) or (place[1] is None and sender != parsed.agent):
+        raise MalformedEnvelopeError("not a subject of what is recorded of a task")
+    return StateSubject(parsed.agent, sender, key, None if place[1] is None else int(place[1]))
+
+
+def _agent_of(domain: str, path: str) -> SpiffeID:
+    """Read the two tokens that stand for an agent."""
+    if "/" in domain:  # part of a path could stand there, and two subjects would name one agent
         raise MalformedEnvelopeError("the subject's trust domain is none")
-    return ParsedSubject(family, agent, tuple(tokens[4:]))
+    try:
+        return SpiffeID(f"spiffe://{domain.replace('=', '.')}/{path.replace('=', '.')}")
+    except ValueError as error:
+        raise MalformedEnvelopeError("the subject names no agent") from error
 
 
 def _numbered(family: Family, agent: SpiffeID, sender: SpiffeID, key: str, number: int) -> str:

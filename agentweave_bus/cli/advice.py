@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from agentweave_bus.authz import DEFAULT_POLICY_PATH, AuthzContext, AuthzDecision, Grants
+from agentweave_bus.authz.audit_reading import Record
 from agentweave_bus.authz.grants import Grant
-from agentweave_bus.cli.audit_records import Record
 from agentweave_bus.cli.authz import decide_by
 from agentweave_bus.cli.client_config import STATE_DIR
 from agentweave_bus.cli.policy_choice import PolicyChoice, choose_policy

@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_pem_x509_certificate
 
 from agentweave_bus.authz import AuditReport, verify_audit
+from agentweave_bus.authz.audit_reading import log_files, parsed, records_of
 from agentweave_bus.bus.kept_frames import frame_check
 from agentweave_bus.bus.records import evidence_check
-from agentweave_bus.cli.audit_records import audit_paths, describe, log_files, parsed, records_of
+from agentweave_bus.cli.audit_records import audit_paths, describe
 from agentweave_bus.cli.client_config import STATE_DIR
 from agentweave_bus.cli.commands import add_command
 from agentweave_bus.cli.exit_codes import ExitCode

@@ -17,7 +17,7 @@ from agentweave_bus.cli.stack_check import stack_warnings
 from agentweave_bus.config import load_config, load_control, load_stack
 from agentweave_bus.config.document import read_document
 from agentweave_bus.control.grants_watch import GrantsWatch, unlisted_prefixes
-from agentweave_bus.embedded.assembly import plan_agents, revocations_file
+from agentweave_bus.embedded.assembly import plan_agents
 from agentweave_bus.identity import RevocationWatch
 
 __all__ = ["add_arguments", "is_stack", "run_check"]
@@ -99,7 +99,7 @@ def _agent(path: Path, environment: str | None) -> tuple[dict[str, Any], list[st
 def _stack(path: Path, environment: str | None) -> tuple[dict[str, Any], list[str]]:
     config = load_stack(path)
     agents = plan_agents(config, environment)
-    RevocationWatch(revocations_file(config))
+    RevocationWatch(config.revocations_file)
     warnings = [f"{agent.config.agent.name}: {text}" for agent in agents for text in agent.config.warnings]
     return _plain(config), [*warnings, *stack_warnings(config, agents, environment)]
 

@@ -197,7 +197,7 @@ def _drawn(found: dict[str, Any]) -> str:
         rows.append(("frame", f"{found['size']} bytes, not kept; SHA-256 {found['frame']}"))
     rows += _source(found)
     if "attempts" in found:
-        rows.append(("attempts", str(found["attempts"])))
+        rows.append(("attempts", f"{'at most ' if 'event' in found else ''}{found['attempts']}"))
     if (now := found.get("now")) is not None:
         rows.append(("now", f"{now['state']}, attempt {now['attempt']}, since {_moment(now['since'])}"))
     if "correlation_id" in found:

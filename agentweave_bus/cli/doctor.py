@@ -32,7 +32,7 @@ from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import counted, print_result, table
 from agentweave_bus.cli.stack_check import capabilities_of
 from agentweave_bus.config import AgentConfig
-from agentweave_bus.embedded.assembly import noted_workers, policy_source, revocations_file
+from agentweave_bus.embedded.assembly import noted_workers
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
 from agentweave_bus.identity import IdentitySource, X509Svid
 from agentweave_bus.spiffe_id import SpiffeID
@@ -244,7 +244,7 @@ class Doctor:
     def _policies(self) -> list[tuple[Path | None, str]]:
         """Return each policy source and package that somebody here uses, once."""
         stack = self._patient.stack
-        default = None if stack is None else policy_source(stack)
+        default = None if stack is None else stack.policy_source
         pairs = [
             (config.authorization.bundle or default, config.authorization.policy_package)
             for config in self._patient.configs
@@ -308,7 +308,7 @@ class Doctor:
 
     async def _revocations(self) -> Iterable[Finding]:
         stack = self._patient.stack
-        default = None if stack is None else revocations_file(stack)
+        default = None if stack is None else stack.revocations_file
         files = {config.identity.revocations or default for config in self._patient.configs} or {default}
         return [
             finding

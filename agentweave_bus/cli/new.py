@@ -19,7 +19,6 @@ from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import print_result
 from agentweave_bus.config import load_stack
 from agentweave_bus.config.stack import DEFAULT_STACK_FILE
-from agentweave_bus.embedded.assembly import policy_source
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID, check_trust_domain
 
@@ -81,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
             f"Start it:   {'' if folder == Path() else f'cd {folder} && '}agentweave up",
             "Then, in another terminal in that directory:",
             f"  agentweave call --target {agent.spiffe_id} --capability greet",
+            "Change it:  agentweave dev, in place of up, takes up what you change, and breakpoint() works",
             "Its tests:  pytest, and agentweave authz test",
         )
     )
@@ -203,7 +203,7 @@ class _Stack:
             return None
         config = load_stack(file)
         client = config.clients[0] if config.clients else "cli"
-        return cls(config.trust_domain, client, grants_file(policy_source(config)))
+        return cls(config.trust_domain, client, grants_file(config.policy_source))
 
     def additions(self, agent: NewAgent) -> dict[tuple[str, str], str]:
         """Return what to add by hand: (file, key) to lines."""

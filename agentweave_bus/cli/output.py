@@ -13,7 +13,7 @@ from typing import Any
 
 from agentweave_bus.observability.printable import escape_json, escape_line, escape_text
 
-__all__ = ["as_json", "counted", "message", "print_result", "table", "wants_json"]
+__all__ = ["as_json", "counted", "message", "print_result", "show_line", "table", "wants_json"]
 
 
 def wants_json(asked_for: bool) -> bool:
@@ -34,6 +34,12 @@ def as_json(value: Any) -> str:
 def message(text: str) -> None:
     """Print a message for people on standard error."""
     print(escape_text(text), file=sys.stderr, flush=True)
+
+
+def show_line(worker: str, width: int, line: str) -> None:
+    """Show what a worker has written, behind its name in ``width`` columns; strangers may have sent it."""
+    told = "\t".join(map(escape_line, line.split("\t")))
+    sys.stderr.write(f"{worker.ljust(width)} | {told}\n")
 
 
 def counted(number: int, one: str, many: str = "") -> str:

@@ -11,8 +11,8 @@ from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.cli.client_config import named_or_written
 from agentweave_bus.config import StackConfig, load_config, load_stack
 from agentweave_bus.config.stack import DEFAULT_STACK_FILE
-from agentweave_bus.embedded.assembly import plan_agents, policy_source
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
+from agentweave_bus.supervisor.plans import planned_agents
 
 __all__ = ["PolicyChoice", "add_policy_arguments", "choose_policy"]
 
@@ -63,14 +63,14 @@ def choose_policy(options: argparse.Namespace, decides: str | None = None) -> Po
     if Path(DEFAULT_STACK_FILE).exists():
         stack = load_stack()
         package = options.policy_path or _package_of(stack, decides)
-        return PolicyChoice(policy_source(stack), package, DEFAULT_STACK_FILE)
+        return PolicyChoice(stack.policy_source, package, DEFAULT_STACK_FILE)
     return _of_client(options.policy_path)
 
 
 def _package_of(stack: StackConfig, decides: str | None) -> str:
     """Return the package of the deciding agent, where the stack's agents can be loaded."""
     try:
-        agents = plan_agents(stack)
+        agents = planned_agents(stack)
     except AgentWeaveError:
         return DEFAULT_POLICY_PATH
     known = {str(agent.spiffe_id): agent.config.authorization.policy_package for agent in agents}

@@ -10,9 +10,9 @@ from typing import Final
 from agentweave_bus.cli.stack_check import capabilities_of
 from agentweave_bus.config import StackConfig, load_stack
 from agentweave_bus.config.stack import DEFAULT_STACK_FILE
-from agentweave_bus.embedded.assembly import PlannedAgent, plan_agents
 from agentweave_bus.exceptions import AgentWeaveError
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.supervisor.plans import PlannedAgent, planned_agents
 
 __all__ = ["unknown_agent", "unknown_capability", "unknown_identity"]
 
@@ -72,7 +72,7 @@ def _stack() -> tuple[StackConfig, Iterable[PlannedAgent]] | None:
         return None
     try:
         stack = load_stack()
-        return stack, plan_agents(stack)
+        return stack, planned_agents(stack)
     except AgentWeaveError:
         return None
 

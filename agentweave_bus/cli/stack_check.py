@@ -21,9 +21,9 @@ from agentweave_bus.authz import Grants
 from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.authz.wasm import EmbeddedEngine
 from agentweave_bus.config import StackConfig, load_config
-from agentweave_bus.embedded.assembly import PlannedAgent, policy_source
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.supervisor.plans import PlannedAgent
 from agentweave_bus.worker import find_agent
 
 __all__ = ["capabilities_of", "stack_warnings"]
@@ -47,7 +47,7 @@ def stack_warnings(
             capabilities[str(agent.spiffe_id)] = capabilities_of(agent, environment)
         except ConfigurationError as error:
             yield f"{agent.config.agent.name}: {error}"
-    source = policy_source(config)
+    source = config.policy_source
     for agent in agents:
         yield from _package_warnings(agent, source)
     if (file := grants_file(source)) is not None:

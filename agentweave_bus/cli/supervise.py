@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Final
 
 import anyio
 
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
-from agentweave_bus.cli.output import as_json, message, wants_json
+from agentweave_bus.cli.output import as_json, message, show_line, wants_json
+from agentweave_bus.cli.reloading import (
+    add_reload_argument,
+    prepare_reloading,
+    replace_on_change,
+    stack_file,
+)
+from agentweave_bus.cli.signals import ENDING, handled
 from agentweave_bus.cli.stack_file import add_stack_arguments, loaded_stack, log_as_configured
 from agentweave_bus.config import StackConfig
+from agentweave_bus.dev.concerned import WatchedStack
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError, WorkerError
 from agentweave_bus.supervisor.control_socket import SOCKET_NAME, control_socket
 from agentweave_bus.supervisor.listener import supervisor_listener
@@ -29,6 +35,7 @@ _EPILOG: Final = """\
 Example:
   agentweave supervise agentweave.yaml
   agentweave supervise agentweave.yaml --state-dir /run/shop --env production
+  agentweave supervise agentweave.yaml --reload --env development
   agentweave supervisor status --state-dir /run/shop
 
 It starts no broker, no identities and no policies: the agents' own files say where those are. Ctrl-C or
@@ -44,11 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("file", metavar="FILE", help="the YAML that lists the agents, as `up` takes it")
     add_stack_arguments(parser, state_dir_help="of its socket, instead of the file's state_dir")
+    add_reload_argument(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Keep the workers running until a signal."""
+    prepare_reloading(options)
     config = _loaded(options)
     log_as_configured(config)
     supervise = _Supervise(config, options)
@@ -76,7 +85,9 @@ class _Supervise:
         self._options = options
         self._metrics = config.observability.metrics
         self._socket = config.state_dir.absolute() / SOCKET_NAME
-        self._plans = plans_of(planned_agents(config, options.env), options.env)
+        self._config = config
+        self._agents = planned_agents(config, options.env)
+        self._plans = plans_of(self._agents, options.env)
         self._width = max(len(name) for plan in self._plans for name in plan.places)
         self._told = anyio.Event()
         self._reload = anyio.Event()
@@ -98,6 +109,8 @@ class _Supervise:
             group.start_soon(self._start, supervisor, metrics_url)
             group.start_soon(self._watch, supervisor)
             group.start_soon(self._heed_reloads, supervisor)
+            if self._options.reload:
+                group.start_soon(self._follow_files, supervisor)
             await self._told.wait()
             group.cancel_scope.cancel()
 
@@ -122,21 +135,34 @@ class _Supervise:
         while True:
             await self._reload.wait()
             self._reload = anyio.Event()
-            try:
-                await self._roll(supervisor)
-            except ConfigurationError as error:
-                message(f"agentweave: everything stays as it was: {error}")
-            except AgentWeaveError as error:
-                message(f"agentweave: replacing the workers ends here: {error}")
+            await self._roll_and_tell(supervisor)
+
+    async def _follow_files(self, supervisor: Supervisor) -> None:
+        """Replace workers whose files change, and all of them when the file does that lists them."""
+
+        async def take_up_stack_file() -> WatchedStack:
+            await self._roll_and_tell(supervisor)
+            return self._watched()
+
+        await replace_on_change(self._watched(), supervisor.restart, _say, take_up_stack_file)
+
+    def _watched(self) -> WatchedStack:
+        return WatchedStack(self._config, self._agents, stack_file(self._options.file))
+
+    async def _roll_and_tell(self, supervisor: Supervisor) -> None:
+        try:
+            await self._roll(supervisor)
+        except ConfigurationError as error:
+            message(f"agentweave: everything stays as it was: {error}")
+        except AgentWeaveError as error:
+            message(f"agentweave: replacing the workers ends here: {error}")
 
     async def _roll(self, supervisor: Supervisor) -> None:
         config = _loaded(self._options)
-        await supervisor.roll(plans_of(planned_agents(config, self._options.env), self._options.env))
+        self._agents, self._config = planned_agents(config, self._options.env), config
+        await supervisor.reload(plans_of(self._agents, self._options.env))
 
-    @contextmanager
-    def _signals(self, supervisor: Supervisor) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-
+    def _signals(self, supervisor: Supervisor) -> AbstractContextManager[None]:
         def stop() -> None:
             if self._told.is_set():
                 supervisor.kill()
@@ -147,17 +173,10 @@ class _Supervise:
         def reload() -> None:
             self._reload.set()  # another one each time
 
-        handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: reload}
-        for number, handler in handlers.items():
-            loop.add_signal_handler(number, handler)
-        try:
-            yield
-        finally:
-            for number in handlers:
-                loop.remove_signal_handler(number)
+        return handled({**dict.fromkeys(ENDING, stop), signal.SIGHUP: reload})
 
     def _show_line(self, worker: str, line: str) -> None:
-        sys.stderr.write(f"{worker.ljust(self._width)} | {line}\n")
+        show_line(worker, self._width, line)
 
 
 async def _ended(supervisor: Supervisor) -> None:

@@ -41,6 +41,10 @@ Example:
 _SCALE_EPILOG: Final = """\
 Example:
   agentweave supervisor scale order 3
+  agentweave supervisor scale order auto
+
+Where the file gives the agent min and max the number has to lie between them, and stays whatever the backlog;
+after `auto`, or a reload, the backlog decides again.
 """
 _COMMANDS: Final = (
     ("status", "show every worker: its state, process, memory and last beat", _STATUS_EPILOG),
@@ -66,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             made.add_argument("--follow", action="store_true", help="show it anew each second, until Ctrl-C")
         elif name == "scale":
             made.add_argument("agent", metavar="AGENT", help="whose workers")
-            made.add_argument("replicas", metavar="COUNT", type=int, help="how many")
+            made.add_argument("replicas", metavar="COUNT", type=_count, help="how many, or auto")
         elif name != "reload":
             made.add_argument("agent", metavar="AGENT", nargs="?", help="whose workers (default: all)")
         made.add_argument(
@@ -88,13 +92,38 @@ def run(options: argparse.Namespace) -> int:
         if wants_json(options.json):
             print(as_json(answer), flush=True)
         else:
-            print(
-                (_CLEAR if follow and sys.stdout.isatty() else "") + _workers_text(answer["workers"]),
-                flush=True,
-            )
+            print((_CLEAR if follow and sys.stdout.isatty() else "") + _text(answer), flush=True)
         if not follow:
             return ExitCode.DONE
         time.sleep(1)
+
+
+def _count(text: str) -> int | None:
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
+
+
+def _text(answer: dict[str, Any]) -> str:
+    agents = [one for one in answer["agents"] if one["max"] is not None or one["backlog"]]
+    shown = _workers_text(answer["workers"])
+    return f"{shown}\n\n{_agents_text(agents)}" if agents else shown
+
+
+def _agents_text(agents: list[dict[str, Any]]) -> str:
+    """Show of each agent for which tasks wait, or whose number of workers changes, why it has so many."""
+    head = ("AGENT", "WORKERS", "MIN", "MAX", "BACKLOG", "WANTED", "")
+    numbers = ("workers", "min", "max", "backlog", "wanted")
+    rows = [
+        (
+            one["agent"],
+            *("" if one[key] is None else str(one[key]) for key in numbers),
+            "held by hand" if one["held"] else "",
+        )
+        for one in agents
+    ]
+    return table([head, *rows])
 
 
 def _workers_text(workers: list[dict[str, Any]]) -> str:

@@ -21,6 +21,7 @@ from agentweave_bus.config import AgentConfig
 from agentweave_bus.exceptions import UnreachableError
 from agentweave_bus.observability.printable import escape_json, escape_line
 from agentweave_bus.runtime import AgentWeaveClient
+from agentweave_bus.runtime.operators import Operator
 from agentweave_bus.tasks.handle import TaskHandle, TaskReference
 from agentweave_bus.tasks.record import TaskRef
 from agentweave_bus.tasks.status import TaskStatus
@@ -164,12 +165,29 @@ def run_cancel(options: argparse.Namespace) -> int:
     async def cancel(handle: TaskHandle) -> TaskStatus:
         return await handle.cancel(options.reason, timeout=options.timeout)
 
-    status = _with_handle(options, cancel)
+    status = _cancelled_as_operator(options) if _is_of_another(options) else _with_handle(options, cancel)
     _print_status(options, status)
     if status.state is TaskState.CANCELED:
         return ExitCode.DONE
     message(f"agentweave: it was not cancelled: it had ended already ({status.state.value})")
     return ExitCode.FAILED
+
+
+def _is_of_another(options: argparse.Namespace) -> bool:
+    """Say whether it is somebody else's task, whose records the broker does not show to this identity."""
+    sender = TaskReference.parse(options.reference).sender
+    return sender is not None and sender != find_client_config(options).agent.spiffe_id
+
+
+def _cancelled_as_operator(options: argparse.Namespace) -> TaskStatus:
+    async def cancelled() -> TaskStatus:
+        try:
+            async with Operator(find_client_config(options)) as calls:
+                return await calls.cancel(options.reference, options.reason, timeout=options.timeout)
+        except BaseExceptionGroup as group:
+            raise single_error(group) from group
+
+    return asyncio.run(cancelled())
 
 
 def run_approve(options: argparse.Namespace) -> int:

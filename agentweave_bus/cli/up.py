@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Final
 
 import anyio
 
-from agentweave_bus.authz import Grants
-from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
-from agentweave_bus.cli.output import as_json, message, table, wants_json
+from agentweave_bus.cli.output import as_json, message, show_line, table, wants_json
+from agentweave_bus.cli.reloading import (
+    add_reload_argument,
+    prepare_reloading,
+    replace_on_change,
+    stack_file,
+)
+from agentweave_bus.cli.signals import ENDING, handled
 from agentweave_bus.cli.stack_file import add_stack_arguments, loaded_stack, log_as_configured
+from agentweave_bus.cli.stack_ready import (
+    clients_of,
+    how_to_call,
+    how_to_look,
+    overridden_by,
+    overridden_text,
+    warnings_of,
+)
 from agentweave_bus.config import StackConfig
-from agentweave_bus.embedded.assembly import LocalStack, local_stack, policy_source
-from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.dev.concerned import WatchedStack
+from agentweave_bus.embedded.assembly import LocalStack, local_stack
 from agentweave_bus.supervisor.control_socket import SOCKET_NAME, control_socket
 from agentweave_bus.supervisor.listener import supervisor_listener
 from agentweave_bus.supervisor.requests import answering
+from agentweave_bus.supervisor.supervisor import Supervisor
 from agentweave_bus.worker import run_on_fastest_loop
 
 __all__ = ["add_arguments", "run"]
@@ -31,13 +43,13 @@ __all__ = ["add_arguments", "run"]
 _EPILOG: Final = """\
 Example:
   agentweave up
-  agentweave up shop/agentweave.yaml --state-dir /tmp/shop --env development
+  agentweave up shop/agentweave.yaml --state-dir /tmp/shop
+  agentweave up --reload --env development
 
 Without FILE it takes agentweave.yaml of this directory. Workers that end are started again; `agentweave
 supervisor status` shows them. Ctrl-C stops everything and leaves only the state; a second Ctrl-C does not
 wait for what is still being handled.
 """
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("file", nargs="?", metavar="FILE", help="the stack's YAML (default: agentweave.yaml)")
     add_stack_arguments(parser, state_dir_help="instead of the file's state_dir (.agentweave)")
+    add_reload_argument(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Start the stack, say when it is ready, and keep it until a signal."""
+    prepare_reloading(options)
     config = loaded_stack(options)
     log_as_configured(config)
     stack = _Up(config, options)
@@ -63,6 +77,8 @@ class _Up:
     def __init__(self, config: StackConfig, options: argparse.Namespace) -> None:
         self.exit_code = ExitCode.DONE
         self._stack: LocalStack | None = None
+        self._workers: Supervisor | None = None
+        """Whoever is to be killed by a second Ctrl-C, also while the stack comes up."""
         self._stopping = False
         self._config = config
         self._options = options
@@ -79,13 +95,14 @@ class _Up:
                     environment=self._options.env,
                     text_logs=sys.stderr.isatty(),
                     on_event=self._say,
+                    on_workers=self._note_workers,
                 ) as stack:
                     self._stack = stack
                     socket = self._config.state_dir.absolute() / SOCKET_NAME
                     metrics = self._config.observability.metrics
                     async with (
                         supervisor_listener(metrics, stack.workers) as url,
-                        control_socket(socket, answering(stack.workers, stack.workers.roll)),
+                        control_socket(socket, answering(stack.workers, stack.workers.reload)),
                     ):
                         self._say_ready(stack, url)
                         await self._hold(stack)
@@ -95,35 +112,34 @@ class _Up:
             except BaseExceptionGroup as group:
                 raise single_error(group) from group
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self) -> AbstractContextManager[None]:
         """Turn the first SIGINT or SIGTERM into a cancellation of this task, which ends all in order.
 
         A plain cancellation comes once, so that what is taken down can still wait for its own end. (An
         anyio scope would cancel every wait of the taking down, too.)
         """
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        task = asyncio.current_task()
         assert task is not None  # a coroutine of the loop
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._stop, task)
-        try:
-            yield
-        finally:
-            for number in _SIGNALS:
-                loop.remove_signal_handler(number)
+        return handled(dict.fromkeys(ENDING, partial(self._stop, task)))
 
     def _stop(self, task: asyncio.Task[None]) -> None:
         if not self._stopping:
             self._stopping = True
             message("stopping ...")
             task.cancel()
-        elif self._stack is not None:
-            self._stack.workers.kill()
+        elif self._workers is not None:
+            self._workers.kill()
+
+    def _note_workers(self, workers: Supervisor) -> None:
+        self._workers = workers
 
     async def _hold(self, stack: LocalStack) -> None:
         """Wait until nobody works any more. Without any worker there is still the broker to hold."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._watch_broker, stack, group.cancel_scope)
+            if self._options.reload:
+                watched = WatchedStack(self._config, stack.agents, stack_file(self._options.file))
+                group.start_soon(replace_on_change, watched, stack.workers.restart, self._say)
             await stack.workers.until_nobody_works()
             message("agentweave: no worker is left.")
             self.exit_code = ExitCode.FAILED
@@ -140,23 +156,13 @@ class _Up:
             message(f"agentweave: {text}")
 
     def _show_line(self, worker: str, line: str) -> None:
-        sys.stderr.write(f"{worker.ljust(self._width)} | {line}\n")
+        show_line(worker, self._width, line)
 
     def _say_ready(self, stack: LocalStack, metrics_url: str | None) -> None:
-        for warning in _warnings(self._config):
+        for warning in warnings_of(self._config):
             message(f"agentweave: {warning}")
         facts = _facts(stack, metrics_url)
         print(as_json(facts) if wants_json(self._options.json) else _ready_text(stack, facts), flush=True)
-
-
-def _warnings(config: StackConfig) -> tuple[str, ...]:
-    source = policy_source(config)
-    if source is None:
-        return ("neither grants nor policies in the stack's file: nobody may call anybody.",)
-    file = grants_file(source)
-    if file is None:
-        return (f"{source} has no grants.yaml: the broker lets nobody call anybody, whatever policies say.",)
-    return tuple(f"{file}: {text}" for text in Grants.load(file).warnings())
 
 
 def _facts(stack: LocalStack, metrics_url: str | None) -> dict[str, Any]:
@@ -178,11 +184,8 @@ def _facts(stack: LocalStack, metrics_url: str | None) -> dict[str, Any]:
             for agent in stack.agents
             for name in agent.replicas
         ],
-        "clients": {str(identity): str(path) for identity, path in stack.clients.items()},
-        "overridden": [
-            {"agent": one.agent, "key": one.key, "was": one.was, "by": one.variable}
-            for one in stack.overridden
-        ],
+        "clients": clients_of(stack),
+        "overridden": overridden_by(stack),
     }
 
 
@@ -197,41 +200,7 @@ def _ready_text(stack: LocalStack, facts: dict[str, Any]) -> str:
         lines.append(table(rows))
     if facts["metrics"] and len(facts["agents"]) > 1:
         lines.append(f"Metrics of all of them: {facts['metrics']}")
-    if facts["overridden"]:
-        lines.append("In place of what the agents' files say, this stack is used:")
-        rows = [(one["agent"], one["key"], one["was"], f"by {one['by']}") for one in facts["overridden"]]
-        lines.append(table(rows))
-    lines += _how_to_call(stack)
+    lines += overridden_text(stack)
+    lines += how_to_call(stack)
+    lines += how_to_look(stack)
     return "\n".join((*lines, "Ctrl-C stops it all."))
-
-
-def _how_to_call(stack: LocalStack) -> list[str]:
-    """Return a command that works now, or the grant that is missing for one."""
-    client = next(iter(stack.clients), None)
-    if client is None or not stack.agents:
-        return []
-    target, capability = _reachable(stack, client)
-    if target is None:
-        agent = stack.agents[0].spiffe_id
-        missing = Grants().explain(client, agent, "health").rstrip().replace("\n", "\n  ")
-        return [f"No grant lets {client} call anything yet; such as this would:\n  {missing}"]
-    config = "" if _is_default(stack, client) else f" \\\n      --config {stack.clients[client]}"
-    command = f"agentweave call --target {target} --capability {capability}{config}"
-    return [f"As {client}, in this directory:\n  {command}"]
-
-
-def _reachable(stack: LocalStack, client: SpiffeID) -> tuple[str | None, str]:
-    file = grants_file(policy_source(stack.config))
-    if file is None:
-        return None, ""
-    served = {str(agent.spiffe_id) for agent in stack.agents}
-    callees = Grants.load(file).callees_of(client)
-    reaches = [reach for reach in callees if reach.agent in served and "call" in reach.kinds]
-    for reach in reaches:
-        capability = "health" if "*" in reach.capabilities else reach.capabilities[0]
-        return reach.agent, capability
-    return None, ""
-
-
-def _is_default(stack: LocalStack, client: SpiffeID) -> bool:
-    return stack.clients[client] == Path.cwd() / ".agentweave" / "clients" / "cli.yaml"

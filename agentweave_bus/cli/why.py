@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+from agentweave_bus.authz.audit_reading import Record, log_files, matching, on_behalf_of
 from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.cli.advice import Denial, advice_about, advice_lines
-from agentweave_bus.cli.audit_records import Record, audit_paths, describe, log_files, matching, on_behalf_of
+from agentweave_bus.cli.audit_records import audit_paths, describe
 from agentweave_bus.cli.exit_codes import ExitCode
 from agentweave_bus.cli.output import print_result
 from agentweave_bus.cli.policy_choice import add_policy_arguments, choose_policy

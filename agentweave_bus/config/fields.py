@@ -36,6 +36,7 @@ __all__ = [
     "Seconds",
     "SpiffeIdText",
     "TrustDomain",
+    "as_module",
     "environment_of",
     "is_name",
 ]
@@ -44,6 +45,7 @@ Environment = Literal["production", "development"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HANDLER: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_FILE: Final = re.compile(r"((?:[A-Za-z_]\w*/)*[A-Za-z_]\w*)\.py:([A-Za-z_]\w*)")
 
 
 class ConfigModel(BaseModel):
@@ -88,10 +90,17 @@ def _capability_name(text: str) -> str:
     return text
 
 
+def as_module(text: str) -> str:
+    """Return ``folder/file.py:Class`` as ``folder.file:Class``, which it means; any other text as it is."""
+    found = _FILE.fullmatch(text)
+    return text if found is None else f"{found[1].replace('/', '.')}:{found[2]}"
+
+
 def _handler_path(text: str) -> str:
-    if not _HANDLER.fullmatch(text):
-        raise ValueError(f"{text!r} must be written as module:Class")
-    return text
+    path = as_module(text)
+    if not _HANDLER.fullmatch(path):
+        raise ValueError(f"{text!r} must be written as module:Class, or as folder/file.py:Class")
+    return path
 
 
 def _spiffe_id(value: Any) -> SpiffeID:

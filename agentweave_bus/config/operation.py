@@ -90,6 +90,7 @@ class BusConfig(ConfigModel):
     max_pending_calls: Count = 4096
     max_blob_bytes: Annotated[int, Field(strict=True, ge=1024 * 1024, le=1024**3)] = 64 * 1024 * 1024
     task_timeout: Annotated[float, Field(strict=True, gt=0, le=86_400)] = 900.0
+    task_concurrency: Annotated[int, Field(strict=True, ge=1, le=1024)] = 32
     task_ack_wait: Annotated[float, Field(strict=True, ge=1, le=3_600)] = 30.0
     drain_timeout: Annotated[float, Field(strict=True, gt=0, le=3_600)] = 30.0
     reconnect_wait: Seconds = 0.5

@@ -32,6 +32,8 @@ __all__ = [
     "IdentityConfig",
     "StaticIdentityConfig",
     "TransportConfig",
+    "in_url",
+    "is_loopback",
     "is_loopback_url",
 ]
 
@@ -46,15 +48,24 @@ _POLICY_PATH: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*([/.][A-Za-z_][A-Za-z0-
 _FIELD_PATH: Final = re.compile(r"[^.\s]+(\.[^.\s]+)*")
 
 
-def is_loopback_url(url: str) -> bool:
-    """Tell whether ``url`` names this machine's loopback interface."""
-    host = urlsplit(url).hostname or ""
+def in_url(host: str) -> str:
+    """Return an address or name as it stands in a URL: that of IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether an address or name is this machine's own, and nobody else's."""
     if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_loopback_url(url: str) -> bool:
+    """Tell whether ``url`` names this machine's loopback interface."""
+    return is_loopback(urlsplit(url).hostname or "")
 
 
 def _spiffe_endpoint(text: str) -> str:

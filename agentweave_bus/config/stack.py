@@ -24,8 +24,10 @@ from agentweave_bus.config.sources import Settings
 
 __all__ = [
     "DEFAULT_STACK_FILE",
+    "MOST_WORKERS",
     "RecycleConfig",
     "RestartConfig",
+    "ScaleConfig",
     "StackAgent",
     "StackBus",
     "StackConfig",
@@ -34,6 +36,9 @@ __all__ = [
 ]
 
 DEFAULT_STACK_FILE: Final = "agentweave.yaml"
+
+MOST_WORKERS: Final = 256
+"""Of one agent, under one supervisor."""
 
 _FILE_KEYS: Final[tuple[KeyPath, ...]] = (
     ("grants",),
@@ -78,12 +83,29 @@ class RecycleConfig(ConfigModel):
     after: Annotated[float, Field(strict=True, ge=1, le=31_536_000)] | None = None
 
 
+class ScaleConfig(ConfigModel):
+    """When an agent gets more or fewer workers between its ``min`` and ``max``; times are seconds.
+
+    ``backlog`` is how many tasks may wait for each worker. One that is not needed goes after ``cool_down``.
+    """
+
+    backlog: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 20
+    cool_down: Seconds = 60.0
+
+
 class StackAgent(ConfigModel):
-    """One agent: its configuration file, optionally its class, and the processes that run it."""
+    """One agent: its configuration file, optionally its class, and the processes that run it.
+
+    There are ``replicas`` of them, or from ``min`` to ``max`` by the tasks that wait.
+    """
 
     config: FilePath
     class_: Annotated[HandlerPath | None, Field(alias="class")] = None
-    replicas: Annotated[int, Field(strict=True, ge=1, le=256)] = 1
+    replicas: Annotated[int, Field(strict=True, ge=1, le=MOST_WORKERS)] = 1
+    min: Annotated[int, Field(strict=True, ge=1, le=MOST_WORKERS)] | None = None
+    max: Annotated[int, Field(strict=True, ge=1, le=MOST_WORKERS)] | None = None
+    scale: ScaleConfig = ScaleConfig()
+    concurrency: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
     env: dict[str, str] = Field(default_factory=dict)
     uid: Annotated[int, Field(strict=True, ge=0, le=2**32 - 2)] | None = None
     gid: Annotated[int, Field(strict=True, ge=0, le=2**32 - 2)] | None = None
@@ -92,6 +114,27 @@ class StackAgent(ConfigModel):
     recycle: RecycleConfig = RecycleConfig()
     ready_timeout: Annotated[float, Field(strict=True, gt=0, le=3_600)] = 30.0
     drain_timeout: Annotated[float, Field(strict=True, gt=0, le=3_600)] | None = None
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """How many processes run it: the least and the most."""
+        if self.min is None or self.max is None:
+            return self.replicas, self.replicas
+        return self.min, self.max
+
+    @model_validator(mode="after")
+    def _fixed_or_scaled(self) -> Self:
+        if (self.min is None) != (self.max is None):
+            raise ValueError("min and max belong together: one of them is missing")
+        if self.min is None or self.max is None:
+            if "scale" in self.model_fields_set:
+                raise ValueError("scale needs min and max: how many workers there may be")
+            return self
+        if "replicas" in self.model_fields_set:
+            raise ValueError("give either replicas, a fixed number, or min and max, not both")
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
+        return self
 
     @model_validator(mode="after")
     def _user_with_group(self) -> Self:
@@ -123,6 +166,17 @@ class StackConfig(ConfigModel):
     clients: tuple[Name, ...] = ("cli",)
     bus: StackBus = StackBus()
     observability: ObservabilityConfig = ObservabilityConfig()
+
+    @property
+    def policy_source(self) -> Path | None:
+        """The grants file or the policy directory, as an absolute path, if there is one."""
+        source = self.grants or self.policies
+        return None if source is None else source.absolute()
+
+    @property
+    def revocations_file(self) -> Path | None:
+        """The file of revocations, as an absolute path, if there is one."""
+        return None if self.revocations is None else self.revocations.absolute()
 
     @field_validator("agents")
     @classmethod

@@ -21,8 +21,9 @@ broker lets pass.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,7 +61,7 @@ from agentweave_bus.bus.subjects import (
 )
 from agentweave_bus.names import CAPABILITY_NAME
 from agentweave_bus.spiffe_id import SpiffeID
-from agentweave_bus.tasks.dead_letters import OPERATOR_CAPABILITIES, REDRIVE_ACT
+from agentweave_bus.tasks.operator_acts import OPERATOR_CAPABILITIES, capabilities_of
 
 __all__ = [
     "BrokerFiles",
@@ -85,9 +86,11 @@ _PINGS_UNANSWERED: Final = 2
 """A client that says nothing, and answers none of so many pings, is dropped after a minute at most. Until
 then a replica that hangs, or that a partition cut off, gets its share of the calls."""
 
+_PATIENCE: Final = "12h"
+
 _EVERYTHING: Final = {"publish": {"allow": [">"]}, "subscribe": {"allow": [">"]}}
 
-_CONTROL_API: Final = ("$JS.API.INFO", "$JS.API.STREAM.>", "$JS.API.CONSUMER.>")
+_CONTROL_API: Final = ("$JS.API.INFO", "$JS.API.STREAM.>", "$JS.API.CONSUMER.>", "$JS.API.DIRECT.GET.*")
 _CONTROL_FAMILIES: Final = (Family.TASK, Family.STATE, Family.DEAD)
 """What it publishes about tasks that were parked: when they are due, and what became of those it refuses."""
 _HEEDED: Final = ("cancel", "approve", "reject")
@@ -110,20 +113,26 @@ def broker_id(trust_domain: str) -> SpiffeID:
 
 
 def broker_configuration(
-    name: str, files: BrokerFiles, users: Iterable[Mapping[str, Any]], *, sync: str = DEFAULT_SYNC
+    name: str,
+    files: BrokerFiles,
+    users: Iterable[Mapping[str, Any]],
+    *,
+    sync: str = DEFAULT_SYNC,
+    patient: bool = False,
 ) -> str:
     """Return the configuration of the server ``name``, as JSON, which nats-server's format includes.
 
     ``sync`` is how often what was stored is forced to the disk (``1s``), or ``always``, before it is
-    acknowledged. It matters when the machine loses its power, not when the server is killed.
+    acknowledged. It matters when the machine loses its power, not when the server is killed. A ``patient``
+    server waits hours for a client that says nothing and takes nothing: a debugger may be holding it.
     """
     return json.dumps(
         {
             "server_name": name,
             "max_control_line": 8192,
             "max_subscriptions": _MAX_SUBSCRIPTIONS,
-            "write_deadline": "5s",
-            "ping_interval": _PING_INTERVAL,
+            "write_deadline": _PATIENCE if patient else "5s",
+            "ping_interval": _PATIENCE if patient else _PING_INTERVAL,
             "ping_max": _PINGS_UNANSWERED,
             "tls": {
                 "cert_file": str(files.certificate),
@@ -172,12 +181,13 @@ def broker_users(
     """
     everyone = sorted(set(identities))
     users = []
-    operators = {one for one in everyone if grants.operator_may(one, REDRIVE_ACT)}
+    operators = set()
     roles = sorted(set(control))
     for one in everyone:
         allowed = permissions_of(one, grants, everyone)
-        if one in operators:
-            allowed["publish"]["allow"] += _of_operators(roles)
+        if asks := capabilities_of(partial(grants.operator_may, one)):
+            operators.add(one)
+            allowed["publish"]["allow"] += _asked(roles, asks)
         users.append(_user(one, allowed))
     domains = set(controlled)
     users += [_user(one, _control_permissions(one, domains, operators)) for one in roles]
@@ -205,6 +215,8 @@ def permissions_of(identity: SpiffeID, grants: Grants, everyone: Iterable[Spiffe
             publish.update(event_pattern_subject(identity, one) for one in reach.capabilities)
             publish.add(f"$JS.API.STREAM.INFO.{events_stream_name(identity)}")
     publish.update(_about_approvals(identity, grants, everyone))
+    if grants.operator_may(identity, "control:cancel"):
+        publish.update(control_subject(one, "cancel") for one in everyone)
     publish.update(reply_inbox(caller, "*") + ".*" for caller in _callers(identity, grants, everyone))
     publish.update(_about_own_tasks(identity))
     publish.update(_blobs_for(identity, one) for one in _callers(identity, grants, everyone, "task"))
@@ -242,6 +254,7 @@ def _about_own_tasks(me: SpiffeID) -> Iterator[str]:
     """Yield where a worker pulls, acknowledges and records, and where it reads what it recorded."""
     queue = tasks_stream_name(me)
     yield f"$JS.API.CONSUMER.MSG.NEXT.{queue}.*"
+    yield f"$JS.API.CONSUMER.INFO.{queue}.*"  # how many tasks wait
     # Not the longer form with domain and account in front ($JS.ACK.*.*.<stream>…): a pattern for that covers
     # acknowledgements of anybody's tasks in the short form, and so lets them be thrown away.
     yield f"$JS.ACK.{queue}.*.>"
@@ -314,9 +327,9 @@ def _callers(
     return named | {one for one in everyone if any(pattern_matches(pattern, one) for pattern in patterns)}
 
 
-def _of_operators(control: Iterable[SpiffeID]) -> list[str]:
-    """Return where the control roles are asked to work on dead letters."""
-    return [call_subject(role, verb) for role in control for verb in OPERATOR_CAPABILITIES]
+def _asked(control: Iterable[SpiffeID], capabilities: Collection[str]) -> list[str]:
+    """Return where operators ask the control roles for ``capabilities``."""
+    return [call_subject(role, one) for role in control for one in capabilities]
 
 
 def _control_permissions(
@@ -331,7 +344,7 @@ def _control_permissions(
         token = domain.replace(".", "=")
         publish += [f"aw.{family}.{token}.>" for family in _CONTROL_FAMILIES]
     publish += [reply_inbox(one, "*") + ".*" for one in sorted(operators)]
-    subscribe = [ANNOUNCEMENTS, *_of_operators([identity])]
+    subscribe = [ANNOUNCEMENTS, *_asked([identity], OPERATOR_CAPABILITIES)]
     subscribe += [*_inboxes(identity), pull_inbox(identity, "*") + ".*"]
     return {"publish": {"allow": publish}, "subscribe": {"allow": subscribe}}
 

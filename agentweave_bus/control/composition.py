@@ -20,6 +20,7 @@ from agentweave_bus.control.role import ControlRole
 from agentweave_bus.control.scheduler import Scheduler
 from agentweave_bus.envelope import EnvelopeVerifier, Sealer
 from agentweave_bus.identity import IdentitySource
+from agentweave_bus.observability.metrics import DeadCause
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["Cast", "composed_role"]
@@ -59,12 +60,14 @@ async def composed_role(
     is_me: Callable[[SpiffeID], bool] | None = None,
     time_ns: Callable[[], int] = time.time_ns,
     monotonic: Callable[[], float] = time.monotonic,
+    on_given_up: Callable[[str, DeadCause], None] = lambda _capability, _cause: None,
 ) -> AsyncIterator[ControlRole]:
     """Make the control role as the identity of ``source``, before ``keeper`` opens; take it down at the end.
 
     ``policy`` is a policy directory or a grants file, by which operators are answered, and ``audit`` the file
     of its audit log. ``sealer_of`` returns with what to sign for an agent as the control role of its trust
     domain; by default it is this one, for those of its own. ``is_me`` is as of :class:`ControlRole`.
+    ``on_given_up`` is told of each delayed task that became a dead letter, by its capability.
 
     Raises:
         PolicyLoadError: the policy can't be loaded.
@@ -110,6 +113,7 @@ async def composed_role(
                 clock_ms=clock_ms,
                 monotonic=monotonic,
                 limits=limits,
+                on_given_up=on_given_up,
             ),
             operators=operators,
         )

@@ -1,11 +1,12 @@
 """What operators may have the control role do, by signed calls.
 
 The control role answers operators as an agent answers its callers: through the same gate, with signed
-answers. What differs is what its policy is asked. Each of these capabilities is one operators' act,
-``control:redrive``, so that ``operators`` in the grants says who may, and grants of capabilities never do.
-The operator's own policy is asked the same beforehand.
+answers. What differs is what its policy is asked. Each of these capabilities is an operators' act
+(:mod:`agentweave_bus.tasks.operator_acts`), so that ``operators`` in the grants says who may, and grants of
+capabilities never do. The operator's own policy is asked the same beforehand.
 
-Every request that is admitted or refused is in the audit log of the control role, and its outcome.
+Every request that is admitted or refused is in the audit log of the control role, and its outcome; of what a
+console asks each second one a minute is, with the number of the others.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,8 @@ from typing import Annotated, Any, Final, NamedTuple
 import anyio.to_thread
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, PolicyWatch
+from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision, PolicyWatch
+from agentweave_bus.authz.repeats import Repeats
 from agentweave_bus.authz.wasm import EmbeddedEngine
 from agentweave_bus.bus.admission import Admission, Admitted
 from agentweave_bus.bus.claims import Claims
@@ -33,6 +35,9 @@ from agentweave_bus.bus.responder import Responder
 from agentweave_bus.bus.slots import Slots
 from agentweave_bus.control.dead_letters import DeadLetterOffice
 from agentweave_bus.control.letters import DeadEventError, UnusableLetterError
+from agentweave_bus.control.observing import Observatory
+from agentweave_bus.control.queue_figures import QueueFigures
+from agentweave_bus.control.stream_reader import StreamReader
 from agentweave_bus.envelope import (
     JSON_CONTENT_TYPE,
     EnvelopeVerifier,
@@ -44,8 +49,9 @@ from agentweave_bus.envelope import (
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError, InvalidSpiffeIdError, PayloadError
 from agentweave_bus.observability.metrics import Metrics
 from agentweave_bus.spiffe_id import SpiffeID
-from agentweave_bus.tasks.dead_letters import OPERATOR_CAPABILITIES, REDRIVE_ACT, LetterReference
+from agentweave_bus.tasks.dead_letters import LetterReference
 from agentweave_bus.tasks.log import Desk
+from agentweave_bus.tasks.operator_acts import OPERATOR_CAPABILITIES, WATCHING
 from agentweave_bus.types import DataPart, Message, TaskResult
 
 __all__ = ["OperatorService", "operator_service"]
@@ -55,6 +61,8 @@ _log = logging.getLogger(__name__)
 _PLACES: Final = 4
 _MAX_BYTES: Final = 8 * 1024 * 1024
 _LONGEST_S: Final = 31 * 86_400
+_MOST_AGENTS: Final = 4_096
+_KEY: Final = "^[0-9a-f]{64}$"
 
 
 def _letter(text: object) -> LetterReference:
@@ -78,7 +86,19 @@ def _place(text: object) -> tuple[SpiffeID, int]:
     return _agent(agent), int(number)
 
 
+def _cursor(value: object) -> dict[SpiffeID, int] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or len(value) > _MOST_AGENTS:
+        raise ValueError("this is nothing that an answer ended with")
+    # Whatever a broker says; where none of its streams is so long, it is begun anew near the end.
+    if not all(type(at) is int and 0 <= at < 2**64 for at in value.values()):
+        raise ValueError("where to go on is a number of each agent's records")
+    return {_agent(agent): at for agent, at in value.items()}
+
+
 _Letter = Annotated[Any, BeforeValidator(_letter)]
+_Agent = Annotated[Any, BeforeValidator(_agent)]
 
 
 class _Asked(BaseModel):
@@ -86,7 +106,7 @@ class _Asked(BaseModel):
 
 
 class _List(_Asked):
-    agent: Annotated[Any, BeforeValidator(_agent)] = None
+    agent: _Agent = None
     limit: Annotated[int, Field(strict=True, ge=1, le=200)] = 50
     after: Annotated[Any, BeforeValidator(_place)] = None
     all: Annotated[bool, Field(strict=True)] = False
@@ -105,6 +125,21 @@ class _Redrive(_Asked):
 class _Drop(_Asked):
     letter: _Letter
     reason: Annotated[str, Field(strict=True, max_length=1_000)] = ""
+
+
+class _Queues(_Asked):
+    pass
+
+
+class _Records(_Asked):
+    after: Annotated[Any, BeforeValidator(_cursor)] = None
+    limit: Annotated[int, Field(strict=True, ge=1, le=200)] = 100
+
+
+class _Task(_Asked):
+    agent: _Agent
+    sender: _Agent
+    key: Annotated[str, Field(strict=True, pattern=_KEY)]
 
 
 class _Wanted(NamedTuple):
@@ -139,17 +174,50 @@ class _Verb(NamedTuple):
         return None
 
 
-_TAKEN: Final[tuple[type[_Asked], ...]] = (_List, _Show, _Redrive, _Drop)
-_VERBS: Final = {name: _Verb(name, takes) for name, takes in zip(OPERATOR_CAPABILITIES, _TAKEN, strict=True)}
+_TAKEN: Final[dict[str, type[_Asked]]] = {
+    "dlq_list": _List,
+    "dlq_show": _Show,
+    "dlq_redrive": _Redrive,
+    "dlq_drop": _Drop,
+    "observe_queues": _Queues,
+    "observe_records": _Records,
+    "observe_task": _Task,
+}
+_VERBS: Final = {name: _Verb(name, _TAKEN[name]) for name in OPERATOR_CAPABILITIES}
 
 
 class _OperatorAdmission(Admission):
     """The gate of the control role: whatever is asked for, the policy decides on the operators' act."""
 
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._repeats = Repeats()
+
     def _facts(
         self, request: OpenedEnvelope, via: tuple[VerifiedLink, ...], payload: Any = None
     ) -> AuthzContext:
-        return replace(super()._facts(request, via, payload), action=REDRIVE_ACT)
+        return replace(super()._facts(request, via, payload), action=OPERATOR_CAPABILITIES[request.head.cap])
+
+    async def _record_admission(
+        self,
+        request: OpenedEnvelope,
+        facts: AuthzContext,
+        decision: AuthzDecision,
+        *,
+        keep: bool,
+        more: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Step 12, once a minute for who watches: the others are counted, and have no outcome either."""
+        head, now_ms = request.head, self._clock_ms()
+        if head.cap not in WATCHING:
+            return await super()._record_admission(request, facts, decision, keep=keep, more=more)
+        kind = (head.iss, facts.caller, head.cap, decision.revision)
+        before = self._repeats.due(kind, now_ms)
+        if before is None:
+            return ""
+        audit_id = await super()._record_admission(request, facts, decision, keep=keep, more=before)
+        self._repeats.recorded(kind, now_ms)
+        return audit_id
 
 
 _Does = Callable[[Any, Admitted], Awaitable[dict[str, Any]]]
@@ -167,9 +235,13 @@ class OperatorService:
         authorizer: Authorizer,
         audit: AuditLog,
         office: DeadLetterOffice,
+        figures: QueueFigures,
+        observatory: Observatory,
     ) -> None:
         self._authorizer = authorizer
         self._office = office
+        self._figures = figures
+        self._observatory = observatory
         metrics, occupancy = Metrics.create(), Occupancy(_PLACES, _MAX_BYTES)
         admission = _OperatorAdmission(
             me=me,
@@ -194,8 +266,15 @@ class OperatorService:
             taken_in=occupancy.taken_in,
             queued_bytes=_MAX_BYTES,
         )
-        does: tuple[_Does, ...] = (self._list, self._show, self._redrive, self._drop)
-        self._does = dict(zip(OPERATOR_CAPABILITIES, does, strict=True))
+        self._does: dict[str, _Does] = {
+            "dlq_list": self._list,
+            "dlq_show": self._show,
+            "dlq_redrive": self._redrive,
+            "dlq_drop": self._drop,
+            "observe_queues": self._queues,
+            "observe_records": self._records,
+            "observe_task": self._task,
+        }
         keeper.on_session(self._responder.on_session)
 
     async def run(self) -> None:
@@ -243,6 +322,15 @@ class OperatorService:
     async def _drop(self, asked: _Drop, admitted: Admitted) -> dict[str, Any]:
         return await self._office.drop(asked.letter, reason=asked.reason, operator=_who(admitted))
 
+    async def _queues(self, _asked: _Queues, _admitted: Admitted) -> dict[str, Any]:
+        return await self._figures.told()
+
+    async def _records(self, asked: _Records, _admitted: Admitted) -> dict[str, Any]:
+        return await self._observatory.records(asked.after, limit=asked.limit)
+
+    async def _task(self, asked: _Task, _admitted: Admitted) -> dict[str, Any]:
+        return await self._observatory.task(asked.agent, asked.sender, asked.key)
+
 
 def _who(admitted: Admitted) -> SpiffeID:
     return requester(admitted.request, admitted.via).iss
@@ -287,6 +375,7 @@ async def operator_service(
     )
     try:
         desk = Desk(Slots(keeper, monotonic), sealer, verifier, clock_ms, log.witness)
+        reader = StreamReader(keeper)
         yield OperatorService(
             me,
             keeper=keeper,
@@ -296,6 +385,8 @@ async def operator_service(
             office=DeadLetterOffice(
                 me, keeper=keeper, desk=desk, sealer_of=sealer_of, everyone=everyone, audit=log
             ),
+            figures=QueueFigures(reader, everyone, monotonic),
+            observatory=Observatory(reader, desk, everyone),
         )
     finally:
         await log.aclose()

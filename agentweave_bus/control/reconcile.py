@@ -81,7 +81,7 @@ async def _apply(session: Session, verb: str, stream: StreamSpec) -> None:
                 answer["error"].get("err_code"), "Change it by hand, or remove it when no call is under way."
             ),
         )
-    _log.info("stream %s (%s): %s", stream.name, stream.config["description"], verb.lower())
+    _log.log(_level(verb), "stream %s (%s): %s", stream.name, stream.config["description"], verb.lower())
 
 
 async def reconcile_consumers(session: Session, consumers: Iterable[ConsumerSpec]) -> list[str]:
@@ -116,7 +116,12 @@ async def _apply_consumer(session: Session, action: str, consumer: ConsumerSpec)
             f"{_of(consumer)} can't be brought to its declared form: {_said(answer)}.",
             hint=_WHEN_REFUSED[action],
         )
-    _log.info("%s: %s", _of(consumer), action)
+    _log.log(_level(action), "%s: %s", _of(consumer), action)
+
+
+def _level(action: str) -> int:
+    """Return how much a change is worth saying: that an agent got what it needs is said once, elsewhere."""
+    return logging.DEBUG if action.lower() == "create" else logging.INFO
 
 
 def _of(consumer: ConsumerSpec) -> str:

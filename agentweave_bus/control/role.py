@@ -227,9 +227,12 @@ class ControlRole:
             self._narrow = False
             try:
                 await self._events.narrow(await self._keeper.session(_SESSION_S))
-            except AgentWeaveError as error:
+            except Exception as error:  # noqa: BLE001 - announcements are served all the same
                 self._narrow = True  # at the next announcement
-                _log.error("the consumers of events do not follow the grants yet: %s", error)
+                unforeseen = None if isinstance(error, AgentWeaveError) else error
+                _log.error(
+                    "the consumers of events do not follow the grants yet: %s", error, exc_info=unforeseen
+                )
 
     async def _serve(self, agent: SpiffeID, wanted: TaskAnnouncement) -> None:
         session = await self._keeper.session(_SESSION_S)

@@ -59,6 +59,7 @@ from agentweave_bus.exceptions import (
     MalformedEnvelopeError,
     UnreachableError,
 )
+from agentweave_bus.observability.metrics import DeadCause
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.dead_letters import DeadLetters
 from agentweave_bus.tasks.log import Desk, TaskLog
@@ -103,9 +104,11 @@ class Scheduler:
         monotonic: Callable[[], float] = time.monotonic,
         limits: StreamLimits = DEFAULT_STREAM_LIMITS,
         look_s: float = _LOOK_S,
+        on_given_up: Callable[[str, DeadCause], None] = lambda _capability, _cause: None,
     ) -> None:
         self._me = me
         self._look_s = look_s
+        self._on_given_up = on_given_up
         self._domain = me.trust_domain
         self._keeper = keeper
         self._verifier = verifier
@@ -300,7 +303,7 @@ class Scheduler:
         """Return one and the same for each agent: it counts how many that nobody signed have been written."""
         known = self._dead_letters.get(agent)
         if known is None:
-            known = self._dead_letters[agent] = DeadLetters(agent, desk)
+            known = self._dead_letters[agent] = DeadLetters(agent, desk, self._on_given_up)
         return known
 
     def _desk(self, agent: SpiffeID) -> Desk:

@@ -7,47 +7,45 @@ broker), variables that beat the file point it at this stack; :attr:`LocalStack.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import stat
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import yaml
 
 from agentweave_bus.config import StackConfig
 from agentweave_bus.embedded.stack import EmbeddedStack, StackSettings, embedded_stack
+from agentweave_bus.embedded.state_directory import CLIENT_HEAD, StateLock, keep_out_of_git, locked
 from agentweave_bus.exceptions import ConfigurationError
+from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.spiffe_id import SpiffeID
-from agentweave_bus.supervisor.control_socket import SOCKET_NAME
-from agentweave_bus.supervisor.place import METRICS_PORT, WorkerPlan
 from agentweave_bus.supervisor.plans import PlannedAgent, has_its_port, plan_of, planned_agents
 from agentweave_bus.supervisor.supervisor import Supervisor, supervised
+from agentweave_bus.supervisor.worker_plan import METRICS_PORT, WorkerPlan
 
 __all__ = [
     "LocalStack",
     "Override",
     "PlannedAgent",
+    "RunningStack",
     "client_file",
+    "client_files",
     "local_stack",
+    "locked_stack",
     "noted_workers",
     "overrides",
     "plan_agents",
+    "worker_plans",
 ]
 
 _log = logging.getLogger(__name__)
 
 _ENDPOINT: Final = "AGENTWEAVE_IDENTITY__SPIFFE_ENDPOINT"
-_CLIENT_HEAD: Final = "# Written by `agentweave up`"
-_STATE: Final = frozenset(
-    {"audit", "authorities", "authority", "broker", "clients", "lock", "supervisor.lock", SOCKET_NAME}
-)
-_SOCKETS_PREFIX: Final = "agentweave-"  # as embedded/stack.py calls them
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +59,24 @@ class Override:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LocalStack:
-    """A running stack with its workers."""
+class RunningStack:
+    """A running stack, whoever serves its agents."""
 
     config: StackConfig
     agents: tuple[PlannedAgent, ...]
     stack: EmbeddedStack
-    workers: Supervisor
     clients: Mapping[SpiffeID, Path]
     """The configuration file of each client."""
     overridden: tuple[Override, ...]
     seconds: float
     """How long it took to come up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalStack(RunningStack):
+    """A running stack with its workers."""
+
+    workers: Supervisor
 
 
 def plan_agents(config: StackConfig, environment: str | None = None) -> tuple[PlannedAgent, ...]:
@@ -98,10 +102,12 @@ async def local_stack(
     unrestricted: tuple[SpiffeID, ...] = (),
     text_logs: bool = False,
     on_event: Callable[[str], None] = _log.info,
+    on_workers: Callable[[Supervisor], None] = lambda _: None,
 ) -> AsyncIterator[LocalStack]:
     """Start everything that ``config`` names; take it all down at the end of the block.
 
-    ``on_line(worker, line)`` gets what the workers write, ``on_event(text)`` what happens to them.
+    ``on_line(worker, line)`` gets what the workers write, ``on_event(text)`` what happens to them, and
+    ``on_workers`` their supervisor before any of them is started.
     ``environment`` is ``production`` or ``development``, for the agents; without it ``AGENTWEAVE_ENV``
     decides, as everywhere.
     ``unrestricted`` is as in :class:`~agentweave_bus.embedded.stack.StackSettings`. With ``text_logs`` agents
@@ -116,41 +122,57 @@ async def local_stack(
     """
     began = time.monotonic()
     agents = plan_agents(config, environment)
-    clients = {SpiffeID.of(config.trust_domain, "client", name): name for name in config.clients}
-    identities = (*(agent.spiffe_id for agent in agents), *clients)
+    async with (
+        locked_stack(config, agents, unrestricted=unrestricted) as (stack, lock),
+        supervised(on_line=on_line, on_event=on_event, on_change=lock.note_workers, strict=True) as workers,
+    ):
+        on_workers(workers)
+        with client_files(config, stack) as files:
+            await workers.start(worker_plans(config, agents, stack, environment, text_logs=text_logs))
+            await stack.settled()
+            lock.workers = lambda: {one.spec.name: one.pid for one in workers.all if one.started}
+            lock.note_workers()
+            yield LocalStack(
+                config=config,
+                agents=agents,
+                stack=stack,
+                workers=workers,
+                clients=files,
+                overridden=overrides(agents),
+                seconds=time.monotonic() - began,
+            )
+
+
+@asynccontextmanager
+async def locked_stack(
+    config: StackConfig,
+    agents: tuple[PlannedAgent, ...],
+    *,
+    unrestricted: tuple[SpiffeID, ...] = (),
+    surroundings: Surroundings = REAL,
+    patient: bool = False,
+) -> AsyncIterator[tuple[EmbeddedStack, StateLock]]:
+    """Start the embedded stack for ``agents`` and the clients of ``config``, alone in its state directory.
+
+    Calls can be claimed once it has settled. ``surroundings`` and ``patient`` are as of
+    :func:`~agentweave_bus.embedded.stack.embedded_stack` and its settings. Raises as :func:`local_stack`.
+    """
     settings = StackSettings(
         trust_domain=config.trust_domain,
         state_dir=config.state_dir.absolute(),
-        identities=identities,
-        grants=policy_source(config),
+        identities=(*(agent.spiffe_id for agent in agents), *_clients(config)),
+        grants=config.policy_source,
         port=config.bus.port,
         unrestricted=unrestricted,
-        revocations=revocations_file(config),
+        revocations=config.revocations_file,
         sync=config.bus.sync if isinstance(config.bus.sync, str) else f"{round(config.bus.sync * 1000)}ms",
+        patient=patient,
     )
-    with _locked(settings.state_dir) as lock:
-        _keep_out_of_git(settings.state_dir)
-        async with (
-            embedded_stack(settings, settle=False) as stack,
-            supervised(
-                on_line=on_line, on_event=on_event, on_change=lock.note_workers, strict=True
-            ) as workers,
-        ):
-            lock.note_sockets(stack)
-            with _client_files(config, stack, clients) as files:
-                await workers.start(list(_plans(config, agents, stack, environment, text_logs)))
-                await stack.settled()
-                lock.supervisor = workers
-                lock.note_workers()
-                yield LocalStack(
-                    config=config,
-                    agents=agents,
-                    stack=stack,
-                    workers=workers,
-                    clients=files,
-                    overridden=overrides(agents),
-                    seconds=time.monotonic() - began,
-                )
+    with locked(settings.state_dir) as lock:
+        keep_out_of_git(settings.state_dir)
+        async with embedded_stack(settings, settle=False, surroundings=surroundings) as stack:
+            lock.note_sockets(stack.api.directory)
+            yield stack, lock
 
 
 def client_file(state_dir: Path, name: str) -> Path:
@@ -171,17 +193,6 @@ def noted_workers(state_dir: Path) -> dict[str, int]:
     return {name: int(pid) for name, _, pid in pairs if name and pid.isdecimal()}
 
 
-def policy_source(config: StackConfig) -> Path | None:
-    """Return the grants file or policy directory of a stack, if it has one."""
-    source = config.grants or config.policies
-    return None if source is None else source.absolute()
-
-
-def revocations_file(config: StackConfig) -> Path | None:
-    """Return the file of revocations of a stack, if it has one."""
-    return None if config.revocations is None else config.revocations.absolute()
-
-
 def _check_domain(config: StackConfig, agent: PlannedAgent) -> None:
     domain = agent.config.agent.trust_domain
     if domain != config.trust_domain:
@@ -193,6 +204,18 @@ def _check_domain(config: StackConfig, agent: PlannedAgent) -> None:
 
 
 # --- what each worker is given ---------------------------------------------------------------------------
+
+
+def worker_plans(
+    config: StackConfig,
+    agents: tuple[PlannedAgent, ...],
+    stack: EmbeddedStack,
+    environment: str | None,
+    *,
+    text_logs: bool = False,
+) -> list[WorkerPlan]:
+    """Return what the workers of each agent are given; ``text_logs`` is as of :func:`local_stack`."""
+    return list(_plans(config, agents, stack, environment, text_logs))
 
 
 def _plans(
@@ -219,10 +242,10 @@ def _variables(config: StackConfig, agent: PlannedAgent) -> dict[str, str]:
         variables |= {"AGENTWEAVE_IDENTITY__PROVIDER": "spiffe", "AGENTWEAVE_IDENTITY__STATIC": "null"}
     if settings.authorization.provider != "embedded":
         variables["AGENTWEAVE_AUTHORIZATION__PROVIDER"] = "embedded"
-    source = policy_source(config)
+    source = config.policy_source
     if settings.authorization.bundle is None and source is not None:
         variables["AGENTWEAVE_AUTHORIZATION__BUNDLE"] = _yaml(str(source))
-    if settings.identity.revocations is None and (file := revocations_file(config)) is not None:
+    if settings.identity.revocations is None and (file := config.revocations_file) is not None:
         variables["AGENTWEAVE_IDENTITY__REVOCATIONS"] = _yaml(str(file))
     if settings.authorization.audit.destination == f".agentweave/audit/{settings.agent.name}.jsonl":
         audit = config.state_dir.absolute() / "audit" / f"{settings.agent.name}.jsonl"
@@ -262,14 +285,16 @@ def _overrides_of(agent: PlannedAgent, agents: tuple[PlannedAgent, ...]) -> Iter
 # --- what clients are given ------------------------------------------------------------------------------
 
 
+def _clients(config: StackConfig) -> dict[SpiffeID, str]:
+    return {SpiffeID.of(config.trust_domain, "client", name): name for name in config.clients}
+
+
 @contextmanager
-def _client_files(
-    config: StackConfig, stack: EmbeddedStack, clients: Mapping[SpiffeID, str]
-) -> Iterator[dict[SpiffeID, Path]]:
+def client_files(config: StackConfig, stack: EmbeddedStack) -> Iterator[dict[SpiffeID, Path]]:
     """Write each client's configuration; remove them at the end, when nobody would answer any more."""
     written: dict[SpiffeID, Path] = {}
     try:
-        for identity, name in clients.items():
+        for identity, name in _clients(config).items():
             path = client_file(config.state_dir.absolute(), name)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.write_text(_client_yaml(config, stack, identity, name))
@@ -283,13 +308,13 @@ def _client_files(
 def _client_yaml(config: StackConfig, stack: EmbeddedStack, identity_id: SpiffeID, name: str) -> str:
     audit = config.state_dir.absolute() / "audit" / f"client-{name}.jsonl"
     authorization: dict[str, Any] = {"audit": {"destination": str(audit)}}
-    if (source := policy_source(config)) is not None:
+    if (source := config.policy_source) is not None:
         authorization["bundle"] = str(source)
     identity = {
         "spiffe_endpoint": stack.api.endpoint(identity_id),
         "authority_history": str(_authorities(config)),
     }
-    if (file := revocations_file(config)) is not None:
+    if (file := config.revocations_file) is not None:
         identity["revocations"] = str(file)
     document = {
         "agent": {"name": name, "trust_domain": config.trust_domain, "path": f"client/{name}"},
@@ -301,107 +326,10 @@ def _client_yaml(config: StackConfig, stack: EmbeddedStack, identity_id: SpiffeI
             "metrics": {"enabled": False},
         },
     }
-    head = f"{_CLIENT_HEAD} (process {os.getpid()}); it is removed when that ends.\n"
+    head = f"{CLIENT_HEAD} (process {os.getpid()}); it is removed when that ends.\n"
     return head + yaml.safe_dump(document, sort_keys=False)
 
 
 def _yaml(value: str) -> str:
     """Write a text so that a variable's YAML reads as just that text."""
     return yaml.safe_dump(value, default_style='"', width=10_000).strip()
-
-
-# --- the state directory ---------------------------------------------------------------------------------
-
-
-class _Lock:
-    """The held lock of a state directory.
-
-    Its file says who holds it, where that one's sockets are, and a line for each worker: name, process.
-    """
-
-    def __init__(self, file: IO[str]) -> None:
-        self.supervisor: Supervisor | None = None
-        """Whose workers are noted, once all are ready."""
-        self._file = file
-        self._head = 0
-
-    def note_sockets(self, stack: EmbeddedStack) -> None:
-        """Let a successor find the sockets, should this process be killed."""
-        self.write(f"{stack.api.directory}\n")
-        self._head = self._file.tell()
-
-    def note_workers(self) -> None:
-        """Let others (``agentweave doctor``) look whether each still lives."""
-        if self.supervisor is None:
-            return
-        noted = "".join(f"{one.spec.name} {one.pid}\n" for one in self.supervisor.all if one.started)
-        self._file.truncate(self._head)
-        self.write(noted)
-
-    def write(self, text: str) -> None:
-        self._file.write(text)
-        self._file.flush()
-
-
-@contextmanager
-def _locked(state_dir: Path) -> Iterator[_Lock]:
-    """Hold the state directory for this process alone; the lock ends with the process, however it ends.
-
-    What a predecessor left that was killed (its sockets, its clients' files) is removed first.
-    """
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = state_dir / "lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = file.readline(64).strip() or "unknown"
-            raise ConfigurationError(
-                f"{state_dir} is in use by another stack (process {owner}).",
-                key="state_dir",
-                hint="Stop that one, or name another directory with --state-dir.",
-            ) from None
-        file.seek(0)
-        _clear_after(file.read(8192), state_dir)
-        file.truncate(0)
-        lock = _Lock(file)
-        lock.write(f"{os.getpid()}\n")
-        try:
-            yield lock
-        finally:
-            with suppress(OSError):
-                file.truncate(0)
-
-
-def _clear_after(noted: str, state_dir: Path) -> None:
-    """Remove what a killed predecessor left; ``noted`` is what its lock says (:class:`_Lock`)."""
-    for path in (state_dir / "clients").glob("*.yaml"):
-        with suppress(OSError, UnicodeDecodeError):
-            if path.read_text().startswith(_CLIENT_HEAD):
-                path.unlink()
-    _process, directory, *rest = (*noted.split("\n", 2), "")
-    if rest[:-1]:  # the line is whole
-        _remove_sockets(Path(directory))
-
-
-def _remove_sockets(directory: Path) -> None:
-    """Remove a socket directory of ours: nothing in it but sockets, and nothing that belongs to others."""
-    try:
-        found = directory.lstat()
-        ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-        if not (directory.is_absolute() and directory.name.startswith(_SOCKETS_PREFIX) and ours):
-            return
-        for path in directory.iterdir():
-            if stat.S_ISSOCK(path.lstat().st_mode):
-                path.unlink()
-        directory.rmdir()
-    except OSError as error:
-        _log.info("the sockets of the stack before this one stay in %s: %s", directory, error)
-
-
-def _keep_out_of_git(state_dir: Path) -> None:
-    """Keep the keys there out of version control; where somebody else's files lie, nothing is done."""
-    path = state_dir / ".gitignore"
-    if {entry.name for entry in state_dir.iterdir()} <= _STATE and not path.exists():
-        path.write_text("# Keys and logs of `agentweave up`.\n*\n")

@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -54,6 +54,7 @@ from agentweave_bus.identity import (
     SPIFFEIdentityProvider,
     X509Bundle,
 )
+from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["EmbeddedStack", "StackSettings", "embedded_stack"]
@@ -62,6 +63,7 @@ _log = logging.getLogger(__name__)
 
 _POLL_S: Final = 1.0
 _CONNECT_S: Final = 15.0
+_PATIENT_LIFETIME: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,9 @@ class StackSettings:
     ``foreign`` are agents of other trust domains that use this broker: each gets a user and claims, and its
     SVID from its own domain, whose bundle is among ``federated``.
 
-    ``revocations`` is a file of identities and certificates that are trusted no more. ``sync`` is as of
-    :func:`~agentweave_bus.control.broker.broker_configuration`.
+    ``revocations`` is a file of identities and certificates that are trusted no more. ``sync`` and
+    ``patient`` are as of :func:`~agentweave_bus.control.broker.broker_configuration`; who is waited for so
+    patiently may not renew its SVID in time either, so those of a patient stack live for a day.
     """
 
     trust_domain: str
@@ -92,6 +95,7 @@ class StackSettings:
     foreign: tuple[SpiffeID, ...] = ()
     revocations: Path | None = None
     sync: str = DEFAULT_SYNC
+    patient: bool = False
 
     @property
     def users(self) -> tuple[SpiffeID, ...]:
@@ -188,11 +192,14 @@ class EmbeddedStack:
 
 
 @asynccontextmanager
-async def embedded_stack(settings: StackSettings, *, settle: bool = True) -> AsyncIterator[EmbeddedStack]:
+async def embedded_stack(
+    settings: StackSettings, *, settle: bool = True, surroundings: Surroundings = REAL
+) -> AsyncIterator[EmbeddedStack]:
     """Start the stack, keep it in order for the length of the block, and leave nothing behind but its state.
 
     Without ``settle`` the block begins before calls can be claimed, for about 2 s with new streams; who
-    has something to do meanwhile waits later, by :meth:`EmbeddedStack.settled`.
+    has something to do meanwhile waits later, by :meth:`EmbeddedStack.settled`. The control role lives in
+    ``surroundings``.
 
     Raises:
         ConfigurationError: no nats-server is to be had, the grants are wrong, or the state is unusable.
@@ -201,7 +208,7 @@ async def embedded_stack(settings: StackSettings, *, settle: bool = True) -> Asy
     """
     sockets = Path(tempfile.mkdtemp(prefix="agentweave-", dir=os.environ.get("XDG_RUNTIME_DIR")))
     try:
-        async with _running(settings, sockets) as stack:
+        async with _running(settings, sockets, surroundings) as stack:
             if settle:
                 await stack.settled()
             yield stack
@@ -210,14 +217,17 @@ async def embedded_stack(settings: StackSettings, *, settle: bool = True) -> Asy
 
 
 @asynccontextmanager
-async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[EmbeddedStack]:
+async def _running(
+    settings: StackSettings, sockets: Path, surroundings: Surroundings
+) -> AsyncIterator[EmbeddedStack]:
     revoked = await anyio.to_thread.run_sync(Revoked, settings.revocations)
     access = _Access(GrantsWatch(settings.grants), revoked)
     authority = await anyio.to_thread.run_sync(
         Authority.load_or_create, settings.state_dir / "authority", settings.trust_domain
     )
     control, broker = control_role(settings.trust_domain), broker_id(settings.trust_domain)
-    api = WorkloadApiServer(authority, sockets, lifetime=settings.svid_lifetime, federated=settings.federated)
+    lifetime = max(settings.svid_lifetime, _PATIENT_LIFETIME) if settings.patient else settings.svid_lifetime
+    api = WorkloadApiServer(authority, sockets, lifetime=lifetime, federated=settings.federated)
     async with api:
         foreign = [bundle.trust_domain for bundle in settings.federated]
         for identity in (control, broker, *settings.identities, *settings.unrestricted):
@@ -227,7 +237,7 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
         history = RetiredAuthorities(settings.state_dir / "authorities", control, revocations=revoked.list)
         async with (
             _source(api, broker, foreign) as broker_source,
-            _source(api, control, foreign, history) as control_source,
+            _source(api, control, foreign, history, clock=surroundings.wall_s) as control_source,
         ):
             files = _broker_files(settings.state_dir)
             await anyio.to_thread.run_sync(_write_identity, files, broker_source)
@@ -239,7 +249,7 @@ async def _running(settings: StackSettings, sockets: Path) -> AsyncIterator[Embe
             async with nats:
                 stack = EmbeddedStack(settings, api, nats)
                 async with (
-                    _connected_role(stack, control_source, access, history) as role,
+                    _connected_role(stack, control_source, access, history, surroundings) as role,
                     owned_tasks() as group,
                 ):
                     group.start_soon(broker_source.run)
@@ -256,6 +266,7 @@ async def _source(
     identity: SpiffeID,
     domains: Iterable[str],
     history: RetiredAuthorities | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[IdentitySource]:
     """Hold an identity as any workload would: from the Workload API."""
     source = IdentitySource(
@@ -263,6 +274,7 @@ async def _source(
         allowed_trust_domains=domains,
         expected_id=identity,
         history=history,
+        clock=clock,
     )
     await source.start(_CONNECT_S)
     try:
@@ -273,12 +285,16 @@ async def _source(
 
 @asynccontextmanager
 async def _connected_role(
-    stack: EmbeddedStack, source: IdentitySource, access: _Access, history: RetiredAuthorities
+    stack: EmbeddedStack,
+    source: IdentitySource,
+    access: _Access,
+    history: RetiredAuthorities,
+    surroundings: Surroundings,
 ) -> AsyncIterator[ControlRole]:
     """Connect the control role, for the length of the block, and let it make the claims first of all."""
     chains = ChainVerifier(source, revocations=access.revoked.list, retired=history)
     address = BusAddress([stack.bus_url], stack.broker_id)
-    keeper = Keeper(source, chains, address, name="control")
+    keeper = Keeper(source, chains, address, name="control", new_client=surroundings.new_client)
     cast = Cast(lambda: stack.settings.users, lambda: access.grants.current, lambda: access.revoked.shut_out)
     async with (
         composed_role(
@@ -288,6 +304,8 @@ async def _connected_role(
             cast=cast,
             policy=stack.settings.grants,
             audit=stack.settings.state_dir / "audit" / "control.jsonl",
+            time_ns=surroundings.time_ns,
+            monotonic=surroundings.monotonic_s,
         ) as role,
         keeper.open(deadline_s=_CONNECT_S),
     ):
@@ -415,6 +433,7 @@ class _Access:
             files,
             (user for user in users if user["user"] not in shut_out),
             sync=settings.sync,
+            patient=settings.patient,
         )
 
 

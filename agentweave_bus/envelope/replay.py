@@ -43,13 +43,16 @@ class ReplayFilter:
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._young or digest in self._old
 
-    def admit(self, digest: bytes, now_ms: int, sender: str) -> bool:
+    def admit(self, digest: bytes, now_ms: int, sender: str, *, renew: bool = False) -> bool:
         """Remember ``digest``; say false when it was admitted before, or there is no room for it.
 
-        Call it after :func:`.verification.check_time_now`, and never answer what it refuses.
+        Call it after :func:`.verification.check_time_now`, and never answer what it refuses. ``renew`` is
+        for what ``sender`` may seal anew, and so is not of a head: refused, it is remembered from then on.
         """
         self._turn(now_ms)
         if digest in self:
+            if renew and digest in self._old:
+                self._renew(digest, sender)
             return False
         young = self._young_of.get(sender, 0)
         if young + self._old_of.get(sender, 0) >= self._max_entries - len(self):
@@ -57,6 +60,12 @@ class ReplayFilter:
         self._young.add(digest)
         self._young_of[sender] = young + 1
         return True
+
+    def _renew(self, digest: bytes, sender: str) -> None:
+        self._old.remove(digest)
+        self._old_of[sender] -= 1
+        self._young.add(digest)
+        self._young_of[sender] = self._young_of.get(sender, 0) + 1
 
     def _turn(self, now_ms: int) -> None:
         # A clock that goes back turns nothing, so nothing is forgotten early.

@@ -25,6 +25,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from agentweave_bus.config import MetricsConfig
+from agentweave_bus.config.security import in_url
 from agentweave_bus.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -74,6 +75,11 @@ class Exposition:
     def port(self) -> int:
         """The port that is listened on; 0 before :meth:`start`."""
         return 0 if self._server is None else int(self._server.server_address[1])
+
+    @property
+    def url(self) -> str:
+        """Where the metrics are, once it is started."""
+        return f"http://{in_url(self._config.host)}:{self.port}{self._config.path}"
 
     def start(self) -> None:
         """Bind and serve; returns at once.

@@ -1,8 +1,9 @@
 """What a worker tells its supervisor, over a pipe that it inherits: that it is ready, then that it lives.
 
 The first line is ``ready``, after a space where its metrics are, if it has a listener. Then comes a line
-``beat`` with a JSON object every so often, if the supervisor asks for that. The worker writes and never
-waits: a pipe that is full loses a beat, not the worker's time.
+``beat`` with a JSON object every so often, if the supervisor asks for that, and in the end what was counted
+(:mod:`.last_page`). The worker writes and never waits: a pipe that is full loses a beat, not the worker's
+time.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import logging
 import os
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Self
+
+from agentweave_bus.observability.last_page import lines_of
 
 __all__ = ["BEAT_SECONDS", "MAX_LINE_BYTES", "READY_FD", "Heartbeat", "SupervisorPipe", "resident_bytes"]
 
@@ -33,7 +36,8 @@ class Heartbeat(NamedTuple):
 
     ``lag_s`` is by how much its event loop was late, ``idle_s`` for how long it has not asked for tasks
     although it had room for some (``None`` where it serves none), ``svid_s`` how long its SVID is still
-    valid (``None`` without one).
+    valid (``None`` without one). ``backlog`` is how many tasks wait in the queues that it shares with its
+    replicas (``None`` where that is not known).
     """
 
     lag_s: float
@@ -43,6 +47,7 @@ class Heartbeat(NamedTuple):
     connected: bool
     idle_s: float | None = None
     svid_s: float | None = None
+    backlog: int | None = None
 
     def line(self) -> bytes:
         """Return it as it is written to the pipe."""
@@ -62,9 +67,10 @@ class Heartbeat(NamedTuple):
             raise ValueError("no heartbeat: it is nested too deep") from None
         if not isinstance(told, dict) or told.keys() != set(cls._fields):
             raise ValueError(f"no heartbeat: {text:.80}")
-        counts, numbers = ("in_flight", "handled", "resident"), ("lag_s", "idle_s", "svid_s")
+        counts = ("in_flight", "handled", "resident", "backlog")
+        numbers = ("lag_s", "idle_s", "svid_s")
         if (
-            any(type(told[name]) is not int for name in counts)
+            any(type(told[name]) is not int for name in counts if name != "backlog" or told[name] is not None)
             or any(type(told[name]) not in {int, float, type(None)} for name in numbers)
             or told["lag_s"] is None
             or type(told["connected"]) is not bool
@@ -101,6 +107,12 @@ class SupervisorPipe:
     def beat(self, beat: Heartbeat) -> None:
         """Say how the worker is; nobody is told where the pipe is full."""
         self._write(beat.line())
+
+    def counted(self, page: bytes) -> None:
+        """Tell what this worker has counted, as it ends, if beats are wanted: the page of its metrics."""
+        if self.every_s is not None:
+            for line in lines_of(page):
+                self._write(line)
 
     def _write(self, line: bytes) -> None:
         if self._descriptor is None:

@@ -36,10 +36,16 @@ class LogContext(NamedTuple):
     trace_id: str | None = None
     task_id: str | None = None
     caller: str | None = None
+    span_id: str | None = None
 
     def fields(self) -> dict[str, str]:
         """Return what is known."""
-        pairs = (("trace_id", self.trace_id), ("task_id", self.task_id), ("caller", self.caller))
+        pairs = (
+            ("trace_id", self.trace_id),
+            ("span_id", self.span_id),
+            ("task_id", self.task_id),
+            ("caller", self.caller),
+        )
         return {name: value for name, value in pairs if value is not None}
 
 
@@ -55,20 +61,27 @@ def current_log_context() -> LogContext:
 class log_context:  # noqa: N801 - used like a function; a class, because each call makes one
     """Bind ids to every record inside the ``with`` block; what is not given stays as it was.
 
-    ``trace`` is a W3C traceparent, ``caller`` a SPIFFE ID that has been verified.
+    ``trace`` is a position in a trace, or a W3C traceparent; ``span`` the id of the span that is recorded
+    here; ``caller`` a SPIFFE ID that has been verified.
     """
 
     __slots__ = ("_bound", "_token")
 
     def __init__(
-        self, *, trace: str | None = None, task: str | None = None, caller: str | None = None
+        self,
+        *,
+        trace: TraceParent | str | None = None,
+        span: str | None = None,
+        task: str | None = None,
+        caller: str | None = None,
     ) -> None:
         outer = _current.get()
-        parent = TraceParent.parse(trace)
+        parent = TraceParent.parse(trace) if isinstance(trace, str) else trace
         self._bound = LogContext(
             outer.trace_id if parent is None else parent.trace_id,
             task or outer.task_id,
             caller or outer.caller,
+            span or outer.span_id,
         )
 
     def __enter__(self) -> LogContext:

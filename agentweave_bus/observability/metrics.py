@@ -8,7 +8,7 @@ and alerts work. Label values come from closed sets: a capability that was not d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -17,15 +17,19 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 __all__ = [
     "DECLARATIONS",
+    "OTHER",
     "BreakerState",
+    "DeadCause",
     "Declaration",
     "Direction",
     "DropReason",
     "Metrics",
+    "ReadyPart",
     "RequestStatus",
 ]
 
 OTHER: Final = "other"
+"""The capability under which is counted what is of none that was declared."""
 
 _REQUEST_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _TASK_BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600)
@@ -61,6 +65,29 @@ class DropReason(StrEnum):
     LATE = "late"
     DUPLICATE = "duplicate"
     FORGED = "forged"
+
+
+class DeadCause(StrEnum):
+    """Why something became a dead letter: ``lost`` was given up between attempts, ``refused`` before one."""
+
+    FAILED = "failed"
+    LOST = "lost"
+    REFUSED = "refused"
+    UNVERIFIED = "unverified"
+
+
+class ReadyPart(StrEnum):
+    """What has to be well for a process to be sent work."""
+
+    CONNECTED = "connected"
+    IDENTITY = "identity"
+    SUBSCRIBED = "subscribed"
+    RECEIVING = "receiving"
+    POLICY = "policy"
+
+
+_QUEUED_STATES: Final = ("working", "completed", "failed", "canceled", "rejected")
+"""The states of tasks that are counted from zero on; others come up where there are some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +131,17 @@ DECLARATIONS: Final[Mapping[str, Declaration]] = {
     "calls_in_flight": Declaration(
         Gauge, "agentweave_calls_in_flight", "Requests that have not ended yet.", ("direction",)
     ),
+    "queue_depth": Declaration(
+        Gauge, "agentweave_queue_depth", "Tasks that no worker has been given yet.", ("capability",)
+    ),
     "authz_allowed": Declaration(
         Counter, "agentweave_authz_allowed_total", "Decisions to allow.", ("direction",)
     ),
     "authz_denied": Declaration(
-        Counter, "agentweave_authz_denied_total", "Decisions to deny.", ("direction",)
+        Counter,
+        "agentweave_authz_denied_total",
+        "Decisions to deny; that a task waits for an approval is one.",
+        ("direction",),
     ),
     "authz_standing_reused": Declaration(
         Counter,
@@ -182,6 +215,45 @@ DECLARATIONS: Final[Mapping[str, Declaration]] = {
     "bus_reconnects": Declaration(
         Counter, "agentweave_bus_reconnects_total", "Connections to the broker made anew."
     ),
+    "call_retries": Declaration(
+        Counter, "agentweave_call_retries_total", "Calls that were sent once more, for want of an answer."
+    ),
+    "task_states": Declaration(
+        Counter,
+        "agentweave_task_states_total",
+        "Durable tasks that came to a state: each attempt is `working` once.",
+        ("capability", "state"),
+    ),
+    "task_retries": Declaration(
+        Counter,
+        "agentweave_task_retries_total",
+        "Attempts at durable tasks and events that failed and are made again later.",
+        ("capability",),
+    ),
+    "redeliveries": Declaration(
+        Counter,
+        "agentweave_redeliveries_total",
+        "Durable tasks and events that the broker gave out another time.",
+        ("capability",),
+    ),
+    "dead_letters": Declaration(
+        Counter,
+        "agentweave_dead_letters_total",
+        "Durable tasks and events that were given up, by why.",
+        ("capability", "reason"),
+    ),
+    "event_loop_lag": Declaration(
+        Gauge, "agentweave_event_loop_lag_seconds", "By how much the event loop is late."
+    ),
+    "svid_valid": Declaration(
+        Gauge, "agentweave_svid_valid_seconds", "For how long the current SVID is still valid."
+    ),
+    "ready": Declaration(
+        Gauge,
+        "agentweave_ready",
+        "1 for each part of this process that is as it must be to be sent work, 0 for the others.",
+        ("part",),
+    ),
     "audit_write_failures": Declaration(
         Counter, "agentweave_audit_write_failures_total", "Audit records that could not be written."
     ),
@@ -201,6 +273,7 @@ class Metrics:
     request_duration: Histogram
     task_duration: Histogram
     calls_in_flight: Gauge
+    queue_depth: Gauge
     authz_allowed: Counter
     authz_denied: Counter
     authz_standing_reused: Counter
@@ -219,6 +292,14 @@ class Metrics:
     admission_refusals: Counter
     replies_dropped: Counter
     bus_reconnects: Counter
+    call_retries: Counter
+    task_states: Counter
+    task_retries: Counter
+    redeliveries: Counter
+    dead_letters: Counter
+    event_loop_lag: Gauge
+    svid_valid: Gauge
+    ready: Gauge
     audit_write_failures: Counter
     _capabilities: set[tuple[str, str]] = field(default_factory=set, repr=False)
     _series: dict[tuple[str, ...], Any] = field(default_factory=dict, repr=False)
@@ -242,6 +323,28 @@ class Metrics:
         self._capabilities.add((direction, capability))
         for status in RequestStatus:
             self.requests.labels(direction, capability, status)
+
+    def declare_refusals(self, steps: Iterable[str]) -> None:
+        """Count from zero what is refused at the ``steps`` of admission."""
+        for step in steps:
+            self.admission_refusals.labels(step, "refused")
+
+    def declare_queue(self, capability: str) -> None:
+        """Count from zero what comes of the durable tasks of ``capability``, which was declared."""
+        for state in _QUEUED_STATES:
+            self.task_states.labels(capability, state)
+        self.declare_deliveries(capability)
+
+    def declare_deliveries(self, capability: str) -> None:
+        """Count from zero what becomes of deliveries for ``capability``, or for a pattern of events."""
+        self.task_retries.labels(capability)
+        self.redeliveries.labels(capability)
+        for cause in DeadCause:
+            self.dead_letters.labels(capability, cause)
+
+    def declares(self, direction: Direction, capability: str) -> bool:
+        """Say whether ``capability`` was declared: only such names are told apart by those who watch."""
+        return (direction, capability) in self._capabilities
 
     def request_ended(
         self, direction: Direction, capability: str, status: RequestStatus, seconds: float
@@ -277,11 +380,14 @@ class Metrics:
     def breaker_changed(self, endpoint: str, state: BreakerState) -> None:
         """Note the ``state`` of the breaker of a policy ``endpoint``."""
         self._endpoint_states[endpoint] = state
-        order = list(BreakerState)
-        best = min(self._endpoint_states.values(), key=order.index)
         for each in BreakerState:
-            self.authz_breaker_state.labels(each).set(each is best)
+            self.authz_breaker_state.labels(each).set(self.breaker_is(each))
             self.authz_endpoint_breaker_state.labels(endpoint, each).set(each is state)
+
+    def breaker_is(self, state: BreakerState) -> bool:
+        """Say whether the breaker of the best policy endpoint is in ``state``; without one it is closed."""
+        order = list(BreakerState)
+        return state is min(self._endpoint_states.values(), key=order.index, default=BreakerState.CLOSED)
 
     def handshake_ended(self, *, accepted: bool) -> None:
         """Count a TLS handshake."""
@@ -294,6 +400,27 @@ class Metrics:
     def reply_dropped(self, reason: DropReason) -> None:
         """Count a reply that was thrown away."""
         self.replies_dropped.labels(reason).inc()
+
+    def task_came_to(self, capability: str, state: str) -> None:
+        """Count that a durable task is on record as being in ``state``, by this process's hand."""
+        self._one("task_states", self._known(Direction.INBOUND, capability), state).inc()
+
+    def tried_again(self, capability: str) -> None:
+        """Count an attempt at a durable task or an event that failed and is made again later."""
+        self._one("task_retries", self._known(Direction.INBOUND, capability)).inc()
+
+    def redelivered(self, capability: str) -> None:
+        """Count what the broker gave out another time."""
+        self._one("redeliveries", self._known(Direction.INBOUND, capability)).inc()
+
+    def given_up(self, capability: str, cause: DeadCause) -> None:
+        """Count a dead letter that was written."""
+        self._one("dead_letters", self._known(Direction.INBOUND, capability), cause).inc()
+
+    def svid_expires(self, at_s: float, now_s: Callable[[], float]) -> None:
+        """Note when the SVID in use expires, in seconds since the epoch; ``now_s`` is the clock for that."""
+        self.certificate_expiry.set(at_s)
+        self.svid_valid.set_function(lambda: at_s - now_s())
 
     def _one(self, metric: str, *labels: str) -> Any:
         """Return a series of ``metric``. Labels come from closed sets, so these are few."""

@@ -27,9 +27,10 @@ from agentweave_bus.control.role import ControlRole
 from agentweave_bus.envelope import EnvelopeVerifier, control_role
 from agentweave_bus.exceptions import AgentWeaveError, BusError, UnreachableError
 from agentweave_bus.identity import ChainVerifier
-from agentweave_bus.observability.metrics import Metrics
+from agentweave_bus.observability.metrics import OTHER, Metrics
 from agentweave_bus.runtime import lifecycle
 from agentweave_bus.runtime.identities import followed_revocations, identity_source, remembered_authorities
+from agentweave_bus.runtime.readiness import Readiness, base_parts
 from agentweave_bus.runtime.surroundings import REAL
 from agentweave_bus.spiffe_id import SpiffeID
 
@@ -66,6 +67,8 @@ async def serve_control(config: ControlConfig) -> None:
         revocations.on_change(lambda: _log.warning("the revocations changed; %s", _BROKERS))
         source = identity_source(config.identity, me, metrics, REAL, history=history)
         await source.start(_START_S)
+        metrics.svid_expires(source.svid.expiry.timestamp(), REAL.wall_s)
+        metrics.declare_deliveries(OTHER)
         try:
             chains = ChainVerifier(source, revocations=revocations.list, retired=history)
             bus = config.bus
@@ -86,6 +89,7 @@ async def serve_control(config: ControlConfig) -> None:
                     policy=config.grants,
                     audit=config.state_dir / "audit" / "control.jsonl",
                     limits=_limits(config.streams),
+                    on_given_up=metrics.given_up,
                 ) as role,
                 owned_tasks() as group,
             ):
@@ -96,7 +100,7 @@ async def serve_control(config: ControlConfig) -> None:
                     with (
                         lifecycle.stop_signals() as stop_signal,
                         lifecycle.health_listener(
-                            config.observability.metrics, metrics, source, keeper
+                            config.observability.metrics, metrics, me, Readiness(base_parts(source, keeper))
                         ) as url,
                     ):
                         group.start_soon(role.run)

@@ -24,15 +24,16 @@ import anyio
 from nats.aio.msg import Msg
 
 from agentweave_bus.agent import EventHandler, EventHandlers
-from agentweave_bus.bus.connection import Session
+from agentweave_bus.bus.connection import NotPermittedError, Session
 from agentweave_bus.bus.event_admission import EventAdmission
+from agentweave_bus.bus.reception import received
 from agentweave_bus.bus.streams import event_consumer_name, events_stream_name
 from agentweave_bus.bus.subjects import Family, agent_prefix, event_pattern_subject
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.envelope import control_role
 from agentweave_bus.exceptions import AgentWeaveError, BusError, UnreachableError
 from agentweave_bus.names import covers_event
-from agentweave_bus.observability.metrics import Direction
+from agentweave_bus.observability.metrics import DeadCause, Direction
 from agentweave_bus.runtime.wiring import Connected, server_id
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.dead_letters import DeadLetters
@@ -45,7 +46,9 @@ from agentweave_bus.tasks.event_announcing import (
 )
 from agentweave_bus.tasks.event_performer import EventPerformer, EventWork, RunEvent, Subscriber
 from agentweave_bus.tasks.event_puller import EventPuller, PullSource
+from agentweave_bus.tasks.pulling import drained
 from agentweave_bus.tasks.queue import Acknowledgements
+from agentweave_bus.tasks.traced_deliveries import describe_message, traced_deliveries
 
 __all__ = ["EventService"]
 
@@ -79,6 +82,7 @@ class EventService:
         self._handlers = handlers
         for one in handlers:
             parts.metrics.declare_capability(Direction.INBOUND, one.bound.name)
+            parts.metrics.declare_deliveries(one.bound.name)
         self._performer = EventPerformer(
             EventWork(
                 admission=admission,
@@ -86,12 +90,14 @@ class EventService:
                 run=run,
                 seconds_of=self._seconds_of,
                 acknowledgements=Acknowledgements(parts.keeper),
-                dead_letters=DeadLetters(parts.me, parts.desk),
+                dead_letters=DeadLetters(parts.me, parts.desk, self._given_up),
                 audit=parts.audit,
                 metrics=parts.metrics,
             )
         )
         self._pullers: dict[_Key, EventPuller] = {}
+        self._running: set[EventPuller] = set()  # with those that were dropped and have not ended yet
+        self._draining = False
         self._group: Any = None
         self._look = asyncio.Event()
         self._standing = asyncio.Event()
@@ -124,12 +130,16 @@ class EventService:
                     task.cancel()
                 await asyncio.gather(*self._live, return_exceptions=True)
 
+    @property
+    def idle_s(self) -> float | None:
+        """For how long some events were not asked for although there is room, in seconds; else ``None``."""
+        pullers = list(self._pullers.values())
+        return max((idle for one in pullers if (idle := one.idle_s) is not None), default=None)
+
     async def drain(self) -> None:
-        """Take nothing more, and return when what runs has ended."""
-        for puller in self._pullers.values():
-            puller.stop()
-        for puller in self._pullers.values():
-            await puller.ended.wait()
+        """Take nothing more, and return when what runs has ended, or has been given back."""
+        self._draining = True
+        await drained(list(self._running), self._parts.config.bus.drain_timeout, "events")
         while self._live:
             await asyncio.wait(self._live)
 
@@ -211,7 +221,7 @@ class EventService:
         place = f"$JS.API.CONSUMER.INFO.{events_stream_name(publisher)}.{name}"
         try:
             answer: Any = json.loads((await session.ask(place, b"", timeout_s=_ASK_S)).data)
-        except TimeoutError:
+        except (TimeoutError, NotPermittedError):
             return False  # the broker may not have been told of the grant yet
         except ValueError as error:
             raise BusError(f"the broker's answer on {place} is not understood") from error
@@ -221,7 +231,7 @@ class EventService:
         return all(any(covers_event(broad, one) for broad in has) for one in patterns)
 
     def _pull(self, publisher: SpiffeID, *, ordered: bool) -> None:
-        if (publisher, ordered) in self._pullers:
+        if self._draining or (publisher, ordered) in self._pullers:
             return
         parts = self._parts
         prefix = f"{agent_prefix(Family.EVENT, publisher)}."
@@ -231,11 +241,18 @@ class EventService:
             PullSource(events_stream_name(publisher), name, f"{prefix}>", partial(_is_below, prefix)),
             keeper=parts.keeper,
             concurrency=1 if ordered else _CONCURRENCY,
-            perform=partial(self._performer.perform, publisher),
+            perform=traced_deliveries(parts.tracing, partial(self._performer.perform, publisher)),
             announce=self._look_again,
             monotonic=parts.surroundings.monotonic_s,
         )
-        self._group.start_soon(puller.run)
+        self._running.add(puller)
+        self._group.start_soon(self._run, puller)
+
+    async def _run(self, puller: EventPuller) -> None:
+        try:
+            await puller.run()
+        finally:
+            self._running.discard(puller)
 
     def _drop(self, wanted: list[Subscription]) -> None:
         """Pull no more from those whose events may not be received any more."""
@@ -270,6 +287,10 @@ class EventService:
             clock_ms=parts.surroundings.clock_ms,
         )
 
+    def _given_up(self, event: str, cause: DeadCause) -> None:
+        handler = self._handlers.durable(event)
+        self._parts.metrics.given_up(event if handler is None else handler.bound.name, cause)
+
     def _seconds_of(self, subscriber: Subscriber) -> float:
         assert isinstance(subscriber, EventHandler)
         return subscriber.spec.timeout or self._parts.config.bus.task_timeout
@@ -281,14 +302,17 @@ class EventService:
 
     async def _hear(self, session: Session) -> None:
         """Subscribe on this session to what is heard live and is not subscribed to on it yet."""
+        if self._draining:
+            return
         heard = self._heard.setdefault(session, set())
+        heard -= {key for key in heard if not session.hears(key[0])}  # the broker may know the grant now
         live = [one for one in self._handlers if not one.spec.durable]
         for publisher, granted in self._granted().items() if live else ():
             for handler in live:
                 for pattern in common_patterns(granted, [handler.spec.pattern]):
                     subject = event_pattern_subject(publisher, pattern)
                     queue = "" if handler.spec.every else _queue_of(handler)
-                    if (key := (subject, handler.bound.source)) not in heard:
+                    if (key := (subject, handler.source)) not in heard:
                         heard.add(key)
                         await session.serve(subject, queue, partial(self._on_live, publisher, handler))
 
@@ -298,9 +322,15 @@ class EventService:
         handling: Coroutine[Any, Any, None] = self._performer.perform_live(
             publisher, message.subject, message.data, handler, self._parts.surroundings.clock_ms()
         )
+        if self._parts.tracing.enabled:
+            handling = self._traced(message.subject, handling)
         task = asyncio.get_running_loop().create_task(_guarded(handling))
         self._live.add(task)
         task.add_done_callback(self._live.discard)
+
+    async def _traced(self, subject: str, handling: Coroutine[Any, Any, None]) -> None:
+        with received(self._parts.tracing, "consumer", describe_message(subject)):
+            await handling
 
 
 async def _guarded(handling: Coroutine[Any, Any, None]) -> None:
@@ -315,4 +345,4 @@ def _is_below(prefix: str, subject: str) -> bool:
 
 
 def _queue_of(handler: EventHandler) -> str:
-    return hashlib.sha256(handler.bound.source.encode()).hexdigest()[:16]
+    return hashlib.sha256(handler.source.encode()).hexdigest()[:16]

@@ -33,7 +33,7 @@ def identity_source(
 
     def rotated(snapshot: IdentitySnapshot) -> None:
         metrics.svid_rotations.inc()
-        metrics.certificate_expiry.set(snapshot.svid.expiry.timestamp())
+        metrics.svid_expires(snapshot.svid.expiry.timestamp(), surroundings.wall_s)
 
     hooks = RotationHooks(rotated=rotated, failed=lambda _error: metrics.svid_rotation_errors.inc())
     return IdentitySource(

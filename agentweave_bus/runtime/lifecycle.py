@@ -12,14 +12,12 @@ from typing import Any
 
 import anyio
 
-from agentweave_bus.bus.connection import Keeper
 from agentweave_bus.config import LoggingConfig, MetricsConfig
-from agentweave_bus.exceptions import SvidUnavailableError
-from agentweave_bus.identity import IdentitySource
 from agentweave_bus.observability.exposition import Exposition
 from agentweave_bus.observability.heartbeat import BEAT_SECONDS, READY_FD, SupervisorPipe
 from agentweave_bus.observability.logs import configure_logging
 from agentweave_bus.observability.metrics import Metrics
+from agentweave_bus.runtime.readiness import Readiness
 from agentweave_bus.spiffe_id import SpiffeID
 
 __all__ = ["health_listener", "logging_of", "say_ready", "stop_signals"]
@@ -44,42 +42,21 @@ def logging_of(settings: LoggingConfig) -> Iterator[None]:
 def health_listener(
     settings: MetricsConfig,
     metrics: Metrics,
-    source: IdentitySource,
-    keeper: Keeper,
-    details: Callable[[], Mapping[str, Any]] = dict,
+    me: SpiffeID,
+    readiness: Readiness,
 ) -> Iterator[str | None]:
-    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` where the configuration wants them; yield the URL.
-
-    ``details`` is what ``/readyz`` tells besides the connection and the identity.
-    """
+    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` where the configuration wants them; yield the URL."""
     if not settings.enabled:
         yield None
         return
 
     def health() -> tuple[bool, Mapping[str, Any]]:
-        return True, {"agent": str(source.spiffe_id)}
+        return True, {"agent": str(me)}
 
-    def ready() -> tuple[bool, Mapping[str, Any]]:
-        identity = _has_svid(source)
-        return keeper.connected and identity, {
-            "connected": keeper.connected,
-            "identity": identity,
-            **details(),
-        }
-
-    with Exposition(settings, metrics, health=health, ready=ready) as listener:
-        url = f"http://{settings.host}:{listener.port}{settings.path}"
-        _log.info("metrics and health on %s", url)
-        yield url
-
-
-def _has_svid(source: IdentitySource) -> bool:
-    """Say whether there is an SVID that has not expired."""
-    try:
-        source.svid  # noqa: B018 - it raises when there is none
-    except SvidUnavailableError:
-        return False
-    return True
+    readiness.shown_in(metrics)
+    with Exposition(settings, metrics, health=health, ready=readiness.told) as listener:
+        _log.info("metrics and health on %s", listener.url)
+        yield listener.url
 
 
 def say_ready(me: SpiffeID, metrics_url: str | None) -> SupervisorPipe:

@@ -14,9 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import anyio
+from prometheus_client import generate_latest
 
 from agentweave_bus.agent import (
     BoundCapability,
@@ -25,21 +27,24 @@ from agentweave_bus.agent import (
     ValidatedCall,
     bind_context,
 )
-from agentweave_bus.bus.admission import Admission, Admitted
-from agentweave_bus.bus.claims import Claims
-from agentweave_bus.bus.event_admission import EventAdmission
-from agentweave_bus.bus.occupancy import Occupancy
+from agentweave_bus.bus.admission import Admitted
+from agentweave_bus.bus.reception import tell_outcome
 from agentweave_bus.bus.responder import Responder
 from agentweave_bus.bus.task_groups import owned_tasks
 from agentweave_bus.client import Parent, TaskOptions
 from agentweave_bus.envelope import Head, Kind, Requester, VerifiedLink, requester
 from agentweave_bus.identity import IdentitySnapshot, X509Svid
+from agentweave_bus.observability.conventions import handler_attributes
 from agentweave_bus.observability.logs import log_context
 from agentweave_bus.observability.metrics import Direction, Metrics
-from agentweave_bus.observability.tracing import Span, Tracing
+from agentweave_bus.observability.spans import Span, handed_on, inner_span, traceparent
+from agentweave_bus.observability.tracing import Tracing
 from agentweave_bus.runtime import lifecycle
-from agentweave_bus.runtime.beating import beat
+from agentweave_bus.runtime.beating import report
 from agentweave_bus.runtime.event_service import EventService
+from agentweave_bus.runtime.gates import gates
+from agentweave_bus.runtime.loop_lag import LoopLag
+from agentweave_bus.runtime.readiness import Readiness, Serving, serving_parts
 from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.runtime.task_service import Steps, TaskService, Telling
 from agentweave_bus.runtime.wiring import Connected, connected
@@ -88,7 +93,7 @@ class _ConnectedAgent:
             parent=_parent(context),
             principal=principal,
             scope=scope,
-            trace=None if context is None else context.trace,
+            trace=_position(context),
         )
 
     async def submit(
@@ -140,7 +145,7 @@ class _ConnectedAgent:
             deadline=deadline,
             timeout=self._parts.config.bus.call_timeout,
             parent=_parent(context),
-            trace=None if context is None else context.trace,
+            trace=_position(context),
         )
 
 
@@ -176,16 +181,13 @@ def _parent(context: RequestContext | None) -> Parent | None:
         deadline_ms=head.exp,
         principal=context.principal,
         scope=head.scope,
-        trace=context.trace,
+        trace=_position(context),
     )
 
 
-def _health_listener(parts: Connected) -> AbstractContextManager[str | None]:
-    def details() -> Mapping[str, Any]:
-        return {"policy_revision": parts.authorizer.revision}
-
-    settings = parts.config.observability.metrics
-    return lifecycle.health_listener(settings, parts.metrics, parts.source, parts.keeper, details)
+def _position(context: RequestContext | None) -> str | None:
+    """Return where in the trace something is sent: in a step of a handler, not beside it."""
+    return traceparent() or (None if context is None else context.trace)
 
 
 class Runner:
@@ -226,7 +228,6 @@ class _Served:
         self._agent = agent
         self._on_started = on_started
         self._responder: Responder | None = None
-        self._claims: Claims | None = None
         self._tasks: TaskService | None = None
         self._events: EventService | None = None
         self._parts: Connected | None = None
@@ -240,37 +241,10 @@ class _Served:
         table = self._agent.capability_table
         for name in table:
             parts.metrics.declare_capability(Direction.INBOUND, name)
-        self._claims = Claims(parts.me, parts.keeper)
-        bus = parts.config.bus
-        occupancy = Occupancy(bus.max_in_flight, bus.max_in_flight_bytes)
-        gate: dict[str, Any] = {
-            "me": parts.me,
-            "verifier": parts.verifier,
-            "capabilities": table,
-            "authorizer": parts.authorizer,
-            "audit": parts.audit,
-            "claims": self._claims,
-            "occupancy": occupancy,
-            "metrics": parts.metrics,
-            "clock_ms": parts.surroundings.clock_ms,
-        }
-        admission = Admission(**gate, blobs=parts.desk.blobs)
-        self._responder = Responder(
-            me=parts.me,
-            capabilities=table,
-            admission=admission,
-            dispatch=self._dispatch,
-            sealer=parts.sealer,
-            audit=parts.audit,
-            metrics=parts.metrics,
-            clock_ms=parts.surroundings.clock_ms,
-            taken_in=occupancy.taken_in,
-            queued_bytes=occupancy.max_bytes,
-        )
+        admission, events, self._responder, claims = gates(parts, table, self._dispatch)
         self._tasks = TaskService(parts, admission, table, self._dispatch_task)
-        handlers = self._agent.event_handlers
-        self._events = EventService(parts, EventAdmission(**gate), handlers, self._dispatch_event)
-        parts.keeper.on_session(self._claims.on_session)
+        self._events = EventService(parts, events, self._agent.event_handlers, self._dispatch_event)
+        parts.keeper.on_session(claims.on_session)
         parts.keeper.on_session(self._responder.on_session)
         self._parts, self._metrics, self._tracing = parts, parts.metrics, parts.tracing
         self._surroundings = parts.surroundings
@@ -280,23 +254,42 @@ class _Served:
         assert self._responder is not None
         assert self._tasks is not None
         assert self._events is not None
+        lag = LoopLag(parts.surroundings.monotonic_s)
         async with self._responder.running(), owned_tasks() as group:
             signals = parts.surroundings.stop_signals or lifecycle.stop_signals
-            with signals() as stop_signal, _health_listener(parts) as metrics_url:
+            with signals() as stop_signal, self._health_listener(parts, lag) as metrics_url:
                 await self._agent.begin_serving(_ConnectedAgent(parts))
                 try:
                     self._on_started()
                     self._started.set()
                     group.start_soon(self._announce_rotations, parts)
+                    group.start_soon(lag.run)
                     async with self._tasks.running(), self._events.running():
                         pipe = lifecycle.say_ready(parts.me, metrics_url)
-                        group.start_soon(beat, pipe, parts, self._tasks)
+                        exposed = metrics_url is not None
+                        group.start_soon(partial(report, pipe, parts, self._tasks, exposed=exposed))
                         await stop_signal()
                         await parts.keeper.drain(parts.config.bus.drain_timeout, self._drain)
+                        if exposed:
+                            pipe.counted(generate_latest(parts.metrics.registry))
                 finally:
                     group.cancel_scope.cancel()
                     with anyio.move_on_after(_ON_STOP_SECONDS, shield=True):
                         await self._agent.end_serving()
+
+    def _health_listener(self, parts: Connected, lag: LoopLag) -> AbstractContextManager[str | None]:
+        assert self._responder is not None
+        assert self._tasks is not None
+        assert self._events is not None
+
+        def details() -> Mapping[str, Any]:
+            return {"policy_revision": parts.authorizer.revision}
+
+        serving = Serving(self._responder.subjects, self._tasks, self._events, lag, self._started.is_set)
+        checks = serving_parts(parts, serving)
+        parts.metrics.event_loop_lag.set_function(lambda: lag.seconds)
+        settings = parts.config.observability.metrics
+        return lifecycle.health_listener(settings, parts.metrics, parts.me, Readiness(checks, details))
 
     async def _drain(self) -> None:
         """Take no more tasks and events, and return when what runs has ended."""
@@ -315,12 +308,12 @@ class _Served:
         began = time.perf_counter()
         assert isinstance(admitted.capability, BoundCapability)
         assert isinstance(admitted.payload, ValidatedCall)
-        with self._span(head) as span, log_context(task=head.id, caller=str(asks.iss)):
+        bound = admitted.capability
+        with self._span(head, bound) as span, log_context(task=head.id, caller=str(asks.iss)):
             # What the handler calls belongs below this span, not beside it.
             with bind_context(self._context(admitted, asks, span.traceparent)):
-                result = await admitted.capability.invoke(admitted.payload)
-            if result.status == "failed":
-                span.set_error("failed")
+                result = await bound.invoke(admitted.payload)
+            tell_outcome(span, failed=result.status == "failed")
         self._metrics.handler_ended(head.cap, time.perf_counter() - began)
         return result.to_json()
 
@@ -336,8 +329,12 @@ class _Served:
         writer = ProgressWriter(
             parts.desk, run.log.ref, asks.digest, run.record.epoch, since=max(1, run.log.redriven)
         )
-        with self._span(head) as span, log_context(task=head.id, caller=str(asks.iss)):
-            context = self._context(admitted, asks, span.traceparent, run.record.epoch)
+        epoch = run.record.epoch
+        with (
+            self._span(head, bound, attempt=epoch) as span,
+            log_context(task=head.id, caller=str(asks.iss)),
+        ):
+            context = self._context(admitted, asks, span.traceparent, epoch)
             async with writer:
                 with bind_context(context):
                     if run.give_up is None:
@@ -350,9 +347,10 @@ class _Served:
                         )
                     else:
                         result = TaskResult(status="failed", error=run.give_up)
-                        attempt = await bound.give_up(call, result, store=store)
-            if attempt.result.status == "failed":
-                span.set_error("failed")
+                        # So began what is out of attempts or of time; what is cancelled was to run.
+                        exhausted = run.record.body.undoes is True
+                        attempt = await bound.give_up(call, result, store=store, exhausted=exhausted)
+            tell_outcome(span, failed=attempt.result.status == "failed", retry=attempt.retry)
         self._metrics.handler_ended(head.cap, time.perf_counter() - began)
         return Attempted(
             attempt.result.to_json(),
@@ -362,6 +360,7 @@ class _Served:
             attempt.exhausted,
             writer.mark(),
             attempt.undoing,
+            attempt.not_undone,
         )
 
     async def _dispatch_event(self, run: EventRun) -> Attempted:
@@ -372,15 +371,17 @@ class _Served:
         assert isinstance(bound, BoundCapability)
         assert isinstance(call, ValidatedCall)
         began = time.perf_counter()
-        with self._span(head, bound.name) as span, log_context(task=head.id, caller=str(asks.iss)):
+        with (
+            self._span(head, bound, attempt=run.attempt) as span,
+            log_context(task=head.id, caller=str(asks.iss)),
+        ):
             context = self._context(admitted, asks, span.traceparent)
             context = replace(context, attempt=run.attempt, event=head.cap, key=head.idk)
             with bind_context(context):
                 attempt = await bound.attempt(
                     call, last_attempt=run.last, seconds=parts.config.bus.task_timeout
                 )
-            if attempt.result.status == "failed":
-                span.set_error("failed")
+            tell_outcome(span, failed=attempt.result.status == "failed", retry=attempt.retry)
         self._metrics.handler_ended(bound.name, time.perf_counter() - began)
         return Attempted(attempt.result.to_json(), attempt.retry, attempt.retry_after, attempt.correlation_id)
 
@@ -404,14 +405,13 @@ class _Served:
             monotonic_ns=self._surroundings.monotonic_ns,
         )
 
-    def _span(self, head: Head, name: str | None = None) -> AbstractContextManager[Span]:
-        """Open the server's span of a request; its capability is one of this agent's, so few names occur."""
-        return self._tracing.span(
-            f"agentweave {name or head.cap}",
-            kind="server",
-            parent=head.trace,
-            attributes={"rpc.system": "agentweave", "rpc.service": str(head.aud), "rpc.method": head.cap},
-        )
+    def _span(
+        self, head: Head, bound: BoundCapability, *, attempt: int | None = None
+    ) -> AbstractContextManager[Span]:
+        """Open the span of a handler; it is one of this agent's, so few names occur."""
+        if not self._tracing.enabled:
+            return handed_on(head.trace)
+        return inner_span(f"handle {bound.name}", handler_attributes(bound.source, head.id, attempt))
 
     async def _announce_rotations(self, parts: Connected) -> None:
         newest: asyncio.Queue[X509Svid] = asyncio.Queue(maxsize=1)

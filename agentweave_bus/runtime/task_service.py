@@ -6,12 +6,8 @@ told to stop it may finish, for as long as calls may; what is left then goes bac
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
-
-import anyio
 
 from agentweave_bus.agent import BoundCapability
 from agentweave_bus.agent.lifecycle import HEALTH
@@ -24,25 +20,20 @@ from agentweave_bus.runtime.wiring import Connected, server_id
 from agentweave_bus.tasks.announcing import Announcer
 from agentweave_bus.tasks.approving import Approvals
 from agentweave_bus.tasks.attempt import RunTask, TaskRun
+from agentweave_bus.tasks.backlog import Backlog
 from agentweave_bus.tasks.controls import Controls
 from agentweave_bus.tasks.dead_letters import DeadLetters
 from agentweave_bus.tasks.performer import Performer
 from agentweave_bus.tasks.progress import ProgressWriter
+from agentweave_bus.tasks.pulling import drained
 from agentweave_bus.tasks.queue import Acknowledgements
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.tasks.step_log import StepLog
 from agentweave_bus.tasks.task_puller import TaskPuller
+from agentweave_bus.tasks.traced_deliveries import traced_deliveries
 from agentweave_bus.types import Artifact
 
 __all__ = ["Steps", "TaskService", "Telling"]
-
-_log = logging.getLogger(__name__)
-
-_PART_FOR_TASKS: Final = 0.9
-"""Of the time for draining: the rest is for giving back what has not ended by then."""
-
-_CONCURRENCY: Final = 32
-"""How many attempts at tasks of one capability run at once, where the capability does not say."""
 
 
 class TaskService:
@@ -57,13 +48,13 @@ class TaskService:
     ) -> None:
         self._table = {name: bound for name, bound in table.items() if name != HEALTH}
         self._seconds = parts.config.bus.task_timeout
-        self._grace_s = _PART_FOR_TASKS * parts.config.bus.drain_timeout
+        self._drain_s = parts.config.bus.drain_timeout
         acknowledgements = Acknowledgements(parts.keeper)
         self.performer = Performer(
             me=parts.me,
             admission=admission,
             desk=parts.desk,
-            dead_letters=DeadLetters(parts.me, parts.desk),
+            dead_letters=DeadLetters(parts.me, parts.desk, parts.metrics.given_up),
             acknowledgements=acknowledgements,
             audit=parts.audit,
             metrics=parts.metrics,
@@ -90,6 +81,7 @@ class TaskService:
             audit=parts.audit,
             wake=self.performer.wake,
         )
+        self.backlog = Backlog(parts.me, self._table, keeper=parts.keeper, metrics=parts.metrics)
         self._pullers: list[TaskPuller] = []
         if not self._table:
             return
@@ -103,13 +95,15 @@ class TaskService:
             monotonic=parts.surroundings.monotonic_s,
         )
         parts.keeper.on_session(announcer.greet)
+        for name in self._table:
+            parts.metrics.declare_queue(name)
         self._pullers = [
             TaskPuller(
                 parts.me,
                 name,
                 keeper=parts.keeper,
-                concurrency=bound.concurrency or _CONCURRENCY,
-                perform=self.performer.perform,
+                concurrency=bound.concurrency or parts.config.bus.task_concurrency,
+                perform=traced_deliveries(parts.tracing, self.performer.perform),
                 announce=announcer.announce,
                 monotonic=parts.surroundings.monotonic_s,
             )
@@ -138,19 +132,7 @@ class TaskService:
         What has not ended after a while is given back: another worker begins it at once, and it counts as no
         attempt.
         """
-        for puller in self._pullers:
-            puller.stop()
-        with anyio.move_on_after(self._grace_s):
-            await self._ended()
-        if any(left := [puller.running for puller in self._pullers]):
-            _log.warning("%d tasks have not ended in %g s and are given back", sum(left), self._grace_s)
-            for puller in self._pullers:
-                puller.give_back()
-        await self._ended()
-
-    async def _ended(self) -> None:
-        for puller in self._pullers:
-            await puller.ended.wait()
+        await drained(self._pullers, self._drain_s, "tasks")
 
     def _rule_of(self, opened: OpenedTask) -> Retry:
         bound = self._table[opened.capability.name]

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -33,12 +34,14 @@ from agentweave_bus.authz.authorizer import DEFAULT_TIMEOUT_S
 from agentweave_bus.authz.circuit_breaker import BreakerSettings
 from agentweave_bus.authz.frames import DEFAULT_MAX_BYTES
 from agentweave_bus.authz.opa import OpaServerEngine, OpaSettings
+from agentweave_bus.authz.traced_authorizer import TracedAuthorizer
 from agentweave_bus.authz.wasm import EmbeddedEngine
 from agentweave_bus.bus.blobs import Blobs
 from agentweave_bus.bus.connection import BusAddress, Keeper
 from agentweave_bus.bus.requests import Requests, RetryRule
 from agentweave_bus.bus.slots import Slots
 from agentweave_bus.bus.task_groups import owned_tasks
+from agentweave_bus.bus.traced_admission import StepwiseVerifier
 from agentweave_bus.client import CalleeBreakers, Client
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.config.operation import RetryConfig
@@ -63,7 +66,9 @@ from agentweave_bus.tasks.blob_announcing import BlobAnnouncer
 from agentweave_bus.tasks.handle import Handles
 from agentweave_bus.tasks.log import Desk
 from agentweave_bus.tasks.publishing import Publisher, Publishing
+from agentweave_bus.tasks.record import RecordBody
 from agentweave_bus.tasks.submission import Submissions
+from agentweave_bus.types import TaskState
 
 __all__ = ["Connected", "clock_ms", "connected", "server_id"]
 
@@ -134,13 +139,16 @@ async def connected(
         chains = ChainVerifier(source, revocations=revocations.list, retired=history)
         await source.start(connect_deadline_s)
         stack.push_async_callback(source.aclose)
-        metrics.certificate_expiry.set(source.svid.expiry.timestamp())
+        metrics.svid_expires(source.svid.expiry.timestamp(), surroundings.wall_s)
+        tracing = _tracing(config, source.spiffe_id)
+        stack.push_async_callback(_send_last_spans, tracing)
         authorizer = await _authorizer(
             config,
             source,
             authz_provider,
             stack,
             metrics,
+            tracing=tracing,
             surroundings=surroundings,
             chains=chains,
             revocations=revocations,
@@ -149,8 +157,6 @@ async def connected(
         # It reads the names in a directory and the end of a file.
         audit = await anyio.to_thread.run_sync(_audit, config, source.spiffe_id, stack, surroundings)
         stack.push_async_callback(audit.aclose)
-        tracing = _tracing(config, source.spiffe_id)
-        stack.push_async_callback(_send_last_spans, tracing)
         parts = _wire(
             config,
             source,
@@ -179,6 +185,7 @@ async def _authorizer(
     stack: AsyncExitStack,
     metrics: Metrics,
     *,
+    tracing: Tracing,
     surroundings: Surroundings,
     chains: ChainVerifier,
     revocations: RevocationWatch,
@@ -208,7 +215,8 @@ async def _authorizer(
     watch = None
     if settings.bundle is not None:
         watch = await anyio.to_thread.run_sync(PolicyWatch, settings.bundle, load)
-    return Authorizer(
+    kind = TracedAuthorizer if tracing.enabled else Authorizer
+    return kind(
         engine,
         policy_path=settings.policy_path,
         watch=watch,
@@ -303,7 +311,7 @@ def _wire(
     chains: ChainVerifier,
 ) -> Connected:
     me = source.spiffe_id
-    verifier = EnvelopeVerifier(chains)
+    verifier = StepwiseVerifier(chains) if tracing.enabled else EnvelopeVerifier(chains)
     sealer = Sealer(lambda: source.svid)
     address = BusAddress(
         config.bus.servers,
@@ -342,6 +350,7 @@ def _wire(
         clock_ms=surroundings.clock_ms,
         witness=audit.witness,
         on_foreign=metrics.foreign_records.inc,
+        on_record=partial(_count_record, metrics),
         blobs=blobs,
     )
     _declare_granted(authorizer, me, metrics)
@@ -416,6 +425,12 @@ def _blobs(
         patience_s=config.bus.retry.patience,
         monotonic=surroundings.monotonic_s,
     )
+
+
+def _count_record(metrics: Metrics, capability: str, body: RecordBody) -> None:
+    """Count what a task came to; a pass that only undoes what was done is no attempt at it."""
+    if body.state is not TaskState.WORKING or body.undoes is None:
+        metrics.task_came_to(capability, body.state)
 
 
 def _declare_granted(authorizer: Authorizer, me: SpiffeID, metrics: Metrics) -> None:

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,8 @@ SOCKET_NAME: Final = "supervisor.sock"
 _MAX_BYTES: Final = 1024 * 1024
 _REQUEST_S: Final = 5.0
 _MOST_AT_ONCE: Final = 16
+_CREDENTIALS: Final = struct.Struct("3i")
+"""As Linux tells them: process, user, group."""
 
 Answer = Callable[[Mapping[str, Any]], Awaitable[Any]]
 
@@ -81,6 +84,7 @@ async def ask_supervisor(path: Path, request: Mapping[str, Any], timeout_s: floa
 
     Raises:
         UnreachableError: nobody answers there.
+        ConfigurationError: what it was asked, or a file that it was to read, is wrong.
         AgentWeaveError: it can't do what it was asked; the message says why.
 
     """
@@ -89,6 +93,7 @@ async def ask_supervisor(path: Path, request: Mapping[str, Any], timeout_s: floa
             with _reachable(path) as short:
                 reader, writer = await asyncio.open_unix_connection(short, limit=_MAX_BYTES)
             try:
+                _check_who_answers(writer, path)
                 writer.write(json.dumps(request).encode() + b"\n")
                 line = await reader.readline()
             finally:
@@ -101,8 +106,18 @@ async def ask_supervisor(path: Path, request: Mapping[str, Any], timeout_s: floa
     except (OSError, ValueError) as error:
         raise UnreachableError(f"no supervisor answers at {path}: is one running there?") from error
     if "error" in told:
-        raise AgentWeaveError(told["error"])
+        raise (ConfigurationError if told.get("configuration") else AgentWeaveError)(told["error"])
     return told["answer"]
+
+
+def _check_who_answers(writer: asyncio.StreamWriter, path: Path) -> None:
+    """Refuse somebody who could put a socket there only because others may write to the directory."""
+    credentials = writer.get_extra_info("socket").getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+    )
+    _, user, _ = _CREDENTIALS.unpack(credentials)
+    if user not in {0, os.geteuid(), path.parent.stat().st_uid}:
+        raise UnreachableError(f"user {user} answers at {path}, whose directory is not that user's")
 
 
 async def _answered(reader: asyncio.StreamReader, answer: Answer) -> dict[str, Any]:
@@ -121,7 +136,7 @@ async def _answered(reader: asyncio.StreamReader, answer: Answer) -> dict[str, A
             raise ConnectionResetError("who asked has gone")  # noqa: TRY301
         return {"answer": doing.result()}
     except AgentWeaveError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "configuration": isinstance(error, ConfigurationError)}
     except OSError:
         raise
     except Exception:  # noqa: BLE001 - a request must not end who answers it

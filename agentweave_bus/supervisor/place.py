@@ -11,8 +11,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -20,21 +21,17 @@ from anyio.abc import TaskGroup
 
 from agentweave_bus.exceptions import WorkerError
 from agentweave_bus.supervisor.rules import (
-    HealthRule,
     Next,
-    RecycleRule,
-    RestartRule,
     after_exit,
     due_for_recycling,
     hangs,
     is_deaf,
+    share_of,
 )
-from agentweave_bus.supervisor.worker_process import READY_SECONDS, WorkerExit, WorkerProcess, WorkerSpec
+from agentweave_bus.supervisor.worker_plan import METRICS_PORT, WorkerPlan
+from agentweave_bus.supervisor.worker_process import WorkerExit, WorkerProcess
 
-__all__ = ["METRICS_PORT", "Place", "PlaceState", "Wish", "WorkerPlan", "place_names"]
-
-METRICS_PORT: Final = "AGENTWEAVE_OBSERVABILITY__METRICS__PORT"
-"""Environment variable: the port of a worker's own listener."""
+__all__ = ["Place", "PlaceState", "Wish"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,38 +39,6 @@ _KILLED: Final = -9
 _LATE_S: Final = 5.0
 _AFTER_DRAINING_S: Final = 12.0
 """How long a worker has, after what it was doing, for its own stop hook and for disconnecting."""
-
-
-def place_names(agent: str, replicas: int) -> tuple[str, ...]:
-    """Return a name for each place of an agent's workers."""
-    return (agent,) if replicas == 1 else tuple(f"{agent}/{number}" for number in range(1, replicas + 1))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerPlan:
-    """What is to run: ``replicas`` processes of ``spec``, whose name is the agent's.
-
-    A worker that is told to end has ``drain_s`` seconds for what it is doing, and ``ready_s`` seconds to
-    become ready.
-    """
-
-    spec: WorkerSpec
-    replicas: int = 1
-    restart: RestartRule = field(default_factory=RestartRule)
-    health: HealthRule = field(default_factory=HealthRule)
-    recycle: RecycleRule = field(default_factory=RecycleRule)
-    drain_s: float = 30.0
-    ready_s: float = READY_SECONDS
-
-    @property
-    def name(self) -> str:
-        """The agent's name."""
-        return self.spec.name
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        """The names of its places."""
-        return place_names(self.name, self.replicas)
 
 
 class Wish:
@@ -102,7 +67,13 @@ _EMPTY: Final = frozenset({PlaceState.DRAINED, PlaceState.ENDED, PlaceState.GIVE
 
 
 class Place:
-    """One worker's place. ``on_event`` gets what happens, for people; ``on_change`` is called with it."""
+    """One worker's place.
+
+    ``on_event`` gets what happens, for people; ``on_change`` is called with it, ``on_beat`` when its worker
+    has said how it is, ``on_counted(agent, process id, page)`` with the last page of its metrics.
+    ``is_alone`` says whether no other process of its agent lives, ``may_recycle`` whether no other worker of
+    its agent is being replaced.
+    """
 
     def __init__(
         self,
@@ -112,7 +83,10 @@ class Place:
         on_line: Callable[[str, str], None],
         on_event: Callable[[str], None],
         on_change: Callable[[], None],
+        on_beat: Callable[[], None],
+        on_counted: Callable[[str, int, str], None],
         is_alone: Callable[[Place], bool],
+        may_recycle: Callable[[Place], bool],
         strict: bool,
     ) -> None:
         self.name = name
@@ -128,7 +102,10 @@ class Place:
         self._on_line = on_line
         self._on_event = on_event
         self._on_change = on_change
+        self._on_beat = on_beat
+        self._on_counted = on_counted
         self._is_alone = is_alone
+        self._may_recycle = may_recycle
         self._exits = 0
         """How often it ended since one has run for long enough."""
         self._over = False
@@ -138,6 +115,8 @@ class Place:
         self._down = False
         self._scope = anyio.CancelScope()
         self._leaving: set[WorkerProcess] = set()
+        self._fresh: WorkerProcess | None = None
+        """Who is about to take over."""
 
     async def run(self, group: TaskGroup) -> None:
         """Keep the place filled until :meth:`leave` or cancellation; what runs is ended in order then.
@@ -170,6 +149,26 @@ class Place:
         """Whether any process of this place lives: that which works here, one to come, one that leaves."""
         return any(one.running for one in (self.process, *self._leaving) if one is not None)
 
+    @property
+    def leaving(self) -> tuple[WorkerProcess, ...]:
+        """Those that are ending while others work here, and who is about to take over."""
+        return tuple(one for one in self._leaving if one.started)
+
+    @property
+    def replacing(self) -> bool:
+        """Whether a fresh worker is about to take over."""
+        return self._fresh is not None
+
+    @property
+    def drained(self) -> bool:
+        """Whether it was told to have no worker until somebody asks for one."""
+        return self._down
+
+    @property
+    def empty(self) -> bool:
+        """Whether nobody works here, nor will without being asked."""
+        return self.state in _EMPTY
+
     def leave(self) -> None:
         """Have the place given up for good, its worker ended in order."""
         self._scope.cancel()
@@ -185,8 +184,9 @@ class Place:
         self._down = True
         self._news.set()
         _tell(self._take_asked(), "it was told to end")
-        if self.state is PlaceState.STARTING and self.process is not None:
-            self.process.terminate()
+        starting = self.process if self.state is PlaceState.STARTING else self._fresh
+        if starting is not None:  # whoever looks after it waits until it is ready
+            starting.terminate()
 
     def replace(self, plan: WorkerPlan | None = None) -> Wish:
         """Have a fresh worker take over, by a new plan if there is one.
@@ -301,28 +301,28 @@ class Place:
         now = asyncio.get_running_loop().time()
         if self._asked:
             why = "that was asked for"
-        elif now < self._not_before or not (
-            why := is_deaf(self.plan.health, old.beat)
-            or due_for_recycling(self.plan.recycle, old.beat, now - old.started_at)
-            or ""
-        ):
+        elif now < self._not_before or not (why := self._due(old, now)):
             return False
         self._on_event(f"{self.name} is replaced by a fresh worker: {why}")
         asked, fresh = self._take_asked(), self._make(fresh=True)
         self._leaving.add(fresh)  # until it has taken over
+        self._fresh = fresh
         try:
             await fresh.start(self.plan.ready_s)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await fresh.end(0)
-            _tell(asked, str(error) or "it was told to end")
+            _tell(asked, "it was told to end" if self._down else str(error) or "it was told to end")
             if not isinstance(error, WorkerError):
                 raise
+            if self._down:
+                return False
             self._on_event(f"{self.name} goes on as it is, its replacement failed: {error}")
             self._not_before = now + self.plan.restart.longest_s
             return False
         finally:
             self._leaving.discard(fresh)
+            self._fresh = None
         self.process = fresh
         self._not_before = asyncio.get_running_loop().time() + self.plan.restart.longest_s
         self.restarts += 1
@@ -330,6 +330,14 @@ class Place:
         self._leaving.add(old)
         group.start_soon(self._end_old, old, asked)
         return True
+
+    def _due(self, old: WorkerProcess, now: float) -> str:
+        """Say why a worker is to be replaced now without anybody asking for it."""
+        if why := is_deaf(self.plan.health, old.beat):
+            return why
+        age_s = now - old.started_at
+        why = due_for_recycling(self.plan.recycle, old.beat, age_s, early=share_of(self.name))
+        return why if why is not None and self._may_recycle(self) else ""
 
     async def _end_old(self, old: WorkerProcess, asked: list[Wish]) -> None:
         try:
@@ -384,9 +392,13 @@ class Place:
             environment={**self.plan.spec.environment, **more},
             beat_s=self.plan.health.beat_s,
         )
-        made = WorkerProcess(spec, self._on_line, self._news.set)
+        made = WorkerProcess(spec, self._on_line, self._heard, partial(self._on_counted, self.plan.name))
         made.drain_s = self.plan.drain_s  # as promised to this one, whatever later plans say
         return made
+
+    def _heard(self) -> None:
+        self._news.set()
+        self._on_beat()
 
     def _is_asked(self) -> bool:
         return self._down or bool(self._asked)

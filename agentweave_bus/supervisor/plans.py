@@ -10,13 +10,15 @@ from typing import Final
 from agentweave_bus.config import AgentConfig, StackAgent, StackConfig, load_config
 from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID
-from agentweave_bus.supervisor.place import METRICS_PORT, WorkerPlan, place_names
+from agentweave_bus.supervisor.autoscaling import ScaleRule
 from agentweave_bus.supervisor.rules import HealthRule, RecycleRule, RestartRule
+from agentweave_bus.supervisor.worker_plan import METRICS_PORT, WorkerPlan, place_names
 from agentweave_bus.supervisor.worker_process import WorkerSpec
 
 __all__ = ["PlannedAgent", "has_its_port", "plan_of", "planned_agents", "plans_of"]
 
 _DRAIN: Final = "AGENTWEAVE_BUS__DRAIN_TIMEOUT"
+_CONCURRENCY: Final = "AGENTWEAVE_BUS__TASK_CONCURRENCY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,13 @@ class PlannedAgent:
 
     @property
     def replicas(self) -> tuple[str, ...]:
-        """A name for each of its processes."""
-        return place_names(self.config.agent.name, self.entry.replicas)
+        """A name for each of the processes that it has at first."""
+        return place_names(self.config.agent.name, *self.entry.workers)
+
+    @property
+    def scales(self) -> bool:
+        """Whether their number follows the load."""
+        return self.entry.min is not None
 
 
 def planned_agents(config: StackConfig, environment: str | None = None) -> tuple[PlannedAgent, ...]:
@@ -69,7 +76,7 @@ def has_its_port(agent: PlannedAgent, agents: tuple[PlannedAgent, ...]) -> bool:
     """Say whether an agent's metrics are on the port that its file names: nobody else here may want it."""
     metrics = agent.config.observability.metrics
     wanted = sum(
-        one.entry.replicas for one in agents if one.config.observability.metrics.port == metrics.port
+        one.entry.workers[1] for one in agents if one.config.observability.metrics.port == metrics.port
     )
     return "port" in metrics.model_fields_set and wanted == 1
 
@@ -82,21 +89,24 @@ def plan_of(
     ``variables`` are given to its workers; what its entry says in ``env`` comes before them.
     """
     entry, config = agent.entry, agent.config
+    least, most = entry.workers
     restart, health, recycle = entry.restart, entry.health, entry.recycle
     if (drain_s := entry.drain_timeout) is None:
         drain_s = config.bus.drain_timeout
     drains = {} if entry.drain_timeout is None else {_DRAIN: str(float(entry.drain_timeout))}
+    at_once = {} if entry.concurrency is None else {_CONCURRENCY: str(entry.concurrency)}
     ports = {} if has_its_port(agent, agents) else {METRICS_PORT: "0"}
     return WorkerPlan(
         spec=WorkerSpec(
             name=config.agent.name,
             config=entry.config,
             class_path=entry.class_,
-            environment={**variables, **ports, **drains, **entry.env},
+            environment={**variables, **ports, **drains, **at_once, **entry.env},
             user=entry.uid,
             group=entry.gid,
         ),
-        replicas=entry.replicas,
+        replicas=least,
+        scale=ScaleRule(least, most, entry.scale.backlog, entry.scale.cool_down) if agent.scales else None,
         restart=RestartRule(restart.policy, restart.first, restart.longest, restart.limit, restart.within),
         health=HealthRule(health.beat, health.silent, health.deaf),
         recycle=RecycleRule(recycle.tasks, recycle.memory_mb, recycle.after),

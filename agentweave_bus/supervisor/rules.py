@@ -5,6 +5,7 @@ Pure functions of what is known. Times are seconds by any clock that only goes f
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, NamedTuple
@@ -22,12 +23,16 @@ __all__ = [
     "due_for_recycling",
     "hangs",
     "is_deaf",
+    "share_of",
 ]
 
 CONFIGURATION_CODE: Final = 2
 """The exit code of a worker whose configuration is wrong: starting it again would not mend that."""
 
 _MEGABYTE: Final = 1024 * 1024
+_GOLDEN: Final = 0.618034
+_EARLY: Final = 0.1
+"""By which part of their age at most workers are recycled early, so that not all of them are due at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +119,21 @@ def is_deaf(rule: HealthRule, beat: Heartbeat | None) -> str | None:
     return f"it has asked for no task for {beat.idle_s:.0f} s although it has room"
 
 
-def due_for_recycling(rule: RecycleRule, beat: Heartbeat | None, age_s: float) -> str | None:
-    """Say why a worker is to be replaced by a fresh one now; ``None`` when it is not."""
-    if rule.after_s is not None and age_s >= rule.after_s:
+def share_of(place: str) -> float:
+    """Return a number from 0 to 1 that is a place's own, always the same, and far from its neighbours'."""
+    agent, _, number = place.rpartition("/")
+    steps = int(number) if number.isdecimal() else 0
+    return (zlib.crc32((agent or place).encode()) / 2**32 + steps * _GOLDEN) % 1
+
+
+def due_for_recycling(
+    rule: RecycleRule, beat: Heartbeat | None, age_s: float, *, early: float = 0.0
+) -> str | None:
+    """Say why a worker is to be replaced by a fresh one now; ``None`` when it is not.
+
+    By its age it is due up to a tenth before its time: by all of that where ``early`` is 1.
+    """
+    if rule.after_s is not None and age_s >= rule.after_s * (1 - _EARLY * early):
         return f"it has run for {age_s:.0f} s"
     if beat is None:
         return None

@@ -22,6 +22,7 @@ from typing import Any, Final, Self
 
 from agentweave_bus.exceptions import AgentWeaveError, WorkerError
 from agentweave_bus.observability.heartbeat import BEAT_SECONDS, MAX_LINE_BYTES, READY_FD, Heartbeat
+from agentweave_bus.observability.last_page import LastPage
 from agentweave_bus.supervisor.lifeline import dies_with_this_process
 from agentweave_bus.supervisor.rules import CONFIGURATION_CODE
 
@@ -87,13 +88,19 @@ class WorkerExit:
 
 
 def _how(code: int) -> str:
-    return f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:  # most real-time signals have no name
+        return f"was ended by signal {-code}"
 
 
 class WorkerProcess:
     """One running worker. Made by :class:`WorkerProcesses` or a supervisor.
 
-    ``on_line(name, line)`` gets what it writes, ``on_news()`` is called when it has beaten or ended.
+    ``on_line(name, line)`` gets what it writes, ``on_news()`` is called when it has beaten or ended,
+    ``on_counted(process id, page)`` gets the page of its metrics as it ends.
     """
 
     def __init__(
@@ -101,6 +108,7 @@ class WorkerProcess:
         spec: WorkerSpec,
         on_line: Callable[[str, str], None],
         on_news: Callable[[], None] = lambda: None,
+        on_counted: Callable[[int, str], None] = lambda _pid, _page: None,
     ) -> None:
         self.spec = spec
         self.beat: Heartbeat | None = None
@@ -111,11 +119,15 @@ class WorkerProcess:
         self.drain_s = STOP_SECONDS
         """How long it has for what it is doing when it is told to end."""
         self._on_news = on_news
+        self._on_counted = on_counted
+        self._last_page = LastPage()
         self._hearing: asyncio.Task[None] | None = None
         self.metrics_url: str | None = None
         """Where its metrics are, once it is ready; ``None`` when it has no listener."""
         self._on_line = on_line
         self._process: asyncio.subprocess.Process | None = None
+        self._told: signal.Signals | None = None
+        """What it was told before there was a process."""
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._reader: asyncio.Task[None] | None = None
 
@@ -142,10 +154,12 @@ class WorkerProcess:
                 with its last words.
 
         """
-        ready_read, ready_write = os.pipe()
-        # A pipe of our own: to wait for a process with one of asyncio's is to wait for its children, too.
-        lines_read, lines_write = os.pipe()
+        pipes: list[int] = []
         try:
+            pipes += os.pipe()
+            # A pipe of our own: to wait for a process with one of asyncio's is to wait for its children, too.
+            pipes += os.pipe()
+            ready_read, ready_write, lines_read, lines_write = pipes
             self._process = await asyncio.create_subprocess_exec(
                 *dies_with_this_process(self.spec.command()),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -157,15 +171,16 @@ class WorkerProcess:
                 **self.spec.rights(),
             )
         except BaseException as error:
-            os.close(ready_read)
-            os.close(lines_read)
+            for one in pipes:
+                os.close(one)
             if not isinstance(error, OSError):
                 raise
             code = CONFIGURATION_CODE if isinstance(error, PermissionError) else None
             raise self._failed(f"can't be started{self.spec.whom()}: {error.strerror}", code) from error
-        finally:
-            os.close(ready_write)
-            os.close(lines_write)
+        os.close(ready_write)
+        os.close(lines_write)
+        if self._told is not None:
+            self._signal(self._told)
         self.started_at = asyncio.get_running_loop().time()
         said, said_transport = await _reading(lines_read, _MAX_LINE_BYTES)
         self._reader = asyncio.create_task(
@@ -174,14 +189,15 @@ class WorkerProcess:
         await self._await_ready(ready_read, deadline_s)
 
     async def wait(self) -> WorkerExit:
-        """Wait until it has ended and all that it wrote was handed on; its children end with it."""
+        """Wait until it has ended and all that it wrote and said was taken; its children end with it."""
         process = self._started()
         code = await process.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # it was started in a session of its own
-        if self._reader is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._reader), _REAP_SECONDS)
+        for reader in (self._reader, self._hearing):
+            if reader is not None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(reader), _REAP_SECONDS)
         return WorkerExit(self.spec.name, code, tuple(self._lines))
 
     def terminate(self) -> None:
@@ -212,7 +228,9 @@ class WorkerProcess:
         return self._process
 
     def _signal(self, number: signal.Signals) -> None:
-        if self.running and self._process is not None:
+        if self._process is None:
+            self._told = number
+        elif self.running:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
@@ -245,6 +263,10 @@ class WorkerProcess:
                     self.beat = Heartbeat.read(told)
                     self.heard_at = asyncio.get_running_loop().time()
                     self._on_news()
+                elif word == "metrics":
+                    self._last_page.add(told)
+                elif word == "counted" and (page := self._last_page.whole(told)) is not None:
+                    self._on_counted(self.pid, page)
         except ValueError as error:  # then it counts as silent
             self._on_line(self.spec.name, f"(its heartbeat can't be read: {error})")
         finally:
@@ -304,8 +326,6 @@ class WorkerProcesses:
         self._ready_s = ready_s
         self._stop_s = stop_s
         self._workers: dict[str, WorkerProcess] = {}
-        self._watchers: list[asyncio.Task[None]] = []
-        self._exits: asyncio.Queue[WorkerExit] = asyncio.Queue()  # at most one entry a worker
 
     async def __aenter__(self) -> Self:
         return self
@@ -343,18 +363,9 @@ class WorkerProcesses:
             for task in starting:
                 task.cancel()
             await asyncio.gather(*starting, return_exceptions=True)
-        self._watchers += [asyncio.create_task(self._watch(worker)) for worker in workers]
-
-    async def next_exit(self) -> WorkerExit:
-        """Wait for the next worker that ends by itself."""
-        return await self._exits.get()
 
     async def stop(self) -> None:
         """Ask all to end, wait, kill those that have not, and reap them."""
-        for task in self._watchers:
-            task.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
-        self._watchers.clear()
         await asyncio.gather(*(worker.end(self._stop_s) for worker in self._workers.values()))
         self._workers.clear()
 
@@ -362,6 +373,3 @@ class WorkerProcesses:
         """End all at once; :meth:`stop` still has to reap them."""
         for worker in self._workers.values():
             worker.kill()
-
-    async def _watch(self, worker: WorkerProcess) -> None:
-        self._exits.put_nowait(await worker.wait())

@@ -57,6 +57,7 @@ _READ_S: Final = 5.0
 class DecisionBody(ControlBody):
     """The payload of ``approve`` and ``reject``; ``record`` is the digest of the record that asks for it."""
 
+    pd: Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
     record: Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, Self
 
 from agentweave_bus.bus.admitted import Admitted, OpenedTask
@@ -48,6 +47,8 @@ class Attempted(NamedTuple):
     progress: ProgressMark | None = None
     undoing: bool = False
     """Whether the task has failed, and another pass is for undoing what it did."""
+    not_undone: bool = False
+    """Whether something is left of what it did, after this pass."""
 
     @property
     def failed(self) -> bool:
@@ -92,8 +93,9 @@ class Kept:
             self._timer.cancel()
         if self._telling is not None:
             self._telling.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._telling
+            await asyncio.wait([self._telling])  # its cancellation is no news, this task's own goes on
+            if not self._telling.cancelled():
+                self._telling.result()
 
     def _again(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._every_s, self._tell)

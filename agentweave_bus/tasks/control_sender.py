@@ -35,7 +35,7 @@ BodyT = TypeVar("BodyT", bound="ControlBody")
 class ControlBody(BaseModel):
     """The payload of a control: which task (its sender only where that is not who says it), and why.
 
-    ``pd`` is the SHA-256 of the task's payload in hexadecimal.
+    ``pd`` is the SHA-256 of the task's payload in hexadecimal, where it is known to who says it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,7 +43,7 @@ class ControlBody(BaseModel):
     v: Literal[1] = 1
     id: Annotated[str, Field(strict=True, pattern=_ID)]
     cap: Annotated[str, Field(strict=True, max_length=64)]
-    pd: Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
+    pd: Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")] | None = None
     reason: Annotated[str, Field(strict=True, max_length=1_000)] = ""
     sender: Annotated[str, Field(strict=True, max_length=2_048)] | None = None
 

@@ -39,14 +39,19 @@ OnCancel = Callable[[str, bytes, str], bool]
 
 
 class CancelBody(ControlBody):
-    """The payload of ``cancel``. The record of a task that never began has to name its ``pd``."""
+    """The payload of ``cancel``. The record of a task that never began has to name its ``pd``.
+
+    So who does not say that cancels only what is on record.
+    """
 
 
 class CancelSender(ControlSender):
     """Says ``cancel`` for one identity. Make it before the keeper opens."""
 
-    async def send(self, ref: TaskRef, *, task: bytes, pd: str, reason: str) -> None:
+    async def send(self, ref: TaskRef, *, task: bytes, pd: str | None, reason: str) -> None:
         """Tell every replica of a task's agent, once, to cancel it. ``task`` is the digest of its head.
+
+        Without ``pd``, the SHA-256 of its payload, it is of no effect on a task that is not on record.
 
         Raises as :meth:`say`, and PayloadError for a reason of more than 1,000 characters.
         """
@@ -132,7 +137,9 @@ class Controls(Hearing[CancelBody]):
         last = log.last
         if last is not None and (last.state is TaskState.WORKING or last.state.terminal or last.task != task):
             return
+        pd = body.pd if last is None else last.body.pd
+        if pd is None:
+            return
         if last is None and not self._rates.take(opened.head.iss, self._desk.clock_ms()):
             return  # of tasks that never were anybody could make records that stand for a month
-        pd = body.pd if last is None else last.body.pd
         await log.append(RecordBody(state=TaskState.CANCELED, pd=pd, message=reason), task)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import logging
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,14 +26,13 @@ from agentweave_bus.envelope import Draft, Kind, encode_payload, new_id
 from agentweave_bus.envelope.envelope import sha256
 from agentweave_bus.exceptions import ConfigurationError, InvalidSpiffeIdError
 from agentweave_bus.names import CAPABILITY_NAME
+from agentweave_bus.observability.metrics import DeadCause
 from agentweave_bus.spiffe_id import SpiffeID, domain_id
 from agentweave_bus.tasks.log import Desk, TaskLog
 from agentweave_bus.tasks.queue import Delivery
 
 __all__ = [
     "DEAD_TYPE",
-    "OPERATOR_CAPABILITIES",
-    "REDRIVE_ACT",
     "DeadEvent",
     "DeadLetterBody",
     "DeadLetters",
@@ -43,12 +43,6 @@ _log = logging.getLogger(__name__)
 
 DEAD_TYPE: Final = "task.dead"
 """The ``cap`` of a dead letter's record."""
-
-REDRIVE_ACT: Final = "control:redrive"
-"""The action of which policies are asked who may work on dead letters."""
-
-OPERATOR_CAPABILITIES: Final = ("dlq_list", "dlq_show", "dlq_redrive", "dlq_drop")
-"""What the control role does with dead letters for those who may."""
 
 _LIFETIME_MS: Final = 31 * 86_400_000
 _MAX_REASON: Final = 2_000
@@ -100,7 +94,7 @@ class LetterReference(NamedTuple):
 
 
 class DeadEvent(NamedTuple):
-    """Which event a dead letter is of, and how often its handler was run."""
+    """Which event a dead letter is of, and how often its handler was run at most."""
 
     publisher: SpiffeID
     name: str
@@ -114,9 +108,10 @@ class DeadLetterBody(BaseModel):
     ``frame`` is the SHA-256 of the frame beside it. One that was never verified is not there: of that
     ``size`` is how many bytes it had, and ``beginning`` its first 1,024, in base64. ``stored_at`` and
     ``given_up_at`` are milliseconds since the epoch; ``delivered`` counts how often the broker gave it out,
-    ``attempts`` how often its handler ran. ``history`` has what was recorded of the task; ``correlation_id``
-    names the last traceback in the log of the worker. Where the frame could be verified, ``task`` is who
-    asked whom for what, and ``event`` who published what.
+    ``attempts`` how often its handler ran; of an event, which has no records, how often it ran at most.
+    ``history`` has what was recorded of the task; ``correlation_id`` names the last traceback in the log of
+    the worker. Where the frame could be verified, ``task`` is who asked whom for what, and ``event`` who
+    published what.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -139,9 +134,15 @@ class DeadLetterBody(BaseModel):
 class DeadLetters:
     """Writes the dead letters of one agent."""
 
-    def __init__(self, agent: SpiffeID, desk: Desk) -> None:
+    def __init__(
+        self,
+        agent: SpiffeID,
+        desk: Desk,
+        on_written: Callable[[str, DeadCause], None] = lambda _name, _cause: None,
+    ) -> None:
         self._agent = agent
         self._desk = desk
+        self._on_written = on_written
         self._stream = dead_stream_name(agent)
         self._unverified = TokenBucket(_UNVERIFIED_BURST)
         self._unwritten = 0
@@ -155,12 +156,13 @@ class DeadLetters:
         digest: bytes | None = None,
         correlation_id: str | None = None,
         event: DeadEvent | None = None,
+        cause: DeadCause = DeadCause.FAILED,
     ) -> None:
         """Write down that a delivery is given up.
 
         ``log`` and ``digest`` are those of a verified task; of a verified event there are ``digest`` and
         ``event``. Without a ``digest`` nobody is known to have signed it: then its frame is not kept, and
-        beyond a rate nothing is written at all.
+        beyond a rate nothing is written at all. By ``cause`` it is counted.
 
         Raises:
             BusError: it could not be written, so it must not be acknowledged.
@@ -205,7 +207,9 @@ class DeadLetters:
         )
         payload = encode_payload(body.model_dump(mode="json", exclude_none=True))
         sealed = await desk.sealer.seal(draft, payload)
-        await desk.slots.put(self._stream, draft.sub, sealed.frame)
+        if await desk.slots.put(self._stream, draft.sub, sealed.frame) is None:
+            name = capability if event is None else event.name
+            self._on_written(name, DeadCause.UNVERIFIED if digest is None else cause)
 
     def _may_write(self, subject: str) -> bool:
         """Say whether one more that was never verified may be written down."""

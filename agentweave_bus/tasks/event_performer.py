@@ -5,7 +5,7 @@
 2. An event that was handled here before, and is stored a second time, is acknowledged unrun (step 9).
 3. Admission admits it (steps 10 to 12). What is refused is acknowledged and audited; data that its handler
    can't take are a dead letter as well. While the policy can't be asked or the audit log not be written, the
-   event is held here.
+   event is held here, for as long as its deadline lets it and this worker runs; each time it is opened anew.
 4. The handler runs. The broker is told every few seconds that it does, until the attempt's time is up.
 5. A failure that may pass is tried again later, as often as the handler's rule says; the broker counts. Any
    other, or the last one, is a dead letter.
@@ -13,6 +13,14 @@
 
 A worker that dies before the last step has acknowledged nothing, so another replica gets the event: handlers
 see an event at least once, and sometimes twice.
+
+Attempts are what the broker counts: how often it gave the event out. That is more than the handler was run
+where an event was given back unrun (by a replica that is older than the handler, or does not know the
+authority yet, or was stopped while it held the event), and nobody has a record of which. So what was given
+out more often than the handler's rule allows attempts is run all the same, each time as if it were the last,
+until giving back can't be why: by those that can't take it an event is given back ``_MOST_LOOKS`` - 1 times
+at most. What was given out ``attempts`` times more than that, and comes again, was as often lost, or stopped,
+with its worker. It is a dead letter.
 """
 
 from __future__ import annotations
@@ -35,7 +43,7 @@ from agentweave_bus.bus.streams import TASK_ACK_WAIT_S
 from agentweave_bus.envelope import claim_key, encode_payload
 from agentweave_bus.envelope.envelope import sha256
 from agentweave_bus.exceptions import AuditError, BusError, EnvelopeError, SvidUnavailableError
-from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
+from agentweave_bus.observability.metrics import DeadCause, Direction, Metrics, RequestStatus
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.attempt import Attempted, Kept
 from agentweave_bus.tasks.dead_letters import DeadEvent, DeadLetters
@@ -50,7 +58,7 @@ _LATE_S: Final = 30.0
 """How long after the end of its time an attempt may still take to end. Then the broker is told no more."""
 
 _HELD_S: Final = 3_600.0
-"""How long an event is held here while nobody can say whether it is allowed."""
+"""How long one look at whether an event is allowed may take. Later the broker is not told that it is held."""
 
 _WORDS: Final = 3
 """How often the broker is told that an event is being worked on, in the time after which it would ask."""
@@ -70,6 +78,10 @@ class Subscriber(Protocol):
     @property
     def bound(self) -> Capability:
         """Its handler."""
+
+    @property
+    def source(self) -> str:
+        """The handler's name in the code, by which it is told from others."""
 
     @property
     def retry(self) -> Retry:
@@ -95,10 +107,12 @@ class RunEvent(Protocol):
 
 
 class SeenEvents:
-    """What was handled here lately, by publisher, name, id and data, and as which message of the stream.
+    """What is being or was handled here lately, by publisher, name, id and data, and as which message.
 
-    A message of the same content under another number is a second copy: published again by its publisher, who
-    had no clear word of the first, or by somebody who copied it.
+    A message of the same content under another number of the stream is a second copy: published again by its
+    publisher, who had no clear word of the first, or by somebody who copied it. It may be let go as long as
+    the first is in hand or done with. What is given back is to be forgotten: each of two replicas may have
+    had one of the copies, and let go of the other's.
     """
 
     def __init__(self, most: int = _MOST_SEEN) -> None:
@@ -107,12 +121,19 @@ class SeenEvents:
 
     def first(self, opened: OpenedTask, number: int) -> tuple[int, bytes]:
         """Return under which number, and with which head, the event was first seen; this one if it is new."""
-        head, digest = opened.request.head, opened.request.digest
-        key = f"{claim_key(head.iss, head.aud, head.cap, head.id)}{head.pd.hex()}"
-        found = self._seen.setdefault(key, (number, digest))
+        found = self._seen.setdefault(_content_key(opened), (number, opened.request.digest))
         if len(self._seen) > self._most:
             self._seen.popitem(last=False)
         return found
+
+    def forget(self, opened: OpenedTask) -> None:
+        """Take back that an event was seen."""
+        self._seen.pop(_content_key(opened), None)
+
+
+def _content_key(opened: OpenedTask) -> str:
+    head = opened.request.head
+    return f"{claim_key(head.iss, head.aud, head.cap, head.id)}{head.pd.hex()}"
 
 
 class EventWork(NamedTuple):
@@ -163,9 +184,7 @@ class EventPerformer:
                 handler=lambda _name: subscriber.bound,
                 live=True,
             )
-            if not admission.is_new(opened):
-                admission.replayed(opened)
-                return
+            admission.check_live(opened, subscriber.source)
             admitted = await admission.admit_task(opened)
         except AdmissionRefusedError:
             return  # counted, logged and audited already
@@ -175,8 +194,35 @@ class EventPerformer:
 
     async def _perform(self, publisher: SpiffeID, delivery: Delivery) -> None:
         work = self._work
+        opened = await self._opened(publisher, delivery)  # 1
+        if opened is None:
+            return
+        subscriber = work.find(opened.request.head.cap)
+        assert subscriber is not None  # admission found it, too
+        if self._is_copy(delivery, opened):  # 2
+            await work.acknowledgements.done(delivery)
+            return
+        if delivery.delivered > 1:
+            work.metrics.redelivered(subscriber.bound.name)
+        before = delivery.delivered - 1
+        if before >= subscriber.retry.attempts + _MOST_LOOKS - 1:
+            reason = f"given up: given out {before} times, and never acknowledged"
+            await self._give_up(delivery, opened, reason, attempts=before, cause=DeadCause.LOST)
+            return
+        over = False
         try:
-            opened = work.admission.open_event(  # 1
+            admitted = await self._admitted(publisher, delivery, opened)  # 3
+            if admitted is not None:
+                over = await self._attempt(delivery, admitted, opened, subscriber)  # 4 to 6
+        finally:
+            if not over:
+                self._seen.forget(opened)
+
+    async def _opened(self, publisher: SpiffeID, delivery: Delivery) -> OpenedTask | None:
+        """Return it opened; ``None`` where it can't be, and is dealt with."""
+        work = self._work
+        try:
+            return work.admission.open_event(
                 delivery.data,
                 StoredArrival(delivery.subject, delivery.stored_at_ms),
                 publisher=publisher,
@@ -184,19 +230,7 @@ class EventPerformer:
             )
         except AdmissionRefusedError as refusal:
             await self._not_opened(delivery, refusal)
-            return
-        subscriber = work.find(opened.request.head.cap)
-        assert subscriber is not None  # admission found it, too
-        if self._is_copy(delivery, opened):  # 2
-            await work.acknowledgements.done(delivery)
-            return
-        if delivery.delivered > subscriber.retry.attempts:
-            reason = f"given up: given out {delivery.delivered - 1} times, and never acknowledged"
-            await self._give_up(delivery, opened, reason, attempts=delivery.delivered - 1)
-            return
-        admitted = await self._admitted(delivery, opened)  # 3
-        if admitted is not None:
-            await self._attempt(delivery, admitted, opened, subscriber)  # 4 to 6
+            return None
 
     def _is_copy(self, delivery: Delivery, opened: OpenedTask) -> bool:
         number, digest = self._seen.first(opened, delivery.sequence)
@@ -206,12 +240,12 @@ class EventPerformer:
             self._work.admission.replayed(opened)
         return True
 
-    async def _admitted(self, delivery: Delivery, opened: OpenedTask) -> Admitted | None:
+    async def _admitted(self, publisher: SpiffeID, delivery: Delivery, first: OpenedTask) -> Admitted | None:
         """Return it admitted, whatever time that takes; ``None`` where it is refused and dealt with."""
+        opened: OpenedTask | None = first
         pause = _FIRST_PAUSE_S
-        until = anyio.current_time() + _HELD_S
-        async with self._kept(delivery, _HELD_S):
-            while anyio.current_time() < until:
+        async with self._kept(delivery, _HELD_S) as kept:
+            while opened is not None:
                 try:
                     return await self._work.admission.admit_task(opened)
                 except AdmissionRefusedError as refusal:
@@ -220,21 +254,24 @@ class EventPerformer:
                         return None
                 await anyio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
-        await self._back(delivery)
+                kept.extend()
+                opened = await self._opened(publisher, delivery)  # its deadline passes, authorities change
         return None
 
     async def _attempt(
         self, delivery: Delivery, admitted: Admitted, opened: OpenedTask, subscriber: Subscriber
-    ) -> None:
+    ) -> bool:
+        """Run it once, and tell the broker what came of it; return whether that was the end of it."""
         work, rule = self._work, subscriber.retry
         run = EventRun(admitted, opened, delivery.delivered, delivery.delivered >= rule.attempts)
         async with self._kept(delivery, work.seconds_of(subscriber) + _LATE_S):
             outcome = await self._run(run)
         if outcome.retry and not run.last:
+            work.metrics.tried_again(run.admitted.capability.name)
             await work.acknowledgements.back(
                 delivery, max(rule.delay(run.attempt), outcome.retry_after or 0.0)
             )
-            return
+            return False
         if _has_failed(outcome):
             reason = str(outcome.result.get("error") or "failed")
             await self._give_up(
@@ -242,6 +279,7 @@ class EventPerformer:
             )
         else:
             await work.acknowledgements.done(delivery)
+        return True
 
     async def _run(self, run: EventRun) -> Attempted:
         work, name = self._work, run.admitted.capability.name
@@ -266,15 +304,16 @@ class EventPerformer:
         *,
         attempts: int = 0,
         correlation_id: str | None = None,
+        cause: DeadCause = DeadCause.FAILED,
     ) -> None:
-        """Write a dead letter, and be done with the event."""
+        """Write a dead letter, and be done with the event. ``attempts`` is how often it ran at most."""
         digest, event = None, None
         if opened is not None:
             head, digest = opened.request.head, opened.request.digest
             event = DeadEvent(head.iss, head.cap, head.id, attempts)
         _log.error("an event on %s is given up: %s", delivery.subject, reason)
         await self._work.dead_letters.write(
-            delivery, reason, digest=digest, correlation_id=correlation_id, event=event
+            delivery, reason, digest=digest, correlation_id=correlation_id, event=event, cause=cause
         )
         await self._work.acknowledgements.done(delivery)
 
@@ -297,7 +336,8 @@ class EventPerformer:
     async def _refused(self, delivery: Delivery, opened: OpenedTask, refusal: AdmissionRefusedError) -> None:
         """Deal with what did not get through steps 10 to 12."""
         if refusal.step is Step.PAYLOAD and refusal.told == refusal.reason:  # of somebody who may publish it
-            await self._give_up(delivery, opened, str(refusal))
+            before = delivery.delivered - 1
+            await self._give_up(delivery, opened, str(refusal), attempts=before, cause=DeadCause.REFUSED)
         else:
             await self._work.acknowledgements.done(delivery)
 

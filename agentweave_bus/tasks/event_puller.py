@@ -84,8 +84,8 @@ class EventPuller(Puller):
                     self._no_queue = False
                     await first_of(over, self._announce(session))
                     continue
-                await self._ask(session)
                 self._changed.clear()
+                await self._ask(session)
                 left = self._asked_until - self._monotonic() if self._asked else None
                 await first_of(over, self._changed.wait(), timeout_s=left)
                 if self._asked and self._monotonic() >= self._asked_until:

@@ -308,7 +308,8 @@ class TaskHandle:
         if isinstance(trouble, NotReadableError):
             return AuthorizationError(
                 f"task {self.id} is not this identity's to read, if there is one: the broker shows it only"
-                " those that a grant let it submit, or that it may decide on",
+                " those that a grant let it submit, or that it may decide on; the reference of another's task"
+                " ends with '@' and who submitted it",
                 reason="the broker's permissions",
                 direction="broker",
             )
@@ -527,8 +528,17 @@ class Handles:
 
     def named(self, reference: str) -> TaskHandle:
         """Return the handle of the task that a reference names. Raises ConfigurationError."""
+        return self.of(self.ref_of(reference))
+
+    def ref_of(self, reference: str) -> TaskRef:
+        """Return which task a reference names. Raises ConfigurationError."""
         one = TaskReference.parse(reference)
-        return self.of(TaskRef(one.target, one.sender or self._me, one.capability, one.id))
+        return TaskRef(one.target, one.sender or self._me, one.capability, one.id)
+
+    @property
+    def cancels(self) -> CancelSender:
+        """What says that a task is to be cancelled, also of those whose records are not this identity's."""
+        return self._cancels
 
 
 def _audit_id(message: str) -> str:

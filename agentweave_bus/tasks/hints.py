@@ -61,6 +61,8 @@ class Waiting:
 
     async def next_look(self) -> None:
         """Return when it is time to look again."""
+        # Once more: while another connection was being made, this one may have begun to wait on the old one.
+        await self._hints.listen()
         pause = self._soon.pop(0) if self._soon else self._hints.poll_s()
         try:
             async with asyncio.timeout(pause):
@@ -93,7 +95,7 @@ class Hints:
         self._waiting.setdefault(key, set()).add(one)
         self._count += 1
         try:
-            await self._listen()
+            await self.listen()
             yield one
         finally:
             self._count -= 1
@@ -106,8 +108,8 @@ class Hints:
         """How long to wait for a hint before looking without one; seconds."""
         return max(_POLL_S, self._count / _MOST_POLLS_A_SECOND) * random.uniform(0.9, 1.0)  # noqa: S311 - jitter
 
-    async def _listen(self) -> None:
-        """Subscribe on the current session; on those that follow it happens as they are made."""
+    async def listen(self) -> None:
+        """Subscribe on the current session if need be; on those that follow it happens as they are made."""
         self._wanted = True
         try:
             await self._hear(await self._keeper.session(0.0))

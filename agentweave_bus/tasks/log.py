@@ -57,7 +57,8 @@ class Desk:
     """What it takes to read logs, and to continue those of one's own tasks.
 
     ``clock_ms`` is in milliseconds since the epoch; ``witness`` says what is safe of one's own audit log;
-    ``on_foreign`` is called for each slot that is passed over.
+    ``on_foreign`` is called for each slot that is passed over, ``on_record`` with the capability and what the
+    record says for each that was written.
     """
 
     slots: Slots
@@ -66,6 +67,7 @@ class Desk:
     clock_ms: Callable[[], int]
     witness: Callable[[], LogWitness | None]
     on_foreign: Callable[[], None] = lambda: None
+    on_record: Callable[[str, RecordBody], None] = lambda _capability, _body: None
     blobs: Blobs | None = None
     """Where large payloads lie; without it there are none."""
 
@@ -170,6 +172,7 @@ class TaskLog:
 
         """
         known = len(self.records)
+        body = body if self.records else body.naming(self.ref)
         while self._is_open_to(body):
             sealed = await self._sealed(body, task)
             stands = await self._desk.slots.put(
@@ -187,6 +190,7 @@ class TaskLog:
                     writer=sealed.head.iss,
                 )
                 self.records.append(record)
+                self._desk.on_record(self.ref.capability, body)
                 return record
             self._take(stands)
             if len(self.records) > known:

@@ -111,9 +111,9 @@ class Parking:
                     await self._give_back(task, asked.until)
                     return True
                 self._waiting.pop(log.ref.key, None)
-        if log.last is not None and log.last.state is TaskState.REJECTED:
+        if log.last is not None and log.last.state is TaskState.REJECTED and log.epoch == 0:
             await self._acknowledgements.done(task.delivery)
-        else:  # it has ended otherwise, and there may be something to undo
+        else:  # it has ended otherwise, or was begun before, and there may be something to undo
             await self._acknowledgements.back(task.delivery, 0)
         return True
 

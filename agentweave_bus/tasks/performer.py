@@ -3,8 +3,9 @@
 1. Admission opens it (steps 1 to 8). What can't be verified becomes a dead letter.
 2. The task's log says whether it is done, being done by somebody else, or not this task at all (step 9).
    A first delivery is not looked up: if there is a record already, the write of the next step shows it.
-3. Admission admits it (steps 10 to 12). What is refused is recorded as ``rejected``; when the policy can't
-   be asked or the audit log not be written, the task goes back to the queue.
+3. Admission admits it (steps 10 to 12). What is refused is recorded as ``rejected``, and what its steps did
+   in earlier attempts is undone, in the agent's own name; when the policy can't be asked or the audit log not
+   be written, the task goes back to the queue.
 4. ``working`` is written into the next slot of the log. Whoever loses that write looks again.
 5. The handler runs. The broker is told every few seconds that it does, until the attempt's time is up. When
    the attempts are used up, or the task was cancelled after an attempt, what its steps did is undone instead.
@@ -33,6 +34,7 @@ import anyio
 from agentweave_bus.authz import AuditLog
 from agentweave_bus.bus.admission import Admission, AdmissionRefusedError, Step
 from agentweave_bus.bus.admitted import Admitted, OpenedTask, StoredArrival
+from agentweave_bus.bus.connection import DEFAULT_MAX_MESSAGE_BYTES
 from agentweave_bus.bus.records import WitnessNotes, envelope_facts, outcome_facts
 from agentweave_bus.envelope import Head, encode_payload
 from agentweave_bus.envelope.blob import BLOB_CONTENT_TYPE
@@ -47,7 +49,7 @@ from agentweave_bus.exceptions import (
     SvidUnavailableError,
     UnreachableError,
 )
-from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
+from agentweave_bus.observability.metrics import DeadCause, Direction, Metrics, RequestStatus
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.attempt import Attempted, Kept, RunTask, TaskRun
 from agentweave_bus.tasks.case import Case
@@ -58,6 +60,7 @@ from agentweave_bus.tasks.queue import Acknowledgements, Delivery
 from agentweave_bus.tasks.record import RecordBody, StateRecord, TaskRef
 from agentweave_bus.tasks.redrive import origin_of, redriven_attempt
 from agentweave_bus.tasks.retry import LONGEST_DELAY, Retry
+from agentweave_bus.tasks.step_log import StepLog
 from agentweave_bus.tasks.unreadable import Unreadable
 from agentweave_bus.types import TaskState
 
@@ -75,6 +78,9 @@ _LAST_WORDS_S: Final = 1.0
 _CLOCKS_DIFFER_MS: Final = 30_000
 """A task queued by the control role when it was due, by its clock, comes so much too early here at most."""
 
+_UNDOER: Final = "saga:undoer"
+"""Where it stands, beside a task's steps, which message of the queue undoes it after it has ended."""
+
 _MOST_LOOKS: Final = 5
 _LONGEST_PAUSE_S: Final = 60.0
 _LONGEST_RETRY_MS: Final = int(LONGEST_DELAY * 1000)
@@ -86,8 +92,9 @@ _PASSING: Final = frozenset({Step.AUDIT, Step.REPLAY, Step.ROOM})
 class _Running:
     """An attempt that is under way here, and why it is being cancelled, if it is."""
 
-    def __init__(self, digest: bytes) -> None:
+    def __init__(self, digest: bytes, epoch: int) -> None:
         self.digest = digest
+        self.epoch = epoch
         self.scope = anyio.CancelScope()
         self.canceled: str | None = None
 
@@ -170,6 +177,8 @@ class Performer:
         head = opened.request.head
         log = TaskLog(self._desk, TaskRef(self._me, opened.asks.iss, head.cap, head.id))
         case = Case(delivery, opened, log)
+        if delivery.delivered > 1:
+            self._metrics.redelivered(head.cap)
         if delivery.delivered > 1 or case.redrive:
             await log.refresh()
         for _ in range(_MOST_LOOKS):
@@ -197,13 +206,14 @@ class Performer:
         async with self._kept(case):
             return await self._admission.admit_task(case.opened, approval=approval)
 
-    async def _begun(self, case: Case, admitted: Admitted) -> bool:
-        """Run an admitted task, or undo it; false if the log must be looked at again."""
+    async def _begun(self, case: Case, admitted: Admitted, give_up: str | None = None) -> bool:
+        """Run an admitted task, or undo it (``give_up`` says why); false: the log must be looked at again."""
         log = case.log
         if log.closed and log.last is not None:
             await self._undo(case, admitted, log.last)
             return True
-        give_up = _exhausted(case) if case.tries(log.epoch) >= self._rule_of(case.opened).attempts else None
+        if give_up is None and case.tries(log.epoch) >= self._rule_of(case.opened).attempts:
+            give_up = _exhausted(case)
         working = await log.append(case.working(undoes=give_up is not None), case.digest)  # 4
         if working is None:
             await log.refresh()  # what was there may not be the last
@@ -221,11 +231,11 @@ class Performer:
             return True
         if last is None or case.redrive != case.log.redriven:
             return await self._of_another_run(case, last)
-        if last.state.terminal and not (last.state is TaskState.CANCELED and case.log.epoch > 0):
+        if last.state.terminal and not _ended_between(case.log):
             await self._acknowledgements.done(case.delivery)
             return True
         if case.log.ended:
-            return False  # it was cancelled between two attempts, and its steps are to be undone
+            return False  # its steps are to be undone
         return await self._waits(case, last)
 
     async def _waits(self, case: Case, last: StateRecord) -> bool:
@@ -250,7 +260,9 @@ class Performer:
             _log.warning("a task is not run: %s (%r)", reason, case.log.ref)
             self._note_refusal(case, reason)
             if last is None:  # nothing else would tell of it any more
-                await self._dead_letters.write(case.delivery, reason, log=case.log, digest=case.digest)
+                await self._dead_letters.write(
+                    case.delivery, reason, log=case.log, digest=case.digest, cause=DeadCause.REFUSED
+                )
         await self._acknowledgements.done(case.delivery)
         return True
 
@@ -258,16 +270,23 @@ class Performer:
         """Return for how many seconds a task is to be left alone.
 
         A broker that crashed has forgotten what it gave out and what was to wait: it may give a task to a
-        second worker while the first one runs it, and before a retry is due.
+        second worker while the first one runs it, and before a retry is due. So may any broker when a worker
+        stood still; it is that worker then who gets it a second time.
         """
         now_ms = self._desk.clock_ms()
         if last.state is TaskState.SUBMITTED and last.body.retry_at is not None:
             return min(last.body.retry_at - now_ms, _LONGEST_RETRY_MS) / 1000
         if last.state is TaskState.WORKING:
+            if self._runs_here(last):
+                return self._ack_wait_s
             # So long, after the broker came back, the other one may take to say that it works on it.
             quiet_s = min((now_ms - last.at_ms) / 1000, self._acknowledgements.connected_s)
             return self._ack_wait_s - quiet_s
         return 0.0
+
+    def _runs_here(self, record: StateRecord) -> bool:
+        running = self._running.values()
+        return any(one.digest == record.task and one.epoch == record.epoch for one in running)
 
     async def _another(self, case: Case, last: StateRecord) -> None:
         """Deal with another head under the same key: the same task sealed again, or another payload.
@@ -287,7 +306,7 @@ class Performer:
         """Run it once: steps 5 to 7."""
         rule, key = self._rule_of(case.opened), case.log.ref.key
         began = time.perf_counter()
-        running = self._running[key] = _Running(case.digest)
+        running = self._running[key] = _Running(case.digest, working.epoch)
         in_flight = self._metrics.in_flight(Direction.INBOUND)
         in_flight.inc()
         try:
@@ -315,7 +334,8 @@ class Performer:
             undoes = working.body.undoes
             await self._record(case, case.body(TaskState.CANCELED, message=canceled, undoes=undoes))
         else:
-            await self._end(case, outcome, seconds, dead=outcome.exhausted or give_up is not None)
+            dead = _cause(case.log) if outcome.exhausted else None
+            await self._end(case, outcome, seconds, dead=dead)
 
     async def _unless_stopped(self, run: TaskRun) -> Attempted:
         """Run an attempt; if this worker is stopped meanwhile, put on record that another one may begin."""
@@ -336,15 +356,33 @@ class Performer:
             raise
 
     async def _undo(self, case: Case, admitted: Admitted, last: StateRecord) -> None:
-        """Undo what the steps of a task did that was cancelled between two attempts, and let it go."""
+        """Undo what the steps of a task did that was ended between two attempts, and let it go.
+
+        No record of an attempt can follow to say that this one has it, and its sender may publish its frame
+        as often as he likes. So one message of the queue undoes it, the first that begins; others are let go.
+        """
+        if not await self._undoes(case, last):
+            await self._acknowledgements.done(case.delivery)
+            return
         why = last.body.message or "canceled"
         async with self._kept(case) as kept:
             run = TaskRun(admitted, case.opened, case.log, last, kept, last=True, give_up=why)
             outcome = await self._run(run)
         if outcome.retry:
             await self._back(case.delivery)
-        else:
-            await self._acknowledgements.done(case.delivery)
+            return
+        if outcome.not_undone:
+            await self._not_undone(case.delivery, case.log, case.digest, outcome.result.get("error"))
+        await self._acknowledgements.done(case.delivery)
+
+    async def _undoes(self, case: Case, last: StateRecord) -> bool:
+        """Say whether it is by this message that a task which has ended is undone; if none is, it is now."""
+        steps = StepLog(self._desk, case.log, last, largest=lambda: DEFAULT_MAX_MESSAGE_BYTES)
+        while (undoer := await steps.load(_UNDOER)) is None:
+            with suppress(AttemptLostError):  # somebody else has written it meanwhile
+                await steps.save(_UNDOER, case.delivery.sequence)
+                return True
+        return bool(undoer == case.delivery.sequence)
 
     def _kept(self, case: Case) -> Kept:
         return Kept(
@@ -354,15 +392,16 @@ class Performer:
             seconds=self._seconds_of(case.opened) + _LATE_S,
         )
 
-    async def _end(self, case: Case, outcome: Attempted, seconds: float, *, dead: bool) -> None:
+    async def _end(self, case: Case, outcome: Attempted, seconds: float, *, dead: DeadCause | None) -> None:
         """Record how a task ended, as a dead letter first where it is one, and acknowledge it."""
-        if dead:
+        if dead is not None:
             await self._dead_letters.write(
                 case.delivery,
                 str(outcome.result.get("error") or "failed"),
                 log=case.log,
                 digest=case.digest,
                 correlation_id=outcome.correlation_id,
+                cause=dead,
             )
         state = TaskState.FAILED if outcome.failed else TaskState.COMPLETED
         undoes = True if case.log.undoing else None
@@ -370,6 +409,10 @@ class Performer:
         record = await self._record(case, body)
         if record is not None:
             self._note_outcome(case.opened, record, seconds)
+            if dead is not None:
+                _log.error("%s is given up at attempt %d: %s", _named(case), case.log.epoch, _why(outcome))
+            elif outcome.failed:
+                _log.info("%s failed at attempt %d: %s", _named(case), case.log.epoch, _why(outcome))
 
     async def _later(self, case: Case, outcome: Attempted, delay_s: float) -> None:
         """Record that a task is tried again, and have it delivered then."""
@@ -382,6 +425,10 @@ class Performer:
             undoes=True if outcome.undoing else None,
         )
         if await case.log.append(body, case.digest) is not None:
+            next_is = "undone" if outcome.undoing else "tried again"
+            said = "%s failed at attempt %d and is %s in %.1f s: %s"
+            _log.warning(said, _named(case), case.log.epoch, next_is, delay_s, _why(outcome))
+            self._metrics.tried_again(case.log.ref.capability)
             await self._acknowledgements.back(case.delivery, delay_s)
 
     async def _record(self, case: Case, body: RecordBody) -> StateRecord | None:
@@ -427,7 +474,7 @@ class Performer:
             return
         if request is None or refusal.step is Step.DELEGATION or refusal.told is None:
             digest = None if request is None else request.digest
-            await self._dead_letters.write(delivery, str(refusal), digest=digest)
+            await self._dead_letters.write(delivery, str(refusal), digest=digest, cause=DeadCause.REFUSED)
             await self._acknowledgements.done(delivery)
             return
         # It is genuine and meant for this agent, but too late or for nothing that this agent can do.
@@ -441,6 +488,8 @@ class Performer:
         if refusal.step is Step.TIME and mine and await self._undone_late(delivery, log, refusal.told):
             return
         if not log.ended and mine:
+            if log.epoch > 0 and refusal.step is not Step.TIME:
+                await self._not_undone(delivery, log, origin.digest, refusal)
             state = TaskState.FAILED if refusal.step is Step.TIME else TaskState.REJECTED
             told, step = refusal.told[:_MAX_MESSAGE], refusal.step.label
             body = RecordBody(state=state, pd=head.pd.hex(), message=told, step=step)
@@ -450,7 +499,7 @@ class Performer:
 
     async def _undone_late(self, delivery: Delivery, log: TaskLog, why: str) -> bool:
         """Undo what the attempts at a task did whose time is over; say whether that is taken care of."""
-        if log.ended or log.last is None or log.epoch == 0:
+        if log.last is None or log.epoch == 0 or (log.ended and not _ended_between(log)):
             return False
         if (wait_s := self._not_before(log.last)) > 0 and log.last.state is TaskState.WORKING:
             await self._acknowledgements.back(delivery, wait_s)
@@ -458,17 +507,24 @@ class Performer:
         try:
             arrival = StoredArrival(delivery.subject, delivery.stored_at_ms)
             opened = await self._admission.open_task(delivery.data, arrival, late=True)
-            case = Case(delivery, opened, log)
-            admitted = await self._admitted(case, None)
         except AdmissionRefusedError as refusal:
-            _log.error("what attempts at %r did is not undone: %s", log.ref, refusal)
+            await self._not_undone(delivery, log, log.last.task, refusal)
+            return False
+        case = Case(delivery, opened, log)
+        try:
+            try:
+                admitted = await self._admitted(case, None)
+            except AdmissionRefusedError as refusal:
+                admitted = await self._let_undo(case, refusal)
+        except AdmissionRefusedError as refusal:
+            if self._comes_again(case, refusal):
+                await self._back(delivery)
+                return True
+            await self._not_undone(delivery, log, case.digest, refusal)
             return False
         try:
-            working = await log.append(case.working(undoes=True), case.digest)
-            if working is None:
+            if not await self._begun(case, admitted, why):
                 await self._back(delivery)
-            else:
-                await self._attempt(case, admitted, working, why)
         finally:
             self._admission.leave_task(admitted)
         return True
@@ -480,25 +536,73 @@ class Performer:
 
     async def _refused(self, case: Case, refusal: AdmissionRefusedError) -> bool:
         """Deal with what did not get through steps 10 to 12; false if the log must be looked at again."""
-        blob = refusal.__cause__ if isinstance(refusal.__cause__, BlobError) else None
-        missing = blob is not None and blob.missing
-        poison = missing or (refusal.step is Step.AUTHORIZATION and refusal.decision is None)
-        if _is_passing(refusal) and not (poison and self._incomplete.too_long(case.delivery)):
+        if self._comes_again(case, refusal):
             await self._back(case.delivery)
             return True
-        if blob is not None or poison:
-            await self._dead_letters.write(case.delivery, str(refusal), log=case.log, digest=case.digest)
+        if isinstance(refusal.__cause__, BlobError) or _is_poison(refusal):
+            await self._dead_letters.write(
+                case.delivery, str(refusal), log=case.log, digest=case.digest, cause=DeadCause.REFUSED
+            )
+        if case.log.undoing:  # what it asks for is over: there is nothing left to refuse or to approve of
+            return await self._refused_undone(case, refusal)
         terms = None if refusal.decision is None else refusal.decision.approval
         if terms is not None and not case.log.ended:
             stays = await self._parking.ask(case.parked, terms, case.opened, refusal.reason)
             if stays is not None:
                 return stays
-        body = case.body(TaskState.REJECTED, message=_refusal_told(refusal), step=refusal.step.label)
-        record = None if case.log.ended else await case.log.append(body, case.digest)
-        if record is None and not case.log.ended:
+        if not case.log.ended and not await self._rejected(case, refusal):
             return False
+        if _ended_between(case.log):
+            return await self._refused_undone(case, refusal)
         await self._acknowledgements.done(case.delivery)
         return True
+
+    async def _rejected(self, case: Case, refusal: AdmissionRefusedError) -> bool:
+        """Record that a task is refused; return whether it has ended, by this or otherwise."""
+        body = case.body(TaskState.REJECTED, message=_refusal_told(refusal), step=refusal.step.label)
+        return await case.log.append(body, case.digest) is not None or case.log.ended
+
+    async def _refused_undone(self, case: Case, refusal: AdmissionRefusedError) -> bool:
+        """Undo what a task did that was begun and is refused since; false as with :meth:`_refused`."""
+        try:
+            admitted = await self._let_undo(case, refusal)
+        except AdmissionRefusedError as fault:
+            if fault is not refusal and self._comes_again(case, fault):
+                await self._back(case.delivery)
+                return True
+            await self._not_undone(case.delivery, case.log, case.digest, fault)
+            if not case.log.ended and not await self._rejected(case, refusal):
+                return False
+            await self._acknowledgements.done(case.delivery)
+            return True
+        try:
+            return await self._begun(case, admitted, _refusal_told(refusal))
+        finally:
+            self._admission.leave_task(admitted)
+
+    async def _let_undo(self, case: Case, refusal: AdmissionRefusedError) -> Admitted:
+        """Have a refused task undone in the agent's own name: it answers for what it has begun itself.
+
+        Raises:
+            AdmissionRefusedError: it can't be, because the handler could not be given its payload.
+
+        """
+        if refusal.decision is None or _is_passing(refusal):
+            raise refusal
+        async with self._kept(case):
+            return await self._admission.undo_task(case.opened, refusal.decision)
+
+    async def _not_undone(self, delivery: Delivery, log: TaskLog, digest: bytes, why: object) -> None:
+        """Raise an alarm: attempts at a task may have done something, and nobody can undo it any more."""
+        _log.error("what attempts at %r did is not undone: %s", log.ref, why)
+        reason = f"what its attempts did is not undone: {why}"
+        await self._dead_letters.write(delivery, reason, log=log, digest=digest, cause=DeadCause.REFUSED)
+
+    def _comes_again(self, case: Case, refusal: AdmissionRefusedError) -> bool:
+        """Say whether a refused task is to be tried again, because it may fare better."""
+        if not _is_passing(refusal):
+            return False
+        return not (_is_poison(refusal) and self._incomplete.too_long(case.delivery))
 
     async def _back(self, delivery: Delivery) -> None:
         delay_s = min(_LONGEST_PAUSE_S, 2.0 ** min(delivery.delivered - 1, 10))
@@ -531,6 +635,16 @@ class Performer:
         _log.error("an outcome could not be recorded: %s", error)
 
 
+def _named(case: Case) -> str:
+    """Name a task for the log as its submitter names it."""
+    ref = case.log.ref
+    return f"task {ref.capability}/{ref.id} from {ref.sender}"
+
+
+def _why(outcome: Attempted) -> str:
+    return str(outcome.result.get("error") or "failed")[:_MAX_MESSAGE]
+
+
 def _is_passing(refusal: AdmissionRefusedError) -> bool:
     """Say whether a refusal is about trouble of this process that may be over soon."""
     if refusal.step in _PASSING or (refusal.step is Step.PAYLOAD and refusal.retry_after is not None):
@@ -538,6 +652,19 @@ def _is_passing(refusal: AdmissionRefusedError) -> bool:
     if refusal.step is not Step.AUTHORIZATION:
         return False
     return refusal.decision is None or not refusal.decision.answered
+
+
+def _is_poison(refusal: AdmissionRefusedError) -> bool:
+    """Say whether a refusal is about trouble that may be the task's own, and then is not over soon."""
+    cause = refusal.__cause__
+    missing = isinstance(cause, BlobError) and cause.missing
+    return missing or (refusal.step is Step.AUTHORIZATION and refusal.decision is None)
+
+
+def _ended_between(log: TaskLog) -> bool:
+    """Say whether a task was cancelled or rejected after an attempt, so that its steps are to be undone."""
+    ended = log.last is not None and log.last.state in (TaskState.CANCELED, TaskState.REJECTED)
+    return ended and log.epoch > 0
 
 
 def _refusal_told(refusal: AdmissionRefusedError) -> str:
@@ -549,6 +676,17 @@ def _exhausted(case: Case) -> str:
     tries = max(1, case.log.runs(case.redrive) - case.log.given_back)
     count = "1 attempt" if tries == 1 else f"{tries} attempts"
     return f"given up after {count}, the last of which was lost with its worker"
+
+
+def _cause(log: TaskLog) -> DeadCause:
+    """Say whether the last attempt of a task that was given up had failed, or was lost.
+
+    After a failure the record that is first to tell of undoing is ``submitted``. One that begins with undoing
+    found an attempt that had left no word.
+    """
+    undoes = (one for one in log.records if one.epoch >= log.redriven and one.body.undoes)
+    first = next(undoes, None)
+    return DeadCause.FAILED if first is None or first.state is not TaskState.WORKING else DeadCause.LOST
 
 
 def _failed(error: str) -> dict[str, Any]:

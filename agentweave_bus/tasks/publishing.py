@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext
 from agentweave_bus.bus.connection import Keeper, NotPermittedError, Session
-from agentweave_bus.bus.outbound import as_call_errors, check_arguments, outbound_denial
+from agentweave_bus.bus.outbound import as_call_errors, check_arguments, noting_attempts, outbound_denial
 from agentweave_bus.bus.records import decision_facts, sealed_facts
 from agentweave_bus.bus.slots import SlotOutcome, acknowledged
 from agentweave_bus.bus.streams import EVENT_MAX_AGE_S, events_stream_name
@@ -44,6 +44,7 @@ from agentweave_bus.exceptions import (
     NoResponderError,
     UnreachableError,
 )
+from agentweave_bus.observability.conventions import describe_sending
 from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
 from agentweave_bus.observability.tracing import Tracing
 from agentweave_bus.spiffe_id import SpiffeID, domain_id
@@ -146,11 +147,13 @@ class Publisher:
         status = RequestStatus.ERROR
         try:
             with (
-                parts.tracing.span("agentweave publish", kind="producer", parent=trace) as span,
+                parts.tracing.span("publish", kind="producer", parent=trace) as span,
                 as_call_errors("event", "the event could not be published"),
             ):
                 draft, value, payload = self._prepared(name, data, key, deadline, span.traceparent)
-                span.set_attribute("messaging.destination.name", name)
+                if span.recorder is not None:
+                    declared = parts.metrics.declares(Direction.OUTBOUND, name)
+                    describe_sending(span, "publish", draft.sub, draft.id, len(payload), named=declared)
                 facts = self._facts(name, value, parent)
                 decision = await parts.authorizer.authorize(facts)
                 parts.metrics.decided(
@@ -163,8 +166,9 @@ class Publisher:
                     entry = {"event": "publish", **sealed_facts(sealed), **decision_facts(facts, decision)}
                     await parts.audit.record(entry)
 
+                on_sealed = noting_attempts(record) if parts.tracing.enabled else record
                 links = () if parent is None else parent.links
-                sealed = await self._store(draft, payload, links, record, timeout)
+                sealed = await self._store(draft, payload, links, on_sealed, timeout)
                 status = RequestStatus.SUCCESS
                 return PublishedEvent(name, sealed.head.id, sealed.digest.hex())
         except AuthorizationError:

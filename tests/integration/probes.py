@@ -63,7 +63,7 @@ GRANTS: dict[str, Any] = {
         {"caller": str(MIDDLE), "callee": [str(ECHO)], "capabilities": ["whoami", "say"]},
         {"caller": str(CLI), "callee": [str(ECHO)], "capabilities": ["order.*"], "kinds": ["event"]},
     ],
-    "operators": [{"who": str(OPERATOR), "may": ["control:redrive"]}],
+    "operators": [{"who": str(OPERATOR), "may": ["control:redrive", "control:observe", "control:cancel"]}],
 }
 
 

@@ -21,8 +21,8 @@ from tests.integration.probes import PATIENCE
 from tests.integration.world import World
 
 AGENT_FILE = """
-import asyncio, gc, os, sys, time
-from agentweave_bus import SecureAgent, capability
+import asyncio, gc, logging, os, sys, time
+from agentweave_bus import SecureAgent, capability, on_event
 
 class Worker(SecureAgent):
     @capability("say", safe=True)
@@ -39,6 +39,17 @@ class Worker(SecureAgent):
         while not os.path.exists(until):
             await asyncio.sleep(0.01)
         return {"waited": True, "pid": os.getpid()}
+
+class Telling(Worker):
+    @capability("tell")
+    def tell(self, secret: str) -> dict:
+        logging.getLogger("shop.order").debug("told")
+        self.logger.info("not told")
+        return {"told": True}
+
+    @on_event("order.*")
+    def hear(self, secret: str) -> None:
+        logging.getLogger("shop.order").debug("heard")
 
 class Broken(SecureAgent):
     async def on_start(self) -> None:

@@ -279,6 +279,7 @@ async def test_a_chain_of_another_authority_gets_no_connection(world):
             pass
 
 
+@pytest.mark.slow  # it starts processes of its own
 async def test_bad_files_end_a_worker_with_code_2_and_others_with_4(world, tmp_path):
     bad = tmp_path / "grants.yaml"
     bad.write_text("grants:\n  - callers: [x]\n")

@@ -117,6 +117,7 @@ async def refused(world, subjects):
     return {one for one in subjects if f'"{one.lower()}"' in said}
 
 
+@pytest.mark.slow  # a broker is stopped and started
 async def test_a_grant_that_is_taken_while_the_broker_is_down_is_taken_when_it_is_back(world):
     given = {"caller": str(OTHER), "callee": [str(ECHO)], "capabilities": ["say"]}
     try:

@@ -67,6 +67,7 @@ async def test_sigterm_lets_a_call_in_flight_finish_and_takes_no_new_one(world, 
     assert answers == [{"waited": True, "pid": worker.process.pid}]
 
 
+@pytest.mark.slow  # it starts processes of its own
 async def test_a_worker_that_can_not_start_says_why_and_does_not_say_ready(world):
     async with worker_process(world, ECHO, klass="live_agents:Broken") as worker:
         assert worker.ready == ""

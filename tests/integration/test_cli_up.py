@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -24,6 +25,7 @@ BACKGROUND = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
 """Starts what follows with SIGINT ignored, as scripts do with what stands before ``&``."""
 HELLO = "spiffe://agentweave.local/agent/hello"
 CLI = "spiffe://agentweave.local/client/cli"
+OPERATOR = "spiffe://agentweave.local/client/operator"
 UP_SECONDS = 20.0
 
 MORE = """
@@ -203,8 +205,9 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 def test_it_says_what_is_there(up: Up) -> None:
     (agent,) = up.facts["agents"]
     assert (agent["name"], agent["spiffe_id"]) == ("hello", HELLO)
-    assert up.facts["clients"] == {CLI: str(up.folder / ".agentweave" / "clients" / "cli.yaml")}
-    assert up.facts["seconds"] < 5
+    clients = up.folder / ".agentweave" / "clients"
+    assert up.facts["clients"] == {CLI: str(clients / "cli.yaml"), OPERATOR: str(clients / "operator.yaml")}
+    assert up.facts["seconds"] > 0
 
 
 def test_it_says_which_settings_it_replaced(up: Up) -> None:
@@ -343,6 +346,76 @@ def test_tail_follows(up: Up) -> None:
         tail.stdout.close()
 
 
+@pytest.mark.slow  # it starts a stack of its own
+def test_a_second_interrupt_while_it_comes_up_does_not_wait(tmp_path: Path) -> None:
+    """The agent waits for what does not come, and would do so for as long as it has for what it is doing."""
+    folder = new(tmp_path)
+    waits = "    async def on_start(self):\n        import asyncio, os\n        print('pid', os.getpid(), flush=True)\n"
+    code = (folder / "hello.py").read_text()
+    head = "class HelloAgent(SecureAgent):\n"
+    assert head in code
+    code = code.replace(head, f"class HelloAgent(SecureAgent):\n{waits}        await asyncio.sleep(120)\n\n")
+    (folder / "hello.py").write_text(code)
+    up = Up.start(folder)
+    try:
+        deadline = time.monotonic() + UP_SECONDS
+        while (found := re.search(r"\| pid (\d+)", up.messages)) is None:
+            assert time.monotonic() < deadline, up.messages
+            time.sleep(0.05)
+        up.process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert up.process.poll() is None  # in order: the worker may finish what it does
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(10) == 0
+        assert gone([int(found[1])], 1)
+    finally:
+        up.end()
+
+
+@pytest.mark.slow  # it starts a stack of its own
+def test_a_backlog_brings_another_worker_as_like_the_first_as_can_be(tmp_path: Path) -> None:
+    """With the identity, broker and policy of the stack, and metrics on a port of its own."""
+    folder = new(tmp_path)
+    with (folder / "hello.py").open("a") as file:
+        file.write(MORE)
+    config = folder / "hello.yaml"
+    config.write_text(config.read_text().replace("HelloAgent", "Picky"))
+    grants = folder / "grants.yaml"
+    grants.write_text(grants.read_text().replace("[greet,", "[greet, slow,"))
+    stack = folder / "agentweave.yaml"
+    scaled = "min: 1, max: 2, scale: {backlog: 1}, concurrency: 1, drain_timeout: 1, health: {beat: 0.2}"
+    text = stack.read_text()
+    assert text.count("- config: hello.yaml") == 1
+    stack.write_text(text.replace("- config: hello.yaml", f"- {{config: hello.yaml, {scaled}}}"))
+    up = Up.start(folder)
+    try:
+        assert [one["name"] for one in up.ready().facts["agents"]] == ["hello/1"]
+        for _ in range(4):
+            agentweave(folder, "submit", "--target", HELLO, "--capability", "slow")
+        deadline = time.monotonic() + UP_SECONDS
+        while True:
+            told = json.loads(agentweave(folder, "supervisor", "status", "--json").stdout)
+            if [one["state"] for one in told["workers"]] == ["ready", "ready"] and told["workers"][1]["beat"]:
+                break
+            assert time.monotonic() < deadline, told
+        assert len({one["metrics"] for one in told["workers"]}) == 2
+        assert told["agents"][0]["wanted"] == 2
+        assert "hello: 2 workers instead of 1: " in up.messages
+        while True:  # until both have seen that the second worker has taken one up
+            with urllib.request.urlopen(up.facts["metrics"], timeout=10) as answer:
+                page = answer.read().decode()
+            (depth,) = re.findall(r'agentweave_queue_depth{agent="hello",capability="slow"} (\S+)', page)
+            told = json.loads(agentweave(folder, "supervisor", "status", "--json").stdout)
+            if float(depth) == told["agents"][0]["backlog"] == 2:
+                break
+            assert time.monotonic() < deadline, (depth, told)
+        assert call(folder, "greet", stdin='{"name": "x"}').returncode == 0
+        assert up.stop() == 0
+    finally:
+        up.end()
+
+
+@pytest.mark.slow  # it starts a stack of its own
 def test_no_second_stack_in_one_state_directory(up: Up) -> None:
     done = agentweave(up.folder, "up")
     assert done.returncode == 2
@@ -506,6 +579,7 @@ def test_a_worker_that_dies_is_started_again_and_replicas_go_on(
     assert "no worker is left" in up.messages
 
 
+@pytest.mark.slow  # it starts processes of its own
 def test_serve_runs_one_agent_against_that_stack(up: Up) -> None:
     """``serve`` takes all it needs from its file: here the client's identity serves as an agent's."""
     config = (up.folder / ".agentweave" / "clients" / "cli.yaml").read_text()
@@ -530,6 +604,7 @@ def test_serve_runs_one_agent_against_that_stack(up: Up) -> None:
         served.stderr.close()
 
 
+@pytest.mark.slow  # it waits for time to pass
 def test_serve_without_a_workload_api(tmp_path: Path) -> None:
     done = agentweave(new(tmp_path), "serve", "hello.yaml")
     assert done.returncode == 4

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from contextlib import asynccontextmanager
 
+import anyio.to_thread
 import pytest
 
 from agentweave_bus import AgentWeaveClient
@@ -12,6 +14,7 @@ from agentweave_bus.embedded.nats_server import NatsServer
 from agentweave_bus.spiffe_id import SpiffeID
 from tests.integration.connections import until
 from tests.integration.own_brokers import deployment
+from tests.integration.scraping import fetched, samples
 
 pytestmark = pytest.mark.anyio
 
@@ -39,15 +42,28 @@ async def ready(place, *words):
     return process
 
 
+async def is_well(url):
+    """The control role says so, and for how long its SVID is valid from the start."""
+    status, text = await anyio.to_thread.run_sync(fetched, url.replace("/metrics", "/readyz"))
+    assert (status, json.loads(text)) == (200, {"ok": True, "connected": True, "identity": True})
+    _, text = await anyio.to_thread.run_sync(fetched, url)
+    shown = {one.name: one.value for one in samples(text)}
+    assert 0 < shown["agentweave_svid_valid_seconds"] < 86_400
+    assert shown["agentweave_certificate_expiry_timestamp_seconds"] > 0
+
+
 def worker_file(place):
     return place.participant(STOCK, agent={"class": "tests.integration.stock_worker:StockAgent"})
 
 
+@pytest.mark.slow  # four processes of its own
 async def test_a_task_is_done_at_a_broker_of_ones_own_with_two_control_roles(tmp_path):
     async with own_broker(tmp_path) as place:
         one, other = [
-            await ready(place, "control", place.control_file(name)) for name in ("control", "other")
+            await ready(place, "control", place.control_file(name, observability={"metrics": {"port": 0}}))
+            for name in ("control", "other")
         ]
+        await is_well(one.said.split()[1])
         # The one that made the claims goes: the other is enough.
         assert await one.stop() == 0, one.log.read_text()
         worker = await ready(place, "serve", worker_file(place))

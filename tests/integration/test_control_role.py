@@ -125,6 +125,7 @@ async def test_a_changed_declaration_is_applied_and_an_impossible_one_refused(co
     assert refused.value.hint
 
 
+@pytest.mark.slow  # hundreds of consumers
 async def test_an_agent_has_so_many_consumers_and_no_more(world, mallory):
     """However often it announces others; and the next agent is served all the same."""
     absent, front = await world.raw(ABSENT), await world.raw(FRONT)

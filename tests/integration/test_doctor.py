@@ -105,7 +105,7 @@ async def test_the_broker_has_no_user_for_this_identity(world, tmp_path):
     try:
         found = await examined(path)
         with pytest.raises((BusError, BaseExceptionGroup)) as refused:
-            async with AgentWeaveClient(load_config(path), connect_deadline_s=0.3):
+            async with AgentWeaveClient(load_config(path), connect_deadline_s=1.5):
                 pass
     finally:
         await world.stack.api.withdraw(stranger)

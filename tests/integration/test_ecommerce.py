@@ -238,6 +238,7 @@ async def test_of_many_who_want_the_last_one_gets_it_and_the_others_their_money(
     assert sorted(order["status"] for order in history) == ["confirmed"] + ["failed"] * 7
 
 
+@pytest.mark.slow  # it waits for time to pass
 async def test_an_order_that_a_crash_left_half_done_is_undone(shop: Shop) -> None:
     sku = await shop.new_article("6.00", 2)
     items = [Item(sku=sku, quantity=2)]

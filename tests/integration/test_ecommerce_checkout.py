@@ -232,6 +232,7 @@ async def test_wherever_its_worker_dies_a_task_is_carried_out_once(ask: str, don
 
 
 @pytest.mark.parametrize("method", ["credit_card", "expired_card"])
+@pytest.mark.slow  # many orders, one for each place
 async def test_whatever_is_on_record_when_its_worker_dies_there_is_one_order_or_none(method: str) -> None:
     wanted, shop = payload(method), Shop()
     told = set()

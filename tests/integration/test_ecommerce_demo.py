@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,8 @@ def test_it_shows_what_it_promises(scratch: Path) -> None:
         r"killed once it is paid +paid, not confirmed, and its process is gone",
         r"another order's outcome there +believed by nobody: the task is still at work",
         r"killed after paying +order \w+… confirmed at attempt \d, charged once",
+        r"its address opens the console +once; the second time, and without a token: refused",
+        r"what the console shows +6 agents at work; tasks: 1 completed, 1 failed",
         r"audit logs of all .* no change, gap or cut",
     ):
         assert re.search(line, output), line
@@ -122,4 +125,24 @@ def test_ctrl_c_ends_it_and_leaves_nothing_behind(scratch: Path) -> None:
     code, output, errors = ended(process)
     assert code == 130, output + errors
     assert "nothing is left running" in errors
+    assert_nothing_is_left(scratch, seen + output)
+
+
+@pytest.mark.slow  # the demo, again
+def test_it_stays_open_where_that_is_asked_for(scratch: Path) -> None:
+    process = demo(scratch, "--hold")
+    assert process.stdout is not None
+    seen = ""
+    try:
+        while "stays open" not in seen:  # ends with the pipe if the demo does
+            line = process.stdout.readline()
+            assert line, seen
+            seen += line
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        with browser.open(re.findall(r"http://\S+token=\S+", seen)[-1], timeout=10) as page:
+            assert "<title>" in page.read().decode()
+    finally:
+        process.send_signal(signal.SIGINT)
+    code, output, errors = ended(process)
+    assert code == 130, output + errors
     assert_nothing_is_left(scratch, seen + output)

@@ -102,6 +102,7 @@ async def test_an_order_that_is_cancelled_on_the_way_is_undone(stage: Stage, use
         handle = await submit(stage, two_widgets(user_id))
         await until(lambda: available() < before[1], "nothing was reserved")
         cancelling = asyncio.create_task(handle.cancel("changed my mind", timeout=PATIENCE))
+        await until(lambda: orders(user_id)[0][0] != "pending", "the order was not given up")
     await cancelling
     with pytest.raises(TaskCanceledError, match="changed my mind"):
         await handle.result(PATIENCE)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 
 import anyio
 import anyio.to_thread
@@ -12,20 +10,13 @@ import pytest
 
 from tests.integration.probes import ECHO, PATIENCE
 from tests.integration.processes import worker_process
+from tests.integration.scraping import fetched
 
 pytestmark = pytest.mark.anyio
 
 
 async def get(url):
-    def fetch():
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-
-    return await anyio.to_thread.run_sync(fetch)
+    return await anyio.to_thread.run_sync(fetched, url)
 
 
 async def test_metrics_health_and_readiness_of_a_worker(world, cli):
@@ -76,6 +67,7 @@ async def ready_is(root, wanted):
             await anyio.sleep(0.02)
 
 
+@pytest.mark.slow  # it starts processes of its own
 async def test_two_workers_on_one_port_the_second_says_which_setting_to_change(world):
     async with worker_process(world, ECHO, observability__metrics={"port": 0}) as worker:
         port = int(worker.ready.split()[1].split(":")[2].split("/")[0])

@@ -40,7 +40,7 @@ def asks(*players, **breaker):
     return {
         "authorization__provider": "opa",
         "authorization__opa_endpoints": [one.url for one in players],
-        "authorization__timeout_ms": 300,
+        "authorization__timeout_ms": 1500,
         "authorization__circuit_breaker": breaker,
     }
 
@@ -231,6 +231,6 @@ async def test_a_slow_server_holds_up_nobody_who_need_not_ask_it(world, cli, pla
                 group.start_soon(denial, cli, "work")
             await until(lambda: len(first.questions()) >= 5, "questions that hang")
             await cli.ask(ECHO, "say", {"text": "x"})
-            assert world.refusals("echo") == []  # the others still wait, for twice 0.3 s
+            assert world.refusals("echo") == []  # the others still wait, for twice the time
     assert echo.ran == ["say", "say"]
     assert len(world.refusals("echo")) == 3

@@ -53,7 +53,7 @@ def asks(server, **overrides):
     return {
         "authorization__provider": "opa",
         "authorization__opa_endpoint": server.url,
-        "authorization__timeout_ms": 400,
+        "authorization__timeout_ms": 1500,
         "authorization__circuit_breaker": {"failure_threshold": 4, "success_threshold": 1, "timeout": 1.0},
         **overrides,
     }
@@ -198,6 +198,7 @@ async def test_a_client_whose_server_is_away_sends_nothing(world, echo, opa):
     await cli.ask(ECHO, "say", {"text": "x"})
 
 
+@pytest.mark.slow  # it waits for time to pass
 async def test_a_new_revision_takes_effect_also_on_answers_that_stood(world, opa):
     first = opa.publish(GRANTS)
     await opa.start()

@@ -15,6 +15,7 @@ from agentweave_bus.exceptions import AuthorizationError, CallRefusedError, NoRe
 from tests.integration.callee import reply_to, request_of, result_of
 from tests.integration.connections import heard_within
 from tests.integration.probes import ECHO, PATIENCE, data_of
+from tests.integration.world import metric
 
 pytestmark = pytest.mark.anyio
 
@@ -91,6 +92,7 @@ async def test_a_safe_call_without_an_answer_is_made_again_and_another_is_not(wo
     answer = reply_to(second, world.issue(ECHO), result_of({"answer": "second"}))
     await mallory.send(second.reply, answer.frame)
     assert data_of(await safe) == {"answer": "second"}
+    assert metric(cli.parts, "agentweave_call_retries_total") == 1
     with pytest.raises(Exception, match="in time"):
         await cli.call(str(ECHO), "work", {"text": "x"}, timeout=0.3)
     assert len(world.audit("cli", event="call", cap="work")) == 1

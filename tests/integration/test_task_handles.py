@@ -15,6 +15,7 @@ import yaml
 from agentweave_bus import SyncAgentWeaveClient, TaskEvent, TaskHandle
 from agentweave_bus.cli import main
 from agentweave_bus.exceptions import CallTimeoutError, IdempotencyError, TaskCanceledError
+from agentweave_bus.tasks import hints
 from tests.integration.connections import until
 from tests.integration.probes import CLI, ECHO, PATIENCE
 from tests.integration.task_probe import TaskProbe
@@ -66,13 +67,14 @@ def brief(events: list[TaskEvent]) -> list[str]:
 WHOLE = ["working", "artifact", "progress", "artifact", "progress", "completed"]
 
 
-async def test_a_task_is_waited_for_and_comes_soon(cli: Caller, probe: TaskProbe) -> None:
+async def test_a_task_is_waited_for_and_comes_before_the_next_poll(
+    cli: Caller, probe: TaskProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hints, "_POLL_S", 60.0)
     handle = await submit(cli, "work", {"text": "warm"})
     assert (await handle.result(PATIENCE)).data == {"worked": "warm"}
-    began = time.monotonic()
     handle = await submit(cli, "work", {"text": "now"})
     assert (await handle.result(PATIENCE)).data == {"worked": "now"}
-    assert time.monotonic() - began < 1.5  # not by the poll
 
 
 async def test_everything_is_told_once_and_in_order_to_all_who_watch(cli: Caller, probe: TaskProbe) -> None:
@@ -128,7 +130,7 @@ async def test_cancelling_reaches_a_handler_that_runs(cli: Caller, probe: TaskPr
     began = time.monotonic()
     status = await handle.cancel("not needed", timeout=PATIENCE)
     assert probe.cleaned_up.is_set()
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5
     assert (status.state, status.message) == ("canceled", "not needed")
     with pytest.raises(TaskCanceledError):
         await handle.result(1)
@@ -278,7 +280,10 @@ async def test_the_command_line_says_when_a_task_is_due(
 
 
 async def test_the_command_line_tells_of_a_task_that_is_not_there_or_not_ones_own(
-    probe: TaskProbe, client_file: str, capsys: pytest.CaptureFixture[str]
+    probe: TaskProbe,
+    client_file: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     me, reference = ["--config", client_file], f"{TARGET}#work/01890a5d-ac96-774b-bcce-b302099a8057"
     assert (await command(capsys, "task", "get", reference, *me, code=1))["state"] == "unknown"
@@ -286,3 +291,7 @@ async def test_the_command_line_tells_of_a_task_that_is_not_there_or_not_ones_ow
         code = await asyncio.to_thread(main, ["task", verb, f"{reference}@{TARGET}", *me])
         told = capsys.readouterr().err
         assert (code, "not this identity's to read" in told, "aw.state" in told) == (3, True, False), told
+    # A command has no log: Python prints its warnings as they are.
+    assert not [
+        one for one in caplog.records if one.levelname == "WARNING" and "aw.state" in one.getMessage()
+    ]

@@ -37,7 +37,7 @@ class Layer(Enum):
     CALLER = "caller: answers are verified"
     RECORD = "readers of a task's log: records and progress are verified"
     WORKER = "worker: cancellations and approvals are verified"
-    CONTROL = "control role: announcements, parked tasks and dead letters are verified"
+    CONTROL = "control role: announcements, parked tasks, dead letters and records are verified"
     POLICY_LOAD = "policy loading"
     NAMES = "names"
     CONFIGURATION = "configuration"

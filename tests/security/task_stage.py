@@ -126,8 +126,13 @@ class TaskStage:
 
     def says(self, handle: TaskHandle, state: TaskState) -> bytes:
         """The payload of a record; one of a completed task has a result that was never made."""
+        return self.body(handle, state).encoded()
+
+    @staticmethod
+    def body(handle: TaskHandle, state: TaskState, **more: Any) -> RecordBody:
+        """What a forged record says."""
         result = RESULT if state is TaskState.COMPLETED else None
-        return RecordBody(state=state, pd=handle._pd or "", result=result, message="forged").encoded()
+        return RecordBody(state=state, pd=handle._pd or "", result=result, message="forged", **more)
 
     def cancels(self, handle: TaskHandle, **more: Any) -> bytes:
         """The payload of a cancellation."""

@@ -100,7 +100,7 @@ async def stage(world: World, request: pytest.FixtureRequest) -> EventStage:
     cli, mallory = await world.client(CLI), await world.raw()
     seen = await mallory.listen(CREATED)
     await cli.client.publish("order.created", {"order_id": "o-1"})
-    await until(lambda: len(echo.ran) == 2, "the honest event")
+    await until(lambda: len(echo.ran) == 2, "the honest event", lambda: (echo.ran, world.audit("echo")))
     return EventStage(
         world, echo, cli, mallory, await heard_within(seen), marker.args[0] if marker else Step.BINDING
     )

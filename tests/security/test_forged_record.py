@@ -13,6 +13,7 @@ from agentweave_bus.envelope import control_role
 from agentweave_bus.types import TaskState
 from tests.integration.announcing import asked
 from tests.integration.probes import CLI, ECHO, FRONT, MALLORY, PATIENCE
+from tests.integration.world import World
 from tests.security.catalogue import Adversary, Layer, refused_by
 from tests.security.task_stage import *  # noqa: F403
 
@@ -150,21 +151,26 @@ async def test_an_outcome_before_the_beginning(stage, state):
     assert stage.foreign("worker") == 1
 
 
-async def test_a_log_that_the_broker_forgets(stage):
-    """Not protected: who owns the broker can take a log away, and a task of the same key runs again."""
-    submit = stage.cli.client.submit
-    handle = await submit(str(ECHO), "work", {"text": "a"}, idempotency_key="forgotten")
-    assert (await handle.result(PATIENCE)).data == {"worked": "a"}
-    stream = handle._ref.stream
-    config = (await asked(stage.mallory, f"$JS.API.STREAM.INFO.{stream}"))["config"]
-    await asked(stage.mallory, f"$JS.API.STREAM.DELETE.{stream}")
-    assert "error" not in await asked(stage.mallory, f"$JS.API.STREAM.CREATE.{stream}", config)
-    # What it is told now is old, and it can't know; a handle that knows more is not deceived.
-    assert (await stage.cli.client.task(handle.reference).status()).state is TaskState.SUBMITTED
-    assert (await handle.status()).state is TaskState.COMPLETED
-    again = await submit(str(ECHO), "work", {"text": "a"}, idempotency_key="forgotten")
-    assert (await again.result(PATIENCE)).data == {"worked": "a"}
-    assert stage.probe.ran == ["work", "work"]
+async def test_a_log_that_the_broker_forgets(tmp_path):
+    """Not protected: who owns the broker can take a log away, and a task of the same key runs again.
+
+    On a stack of its own: what other tests cancelled, and what is still in its queue, would run again, too.
+    """
+    async with World.make(tmp_path) as world:
+        probe, cli, mallory = await world.agent(ECHO), await world.client(CLI), await world.raw()
+        submit = cli.client.submit
+        handle = await submit(str(ECHO), "work", {"text": "a"}, idempotency_key="forgotten")
+        assert (await handle.result(PATIENCE)).data == {"worked": "a"}
+        stream = handle._ref.stream
+        config = (await asked(mallory, f"$JS.API.STREAM.INFO.{stream}"))["config"]
+        await asked(mallory, f"$JS.API.STREAM.DELETE.{stream}")
+        assert "error" not in await asked(mallory, f"$JS.API.STREAM.CREATE.{stream}", config)
+        # What it is told now is old, and it can't know; a handle that knows more is not deceived.
+        assert (await cli.client.task(handle.reference).status()).state is TaskState.SUBMITTED
+        assert (await handle.status()).state is TaskState.COMPLETED
+        again = await submit(str(ECHO), "work", {"text": "a"}, idempotency_key="forgotten")
+        assert (await again.result(PATIENCE)).data == {"worked": "a"}
+        assert probe.ran == ["work", "work"]
 
 
 async def test_a_record_that_the_broker_withholds(stage):

@@ -49,7 +49,7 @@ async def cast(session_world, player):
     settings = {
         "authorization__provider": "opa",
         "authorization__opa_endpoint": player.url,
-        "authorization__timeout_ms": 400,
+        "authorization__timeout_ms": 1500,
         "authorization__circuit_breaker": {"failure_threshold": 10_000},
     }
     echo, cli, mallory = await world.agent(ECHO, **settings), await world.client(CLI), await world.raw()

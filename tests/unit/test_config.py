@@ -73,6 +73,17 @@ def test_class_names_what_to_serve(write) -> None:
     )
 
 
+def test_a_class_may_stand_in_a_file(write) -> None:
+    text = MINIMAL + "  class: shop/billing.py:BillingAgent\n"
+    assert load_config(write(text)).agent.class_ == "shop.billing:BillingAgent"
+
+
+@pytest.mark.parametrize("path", ["/shop/billing.py:A", "../billing.py:A", "shop/billing:A", "bill-ing.py:A"])
+def test_a_file_that_is_no_module_is_refused(write, path: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"folder/file\.py:Class"):
+        load_config(write(MINIMAL + f"  class: {path}\n"))
+
+
 def test_a_final_allow_is_not_part_of_the_policy_package(write) -> None:
     for text in ("acme/authz", "acme/authz/allow", "acme.authz.allow"):
         config = load_config(write(MINIMAL + f"authorization: {{policy_path: {text}}}\n"))

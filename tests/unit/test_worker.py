@@ -39,6 +39,7 @@ def test_a_class_is_given_the_configuration(module):
     assert type(agent).__name__ == "A"
     assert agent.config.agent.name == "x"
     assert type(find_agent(config(), f"{module}:A")).__name__ == "A"
+    assert type(find_agent(config(), f"{module}.py:A")).__name__ == "A"
 
 
 @pytest.mark.parametrize(

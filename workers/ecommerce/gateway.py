@@ -28,6 +28,7 @@ class GatewayAgent(SecureAgent):
         target = SERVICES.get(service)
         if target is None:
             return _failed(f"Service {service} not found; there are {', '.join(SERVICES)}")
+        self.logger.info("routing", extra={"service": service})
         try:
             return await self.call_agent(target, action, payload, timeout=30.0)
         except AgentCallError as error:

@@ -36,7 +36,9 @@ class InventoryAgent(SecureAgent):
     @capability("reserve_items")
     def reserve_items(self, order_id: str, items: Items) -> dict[str, Any]:
         """Reserve all the items for an order, or none."""
-        return self._stock.reserve(order_id, items)
+        reserved = self._stock.reserve(order_id, items)
+        self.logger.info("reserved", extra={"order_id": order_id})
+        return reserved
 
     @capability("release_items")
     def release_items(self, order_id: str) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class OrderAgent(SecureAgent):
             self.logger.warning("order %s failed: %s", order["order_id"], error)
             await self._note_failure(order["order_id"], str(error))
             raise
+        self.logger.info("confirmed", extra={"order_id": order["order_id"]})
         await self._announce(order)
         return dict(order)
 

@@ -18,6 +18,7 @@ from typing import Final
 
 from agentweave_bus.authz.policy_source import OPA_VERSION, find_opa
 from agentweave_bus.cli.checks.finding import Finding, failed, ok, warning
+from agentweave_bus.config.security import in_url
 from agentweave_bus.embedded.nats_server import find_nats_server
 from agentweave_bus.exceptions import ConfigurationError
 
@@ -211,9 +212,10 @@ def port_finding(key: str, host: str, port: int, *, mine: str = "") -> Finding:
 
 
 def _health(host: str, port: int) -> str:
-    name = f"[{host}]" if ":" in host else host
     try:
-        with urllib.request.urlopen(f"http://{name}:{port}/healthz", timeout=_PROBE_SECONDS) as answer:
+        with urllib.request.urlopen(
+            f"http://{in_url(host)}:{port}/healthz", timeout=_PROBE_SECONDS
+        ) as answer:
             return str(answer.read(4096).decode(errors="replace"))
     except (OSError, ValueError, urllib.error.URLError):
         return ""

@@ -30,8 +30,9 @@ def worker_findings(agents: Iterable[PlannedAgent], noted: Mapping[str, int]) ->
 
 
 def _of_agent(agent: PlannedAgent, noted: Mapping[str, int]) -> Iterator[Finding]:
-    absent = [name for name in agent.replicas if name not in noted]
-    dead = [name for name in agent.replicas if name in noted and not is_worker(noted[name])]
+    planned = _places(agent, noted)
+    absent = [name for name in planned if name not in noted]
+    dead = [name for name in planned if name in noted and not is_worker(noted[name])]
     if absent:
         yield warning(
             f"the running stack was started without {', '.join(absent)}",
@@ -41,10 +42,16 @@ def _of_agent(agent: PlannedAgent, noted: Mapping[str, int]) -> Iterator[Finding
         return
     gone = ", ".join(f"{name} (process {noted[name]})" for name in dead)
     gone += " has ended" if len(dead) == 1 else " have ended"
-    if len(dead) + len(absent) < len(agent.replicas):
+    if len(dead) + len(absent) < len(planned):
         yield warning(f"{gone}; other replicas of it go on", _RESTART)
     else:
         yield failed(f"{gone}: nobody serves {agent.spiffe_id}", _RESTART, ExitCode.UNREACHABLE)
+
+
+def _places(agent: PlannedAgent, noted: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the names of an agent's workers: those that there are, where their number changes."""
+    there = tuple(name for name in noted if name.rpartition("/")[0] == agent.config.agent.name)
+    return there if agent.scales and there else agent.replicas
 
 
 def is_worker(pid: int) -> bool:

@@ -257,7 +257,7 @@ REQUESTS = {
     "read the states": (f"$JS.API.STREAM.MSG.GET.{NAMES['states']}", {"seq": 1}),
     "change the states": (f"$JS.API.STREAM.UPDATE.{NAMES['states']}", task_streams(ECHO)[0].config),
 }
-OWN = frozenset({"pull", "acknowledge", "terminate"})
+OWN = frozenset({"pull", "acknowledge", "terminate", "look at it"})
 
 
 @refused_by(

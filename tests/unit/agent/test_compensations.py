@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -177,6 +178,23 @@ async def test_a_compensation_that_works_at_last_says_nothing(recorder: Recorder
     assert recorder.ran == ["reserve", "undo", "undo", "undo"]
 
 
+@pytest.mark.parametrize("error", [RetryableError("later"), TaskFailedError("no")])
+async def test_whether_it_only_lacked_attempts_is_still_known_when_it_is_undone(error: Exception) -> None:
+    busy = [RetryableError("busy")]
+
+    async def undo(_: Any) -> None:
+        if busy:
+            raise busy.pop()
+
+    async def handler() -> None:
+        await step("reserve", int, compensate=undo)
+        raise error
+
+    outcome = await perform(handler, MemoryStore(), attempts=1)
+    assert (outcome.result.error, outcome.retry) == (str(error), False)
+    assert outcome.exhausted is isinstance(error, RetryableError)
+
+
 async def test_a_compensation_that_hangs_is_a_failing_one(recorder: Recorder) -> None:
     async def undo(_: Any) -> None:
         await anyio.sleep(60)
@@ -312,8 +330,17 @@ async def test_giving_up_runs_nothing_where_nothing_was_recorded(recorder: Recor
     assert (outcome.result.error, recorder.ran, store.written) == ("lost", [], [])
 
 
-async def test_what_is_undone_after_the_deadline_is_undone_in_the_agents_own_name(recorder: Recorder) -> None:
+@pytest.mark.parametrize("behind_ms", [0, 5])
+async def test_what_is_undone_after_the_deadline_is_undone_in_the_agents_own_name(
+    recorder: Recorder, behind_ms: int
+) -> None:
+    """Also where the event loop's clock is somewhat ahead of the one by which the context counts."""
     seen = []
+    began = time.monotonic_ns()
+
+    def monotonic_ns() -> int:
+        now = time.monotonic_ns()
+        return now if now < began + 50_000_000 else now - behind_ms * 1_000_000
 
     async def undo(_: Any) -> None:
         seen.append((current_context().links, current_context().remaining()))
@@ -324,7 +351,8 @@ async def test_what_is_undone_after_the_deadline_is_undone_in_the_agents_own_nam
 
     ends = int(datetime.now(UTC).timestamp() * 1000) + 100
     with anyio.fail_after(5):
-        outcome = await attempt(handler, MemoryStore(), context=task(deadline_ms=ends, links=("l",)))
+        context = task(deadline_ms=ends, links=("l",), monotonic_ns=monotonic_ns)
+        outcome = await attempt(handler, MemoryStore(), context=context)
     assert outcome.result.error.startswith("deadline exceeded")
     assert not outcome.retry
     assert seen == [((), float("inf"))]

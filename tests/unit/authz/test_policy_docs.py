@@ -53,7 +53,7 @@ def test_grants_of_the_page_are_valid() -> None:
     assert (whole.grants[0].approval.above, whole.grants[0].approval.within) == ({"amount": 1000}, 3600)
     assert whole.grants[0].limits == {"max_amount": 1000, "min_amount": 0.01, "max_per_minute": 60}
     assert whole.partners["other.example"].daily_limit == 10000
-    assert whole.operators[0].may == ("control:cancel", "control:watch")
+    assert whole.operators[0].may == ("control:cancel", "control:observe")
 
 
 def test_the_input_of_the_page_is_the_input_of_a_policy() -> None:

@@ -67,9 +67,15 @@ def directory(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the shipped policy, which never changes, is made ready once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def engine(directory: Path, tmp_path: Path) -> EmbeddedEngine:
-    return EmbeddedEngine.from_directory(directory, cache=tmp_path / "cache")
+def engine(directory: Path, shared_cache: Path) -> EmbeddedEngine:
+    return EmbeddedEngine.from_directory(directory, cache=shared_cache)
 
 
 def own_policy(folder: Path, text: str, name: str = "own.rego") -> None:

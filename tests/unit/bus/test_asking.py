@@ -76,7 +76,8 @@ async def test_who_is_cancelled_leaves_nothing(session: Session, client: Client)
 async def test_a_lost_connection_and_a_refusal_are_told(session: Session, client: Client) -> None:
     asking = asyncio.create_task(session.ask("where", b"", timeout_s=30))
     await client.asked.get()
-    session.not_permitted("where")
+    assert not session.not_permitted("elsewhere")  # nobody asked there, so the log has to tell
+    assert session.not_permitted("where")
     with pytest.raises(NotPermittedError):
         await asking
     asking = asyncio.create_task(session.ask("where", b"", timeout_s=30))

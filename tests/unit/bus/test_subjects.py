@@ -19,6 +19,7 @@ from agentweave_bus.bus.subjects import (
     control_subject,
     dead_subject,
     park_subject,
+    parse_state_subject,
     parse_subject,
     progress_of_sender,
     progress_subject,
@@ -111,6 +112,32 @@ def test_a_parked_task_stands_on_no_queue_and_its_wakeups_on_no_agents_subject(a
 
 
 slots = st.tuples(agents, agents, keys, counts)
+
+
+@given(agents, agents, keys, st.integers(0, 10**9 - 1), st.text(max_size=40))
+def test_where_records_and_steps_stand_is_read_back(agent, sender, key, number, step):
+    assert parse_state_subject(record_subject(agent, sender, key, number)) == (agent, sender, key, number)
+    assert parse_state_subject(step_subject(agent, key, step)) == (agent, agent, key, None)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        f"aw.progress.a=test.b.a=test.c.{KEY}.0",
+        f"aw.state.a=test.b.a=test.c.{KEY}",
+        f"aw.state.a=test.b.a=test.c.{KEY}.0.0",
+        f"aw.state.a=test.b.a=test.c.{KEY}.00",
+        f"aw.state.a=test.b.a=test.c.{KEY}.{10**9}",
+        f"aw.state.a=test.b.a=test.c.{KEY}.s0",
+        f"aw.state.a=test.b.a=test.c.{KEY}.s{'0' * 32}",
+        f"aw.state.a=test.b.a=test/c.d.{KEY}.0",
+        f"aw.state.a=test.b.a=test.c//d.{KEY}.0",
+        f"aw.state.a=test.b.a=test.c.{KEY[1:]}.0",
+    ],
+)
+def test_what_is_no_place_of_a_record_or_step_is_refused(subject):
+    with pytest.raises(MalformedEnvelopeError):
+        parse_state_subject(subject)
 
 
 @given(slots, capabilities, st.text(max_size=40))

@@ -93,6 +93,22 @@ def test_a_worker_that_the_running_stack_does_not_have_yet(lock: Path, start: St
     assert seen(lock.parents[1]) == [("warning", "the running stack was started without baker", 0)]
 
 
+def test_an_agent_whose_number_of_workers_follows_the_load(lock: Path, start: Start) -> None:
+    """Those count that there are, whichever they are."""
+    file = lock.parents[1] / "agentweave.yaml"
+    file.write_text(file.read_text().replace("replicas: 2", "min: 1, max: 4"))
+    pid, killed = start().pid, start()
+    killed.kill()
+    killed.wait(10)
+    note(lock, baker=pid, miller_2=pid, miller_3=pid)
+    assert seen(lock.parents[1]) == [("ok", "the stack is running, and every worker of it", 0)]
+    note(lock, baker=pid, miller_2=pid, miller_3=killed.pid)
+    gone = f"miller/3 (process {killed.pid}) has ended; other replicas of it go on"
+    assert seen(lock.parents[1]) == [("warning", gone, 0)]
+    note(lock, baker=pid)
+    assert seen(lock.parents[1]) == [("warning", "the running stack was started without miller/1", 0)]
+
+
 @pytest.mark.anyio
 async def test_the_doctor_says_so(lock: Path, start: Start) -> None:
     alive, killed = start().pid, start()

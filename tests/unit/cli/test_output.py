@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agentweave_bus.cli.output import as_json, counted, message, print_result, table
+from agentweave_bus.cli.output import as_json, counted, message, print_result, show_line, table
 from agentweave_bus.envelope import convert_payload
 from agentweave_bus.exceptions import PayloadError
 
@@ -36,6 +36,14 @@ def test_text_for_people_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
     shown = "".join(capsys.readouterr())
     assert not STEERING.search(shown)
     assert "first\n\\x1b]52" in shown
+
+
+def test_a_workers_line_stays_behind_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    show_line("a", 3, f"x\rpayment | paid\t{HOSTILE}")
+    shown = capsys.readouterr().err
+    assert shown.startswith("a   | x\\x0dpayment | paid\t")
+    assert not STEERING.search(shown.replace("\t", ""))
+    assert shown.count("\n") == 1
 
 
 def test_a_cell_stays_in_its_row() -> None:

@@ -45,6 +45,8 @@ def entry(caller, callee, capabilities, **more):
 
 
 GET = "$JS.API.DIRECT.GET"
+REDRIVES = ("dlq_list", "dlq_show", "dlq_redrive", "dlq_drop")
+OBSERVES = ("observe_queues", "observe_records", "observe_task")
 ME, OTHER = "x=test.agent/a", "x=test.agent/b"
 
 
@@ -54,6 +56,7 @@ def own(identity, token):
     return {
         f"$JS.API.STREAM.INFO.{claim_stream_name(identity)}",
         f"$JS.API.CONSUMER.MSG.NEXT.{queue}.*",
+        f"$JS.API.CONSUMER.INFO.{queue}.*",
         f"$JS.ACK.{queue}.*.>",
         f"{GET}.{state_stream_name(identity)}.aw.state.{token}.>",
         f"{GET}.{progress_stream_name(identity)}.aw.progress.{token}.>",
@@ -144,6 +147,7 @@ def test_one_user_each_and_nobody_may_create_consumers_but_the_control_role(tmp_
     assert [one["user"] for one in users] == [str(A), str(B), str(control)]
     for user in users[:2]:
         text = json.dumps(user).replace("CONSUMER.MSG.NEXT.tasks-", "")
+        text = text.replace("CONSUMER.INFO.tasks-", "")
         assert "CONSUMER" not in text
         assert '">"' not in text
         assert "_INBOX" not in text
@@ -157,36 +161,48 @@ def test_one_user_each_and_nobody_may_create_consumers_but_the_control_role(tmp_
     }
     assert set(permissions["subscribe"]["allow"]) == {
         "aw.control.*.*.announce",
-        *(f"aw.call.x=test.agentweave/control.dlq_{verb}" for verb in ("list", "show", "redrive", "drop")),
+        *(f"aw.call.x=test.agentweave/control.{name}" for name in (*REDRIVES, *OBSERVES)),
         "aw.inbox.x=test.agentweave/control.*.api.*",
         "aw.inbox.x=test.agentweave/control.*.api.pull.*",
         "aw.inbox.x=test.agentweave/control.*.rpc.*",
     }
 
 
-def test_operators_may_ask_the_control_role_about_dead_letters_and_nothing_beside(tmp_path):
-    """And it may answer them. Who may do another act gets nothing by it."""
+def test_operators_may_ask_the_control_role_for_what_they_may_do_and_nothing_beside(tmp_path):
+    """And it may answer them. Who may do an act that is none of the control role's gets nothing by it."""
     control = control_role("x.test")
-    asks = {f"aw.call.x=test.agentweave/control.dlq_{verb}" for verb in ("list", "show", "redrive", "drop")}
 
     def allowed(*operators):
         given = Grants.model_validate({"operators": operators})
         users = broker_users(given, [A, B, C], control=[control])
         return {one["user"]: set(one["permissions"]["publish"]["allow"]) for one in users}
 
+    def asks(names):
+        return {f"aw.call.x=test.agentweave/control.{name}" for name in names}
+
     before = allowed()
     after = allowed(
         {"who": str(A), "may": ["control:redrive"]},
-        {"who": str(B), "may": ["control:cancel", "control:watch"]},
+        {"who": str(B), "may": ["control:observe"]},
+        {"who": str(C), "may": ["control:drain", "control:watch"]},
     )
-    assert after[A] - before[A] == asks
-    assert after[B] == before[B]
+    assert after[A] - before[A] == asks(REDRIVES)
+    assert after[B] - before[B] == asks(OBSERVES)
     assert after[C] == before[C]
-    assert after[control] - before[control] == {"aw.inbox.x=test.agent/a.*.rpc.*"}
+    answers = {f"aw.inbox.x=test.agent/{name}.*.rpc.*" for name in "ab"}
+    assert after[control] - before[control] == answers
     for role in (A, B, C, control):
         assert not before[role] - after[role]
     everybody = allowed({"who": "spiffe://x.test/agent/*", "may": ["control:*"]})
-    assert all(asks <= everybody[one] for one in (A, B, C))
+    assert all(asks([*REDRIVES, *OBSERVES]) <= everybody[one] for one in (A, B, C))
+
+
+def test_who_may_cancel_says_so_to_every_agent_and_reads_nothing_of_their_tasks(tmp_path):
+    given = Grants.model_validate({"operators": [{"who": str(A), "may": ["control:cancel"]}]})
+    everyone = [A, B, C]
+    more = published(A, given, everyone) - published(A, Grants(), everyone)
+    assert more == {f"aw.control.x=test.agent/{name}.cancel" for name in "abc"}
+    assert published(B, given, everyone) == published(B, Grants(), everyone)
 
 
 def test_only_the_control_role_publishes_what_wakes_it(tmp_path):
@@ -291,7 +307,7 @@ class TestApprovals:
         assert [one for one in given if one.startswith("aw.")] == ["aw.control.x=test.agent/b.reject"]
 
     def test_who_is_named_only_or_may_only_gets_nothing(self, tmp_path: Path) -> None:
-        assert self.decides(tmp_path, C, "control:cancel") == []
+        assert self.decides(tmp_path, C, "control:drain") == []
         assert self.decides(tmp_path, A, "control:approve") == []
 
 

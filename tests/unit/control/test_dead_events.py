@@ -171,6 +171,7 @@ def test_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert main(["dlq", "show", event]) == ExitCode.DONE
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("order.created", "spiffe://test.local/client/cli", "no such order"))
+    assert "at most 3" in shown
     assert main(["dlq", "redrive", event]) == ExitCode.USAGE
     assert "it is an event. Publish it again." in capsys.readouterr().err
     assert main(["dlq", "redrive", missing, event]) == ExitCode.USAGE

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agentweave_bus.embedded.assembly import _clear_after, _keep_out_of_git
+from agentweave_bus.embedded.state_directory import StateLock, _clear_after, keep_out_of_git, locked
 
 
 def socket_at(path: Path) -> None:
@@ -57,9 +57,38 @@ def test_clients_files_of_the_user_stay(tmp_path: Path) -> None:
 
 def test_a_directory_with_work_of_the_user_gets_no_gitignore(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text("")
-    _keep_out_of_git(tmp_path)
+    keep_out_of_git(tmp_path)
     assert not (tmp_path / ".gitignore").exists()
     (tmp_path / "main.py").rename(tmp_path / "lock")
     (tmp_path / "authorities").mkdir()
-    _keep_out_of_git(tmp_path)
+    keep_out_of_git(tmp_path)
     assert (tmp_path / ".gitignore").exists()
+
+
+def test_workers_are_noted_behind_the_sockets_and_replaced_there(tmp_path: Path, sockets: Path) -> None:
+    with locked(tmp_path) as lock:
+        lock.note_sockets(sockets)
+        before = (tmp_path / "lock").read_text()
+        workers = {"hello": 4711}
+        lock.workers = lambda: workers
+        lock.note_workers()
+        assert (tmp_path / "lock").read_text() == f"{before}hello 4711\n"
+        workers["hello"] = 12
+        lock.note_workers()
+        assert (tmp_path / "lock").read_text() == f"{before}hello 12\n"
+
+
+def test_a_full_disk_is_told_and_ends_no_worker(caplog: pytest.LogCaptureFixture) -> None:
+    with open("/dev/full", "r+b", buffering=0) as full:  # noqa: PTH123 - a device, which takes nothing
+
+        class Full:
+            truncate, flush = (lambda *_: None), (lambda *_: None)
+
+            @staticmethod
+            def write(text: str) -> None:
+                full.write(text.encode())
+
+        lock = StateLock(Full())
+        lock.workers = lambda: {"hello": 4711}
+        lock.note_workers()
+    assert "No space left on device" in caplog.text

@@ -144,6 +144,7 @@ async def test_rotation_is_streamed_to_who_listens(api, provided):
         assert following.failed == []
 
 
+@pytest.mark.slow  # it waits for time to pass
 async def test_short_lived_svids_rotate_at_half_of_their_life(api, provided):
     endpoint = await api.serve(ORDER, lifetime=timedelta(seconds=4))
     await api.serve(PAYMENT)
@@ -255,6 +256,7 @@ async def test_a_stream_that_ended_for_good_is_opened_anew(api, provided):
         assert provider._stream is not dead
 
 
+@pytest.mark.slow  # it waits for time to pass
 async def test_a_stream_that_fell_silent_is_rebuilt_by_the_watchdog(api, provided):
     provider = provided(await api.serve(ORDER, lifetime=timedelta(seconds=6)), ORDER)
     async with Following(provider) as following:

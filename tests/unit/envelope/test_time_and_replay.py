@@ -134,6 +134,19 @@ def test_a_digest_is_remembered_across_a_turn_of_generations() -> None:
     assert not replays.admit(HASH, NOW + 31_999 + 32_000, CLIENT)
 
 
+def test_a_digest_that_is_renewed_is_remembered_from_then_on() -> None:
+    replays = ReplayFilter(max_entries=6)
+    assert replays.admit(HASH, NOW, CLIENT, renew=True)
+    for seconds in range(20, 300, 20):
+        assert not replays.admit(HASH, NOW + seconds * 1_000, CLIENT, renew=True)
+    assert len(replays) == 1
+    assert sum(replays._young_of.values()) + sum(replays._old_of.values()) == 1
+    assert not replays.admit(HASH, NOW + 311_000, CLIENT)  # what is not renewed is forgotten in time
+    for seconds in (33, 66):
+        replays.admit(b"i" * 32, NOW + (311 + seconds) * 1_000, CLIENT)
+    assert replays.admit(HASH, NOW + 378_000, CLIENT)
+
+
 def test_memory_is_bounded_and_given_back() -> None:
     replays = ReplayFilter(max_entries=6)
     digests = [bytes([n]) * 32 for n in range(5)]

@@ -191,6 +191,7 @@ async def test_trouble_is_told_and_the_last_good_identity_stays(steered):
     assert source.svid == provider.svid
 
 
+@pytest.mark.slow  # it waits for time to pass
 async def test_a_silent_provider_is_restarted_when_its_svid_is_overdue(steered):
     provider, told = steered(A.issue(X, lifetime=timedelta(seconds=5)), A.bundle), Told()
     source = IdentitySource(provider, hooks=told.hooks)

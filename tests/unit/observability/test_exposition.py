@@ -16,6 +16,7 @@ from agentweave_bus.exceptions import ConfigurationError
 from agentweave_bus.observability import exposition
 from agentweave_bus.observability.exposition import MAX_CONNECTIONS, Exposition
 from agentweave_bus.observability.metrics import Metrics
+from agentweave_bus.supervisor.fetching import fetch_all
 
 
 class Checks:
@@ -107,6 +108,16 @@ def test_the_path_is_configurable(metrics: Metrics, checks: Checks) -> None:
     with Exposition(config, metrics, health=checks.health, ready=checks.ready) as listener:
         assert get(listener, "/internal/metrics")[0] == 200
         assert get(listener, "/metrics")[0] == 404
+
+
+@pytest.mark.parametrize(("host", "named"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_its_address_can_be_asked(host: str, named: str, metrics: Metrics, checks: Checks) -> None:
+    settings = MetricsConfig(host=host, port=0)
+    with Exposition(settings, metrics, health=checks.health, ready=checks.ready) as listener:
+        assert listener.url == f"http://{named}:{listener.port}/metrics"
+        (page,) = fetch_all([listener.url])
+    assert page is not None
+    assert page.status == 200
 
 
 def test_a_taken_port_is_named_with_the_way_out(

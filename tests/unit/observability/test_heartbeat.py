@@ -14,7 +14,9 @@ from agentweave_bus.observability.heartbeat import BEAT_SECONDS, READY_FD, Heart
 SECONDS = st.floats(-1e6, 1e15)
 COUNTS = st.integers(0, 2**52)
 BEATS = st.builds(
-    Heartbeat, SECONDS, COUNTS, COUNTS, COUNTS, st.booleans(), st.none() | SECONDS, st.none() | SECONDS
+    Heartbeat,
+    *(SECONDS, COUNTS, COUNTS, COUNTS, st.booleans()),
+    *(st.none() | SECONDS, st.none() | SECONDS, st.none() | COUNTS),
 )
 WELL = Heartbeat(0.0, 1, 2, 3, connected=True)
 
@@ -30,6 +32,7 @@ def test_what_is_told_is_read(beat: Heartbeat) -> None:
     [
         {"lag_s": None}, {"lag_s": "1"}, {"in_flight": 1.0}, {"handled": True}, {"resident": 2**53},
         {"connected": 1}, {"idle_s": 10**400}, {"svid_s": float("inf")}, {"lag_s": float("nan")}, {"more": 1},
+        {"backlog": 1.0}, {"backlog": 2**53},
     ],
 )  # fmt: skip
 def test_what_is_no_heartbeat(change: dict[str, object]) -> None:

@@ -13,8 +13,9 @@ fd = int(os.environ['AGENTWEAVE_READY_FD'])
 every = float(os.environ.get('AGENTWEAVE_BEAT_SECONDS', '1'))
 def ready():
     os.write(fd, b'ready\\n')
-def beat(handled=0, resident=0, idle_s=None):
-    told = dict(lag_s=0.0, in_flight=0, handled=handled, resident=resident, connected=True, idle_s=idle_s, svid_s=None)
+def beat(handled=0, resident=0, idle_s=None, backlog=None, in_flight=0):
+    told = dict(lag_s=0.0, in_flight=in_flight, handled=handled, resident=resident, connected=True, idle_s=idle_s,
+        svid_s=None, backlog=backlog)
     os.write(fd, b'beat ' + json.dumps(told).encode() + b'\\n')
 def stop(*_):
     print('stopped', flush=True)

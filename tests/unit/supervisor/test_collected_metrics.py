@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -43,7 +44,13 @@ class Fleet:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self.workers: list[Worker] = []
-        self.collected = CollectedMetrics(lambda: [one.status() for one in self.workers])
+        self.counted: deque[tuple[str, int, str]] = deque()
+        self.leaving: list[Worker] = []
+        self.collected = CollectedMetrics(
+            lambda: [one.status() for one in self.workers],
+            lambda: frozenset((one.agent, one.pid) for one in self.leaving),
+            self.counted,
+        )
 
     def start(self, agent: str, pid: int, place: str = "") -> Worker:
         worker = Worker(agent, pid, place or agent)
@@ -113,7 +120,13 @@ def test_gauges_of_the_worst(fleet: Fleet) -> None:
     for pid in (1, 2):
         worker = fleet.start("a", pid, f"a/{pid}")
         worker.metrics.certificate_expiry.set(1000 * pid)
+        worker.metrics.svid_valid.set(10 * pid)
+        worker.metrics.event_loop_lag.set(pid)
+        worker.metrics.ready.labels("policy").set(pid - 1)
     assert fleet.value("agentweave_certificate_expiry_timestamp_seconds", agent="a") == 1000
+    assert fleet.value("agentweave_svid_valid_seconds", agent="a") == 10
+    assert fleet.value("agentweave_event_loop_lag_seconds", agent="a") == 2
+    assert fleet.value("agentweave_ready", agent="a", part="policy") == 0
     closed = {"agent": "a", "state": "closed"}
     assert fleet.value("agentweave_authz_circuit_breaker_state", **closed) == 1
     assert fleet.value("agentweave_worker_event_loop_lag_seconds", agent="a") == 0.002
@@ -129,3 +142,101 @@ def test_what_the_supervisor_knows(fleet: Fleet) -> None:
     assert fleet.value("agentweave_worker_restarts_total", agent="a") == 4
     fleet.workers.remove(two)  # scaled down
     assert fleet.value("agentweave_worker_restarts_total", agent="a") == 4
+
+
+def test_a_queue_is_the_same_one_for_each_replica_that_sees_it(fleet: Fleet) -> None:
+    for pid, depth in ((1, 7), (2, 9)):
+        fleet.start("a", pid).metrics.queue_depth.labels("greet").set(depth)
+    assert fleet.value("agentweave_queue_depth", agent="a", capability="greet") == 9
+
+
+def test_what_a_worker_said_as_it_ended_counts_once(fleet: Fleet) -> None:
+    """Whether it was scraped before or not, and not again if it comes after the worker was let go."""
+    known, unknown, late = (fleet.start("a", pid, f"a/{pid}") for pid in (1, 2, 3))
+    known.handled(4)
+    late.handled(8)
+    fleet.workers.remove(unknown)
+    assert fleet.completed("a") == 12
+    for worker in (known, unknown):
+        worker.handled(1)
+        fleet.counted.append(("a", worker.pid, generate_latest(worker.metrics.registry).decode()))
+    fleet.workers.clear()
+    fleet.start("a", 4)
+    assert fleet.completed("a") == 14
+    fleet.counted.append(("a", late.pid, generate_latest(late.metrics.registry).decode()))
+    fleet.counted.append(("a", 5, "nonsense {"))
+    assert (fleet.completed("a"), len(fleet.counted)) == (14, 0)
+
+
+def test_what_a_worker_counts_after_another_took_its_place_counts_too(fleet: Fleet) -> None:
+    old = fleet.start("a", 1)
+    old.metrics.queue_depth.labels("greet").set(7)
+    old.handled(4)
+    assert fleet.completed("a") == 4
+    fleet.workers.remove(old)
+    fleet.leaving.append(old)
+    fresh = fleet.start("a", 2)
+    fresh.metrics.queue_depth.labels("greet").set(3)
+    fresh.handled(1)
+    assert fleet.completed("a") == 5
+    assert fleet.value("agentweave_queue_depth", agent="a", capability="greet") == 3  # as it is now
+    old.handled(2)  # what it was doing
+    fleet.counted.append(("a", old.pid, generate_latest(old.metrics.registry).decode()))
+    fleet.leaving.clear()
+    assert [fleet.completed("a") for _ in range(2)] == [7, 7]
+
+
+def test_restarts_at_a_place_that_comes_again_are_added(fleet: Fleet) -> None:
+    worker = fleet.start("a", 1, "a/2")
+    for restarts, counted in ((3, 3), (4, 4), (0, 4), (1, 5)):
+        worker.restarts = restarts
+        assert fleet.value("agentweave_worker_restarts_total", agent="a") == counted
+
+
+def test_a_worker_that_says_nonsense_keeps_nobody_elses_from_being_seen(fleet: Fleet) -> None:
+    fleet.start("a", 1).handled(4)
+    fleet.counted.append(("b", 2, '{"#a.b",\t="y"} 1\n'))  # the parser raises no ValueError for it
+    assert fleet.completed("a") == 4
+
+
+def test_a_worker_can_not_say_what_anothers_metrics_are(fleet: Fleet) -> None:
+    honest = fleet.start("a", 1)
+    honest.handled(4)
+    assert fleet.completed("a") == 4
+    fleet.counted.append(("b", 2, "# TYPE agentweave_requests gauge\nagentweave_requests 1\n"))
+    fleet.workers.clear()
+    assert fleet.completed("a") == 4
+
+
+def test_names_that_are_others_each_time_are_not_kept(fleet: Fleet) -> None:
+    held = fleet.collected
+    for pid in range(3):
+        page = "".join(
+            f"# TYPE f{pid}_{number}_total counter\nf{pid}_{number}_total 1\n" for number in range(9_000)
+        )
+        fleet.counted.append(("b", pid, page))
+    list(held.collect())
+    list(held.collect())
+    assert sum(len(page.samples) for page in (*held._gone.values(), *held._last.values())) == 20_000
+
+
+@pytest.mark.slow  # it waits for time to pass
+def test_a_worker_that_names_the_supervisors_page_as_its_own(fleet: Fleet) -> None:
+    def well() -> tuple[bool, dict[str, Any]]:
+        return True, {}
+
+    fleet.start("a", 1).handled(4)
+    with Exposition(MetricsConfig(port=0), fleet.collected, health=well, ready=well) as own:
+        asked: list[float] = []
+        ask, evil = fleet.collected._ask, fleet.start("b", 2)
+        url = f"http://127.0.0.1:{own.port}/metrics"
+        evil.status = lambda: {**Worker.status(evil), "metrics": url}  # type: ignore[method-assign]
+
+        def counting(workers: list[dict[str, Any]]) -> None:
+            asked.append(0.0)
+            ask(workers)
+
+        fleet.collected._ask = counting  # type: ignore[method-assign]
+        assert fleet.completed("a") == 4
+        assert fleet.completed("a") == 4
+        assert len(asked) == 2

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,25 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / ("a" * 120) / "supervisor.sock"  # longer than a socket's address may be
+
+
+NOBODY = 65534
+PYTHON = Path("/usr/bin/python3")  # other users can't read that of a test's environment
+FAKE = """
+import socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+print("listening", flush=True)
+while True:
+    asking, _ = server.accept()
+    asking.recv(1000)
+    try:
+        asking.sendall(b'{"answer": "of nobody"}\\n')
+    except BrokenPipeError:
+        pass
+    asking.close()
+"""
 
 
 class Answering:
@@ -80,3 +102,25 @@ async def test_it_ends_with_requests_under_way(path: Path) -> None:
     assert answering.cancelled.is_set()
     with pytest.raises(UnreachableError):
         await asking
+
+
+@pytest.fixture
+def of_nobody() -> Iterator[Path]:
+    """A socket that another user has put into a directory where everybody may write."""
+    if os.geteuid() != 0 or not PYTHON.exists():
+        pytest.skip(f"only root can be another user, with {PYTHON}")
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as directory:
+        Path(directory).chmod(0o777)
+        path = Path(directory) / "supervisor.sock"
+        with subprocess.Popen([PYTHON, "-c", FAKE, path], stdout=subprocess.PIPE, user=NOBODY) as fake:
+            assert fake.stdout is not None
+            fake.stdout.readline()
+            yield path
+            fake.kill()
+
+
+async def test_who_has_only_a_socket_in_an_open_directory_is_not_believed(of_nobody: Path) -> None:
+    with pytest.raises(UnreachableError, match=f"user {NOBODY} answers"):
+        await ask_supervisor(of_nobody, {"do": "status"}, 5)
+    os.chown(of_nobody.parent, NOBODY, NOBODY)
+    assert await ask_supervisor(of_nobody, {"do": "status"}, 5) == "of nobody"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from agentweave_bus.supervisor.rules import (
     due_for_recycling,
     hangs,
     is_deaf,
+    share_of,
 )
 
 RULE = RestartRule(first_s=1, longest_s=8, limit=4, within_s=60)
@@ -79,4 +82,14 @@ def test_recycling():
     assert due_for_recycling(rule, beat(handled=100), 0) == "it has handled 100 requests"
     assert due_for_recycling(rule, beat(resident=50 * 2**20), 0) == "it uses 50 MB"
     assert due_for_recycling(rule, None, 3600) == "it has run for 3600 s"
+    assert due_for_recycling(rule, None, 3240, early=1.0) == "it has run for 3240 s"
+    assert due_for_recycling(rule, None, 3239, early=1.0) is None
+    assert due_for_recycling(rule, None, 3599, early=0.0) is None
     assert due_for_recycling(RecycleRule(), beat(handled=10**9, resident=2**40), 10**9) is None
+
+
+def test_replicas_are_not_due_at_the_same_time():
+    shares = sorted(share_of(f"order/{number}") for number in range(1, 9))
+    assert 0 <= shares[0] <= shares[-1] < 1
+    assert min(later - sooner for sooner, later in pairwise(shares)) > 0.05
+    assert share_of("order") == share_of("order") != share_of("user")

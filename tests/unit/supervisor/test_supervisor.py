@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -16,9 +17,11 @@ import anyio
 import pytest
 
 from agentweave_bus.exceptions import AgentWeaveError, WorkerError
-from agentweave_bus.supervisor.place import PlaceState, WorkerPlan
+from agentweave_bus.supervisor.autoscaling import ScaleRule
+from agentweave_bus.supervisor.place import PlaceState
 from agentweave_bus.supervisor.rules import HealthRule, RecycleRule, RestartRule
 from agentweave_bus.supervisor.supervisor import Supervisor, supervised
+from agentweave_bus.supervisor.worker_plan import WorkerPlan
 from tests.unit.supervisor.programs import BEATS, HEAD, program
 
 pytestmark = pytest.mark.anyio
@@ -94,6 +97,15 @@ async def test_one_that_is_killed_is_started_again():
         assert made.supervisor.status()[0]["restarts"] == 1
 
 
+async def test_one_that_is_ended_by_a_signal_without_a_name_is_started_again():
+    async with stage() as made:
+        await made.supervisor.start([plan()])
+        pid = made.supervisor["a"].pid
+        os.kill(pid, signal.SIGRTMIN + 1)
+        assert await ready_again(made, "a", pid) != pid
+        assert made.said(f"a was ended by signal {signal.SIGRTMIN + 1}; it is started again")
+
+
 async def test_a_child_that_holds_its_output_keeps_nobody_waiting_and_ends_with_it():
     code = "import subprocess\nchild = subprocess.Popen(['sleep', '60'])\nprint(child.pid, flush=True)\n"
     async with stage() as made:
@@ -115,8 +127,9 @@ async def test_what_is_no_word_of_a_worker_ends_that_worker_alone():
         assert made.supervisor.states == {"b": PlaceState.READY, "a": PlaceState.GIVEN_UP}
 
 
-async def test_a_restart_that_is_under_way_ends_when_all_are_told_to(tmp_path):
-    code = f"if os.path.exists('{tmp_path}/x'):\n    time.sleep(0.5)\nopen('{tmp_path}/x', 'w')\n"
+async def test_a_restart_that_is_under_way_ends_when_all_are_told_to():
+    """The first one has been replaced, and still ends."""
+    code = "def stop(*_):\n    time.sleep(0.5)\n    os._exit(0)\nsignal.signal(signal.SIGTERM, stop)\n"
     async with stage() as made, anyio.create_task_group() as group:
         await made.supervisor.start([plan(code=code + BEATS, replicas=2)])
         refused = []
@@ -127,8 +140,9 @@ async def test_a_restart_that_is_under_way_ends_when_all_are_told_to(tmp_path):
             except WorkerError as error:
                 refused.append(str(error))
 
+        first = made.supervisor["a/1"].pid
         group.start_soon(roll)
-        await made.until(lambda: made.said("a/1 is replaced"))
+        await ready_again(made, "a/1", first)
         made.supervisor.drain()
         with anyio.fail_after(10):
             await made.supervisor.until_all_have_ended()
@@ -212,6 +226,21 @@ async def test_a_replacement_that_fails_leaves_the_old_one(tmp_path):
         assert (made.supervisor["a"].pid, alive(pid)) == (pid, True)
 
 
+async def test_without_descriptors_for_a_replacement_the_old_one_goes_on(monkeypatch):
+    def no_pipe():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with stage() as made:
+        await made.supervisor.start([plan()])
+        pid = made.supervisor["a"].pid
+        monkeypatch.setattr("agentweave_bus.supervisor.worker_process.os.pipe", no_pipe)
+        with pytest.raises(WorkerError, match="a was not replaced: a can't be started: Too many open files"):
+            await made.supervisor.restart("a")
+        monkeypatch.undo()
+        assert (made.supervisor["a"].pid, made.supervisor.states["a"]) == (pid, PlaceState.READY)
+        assert alive(pid)
+
+
 async def test_rolling_replaces_every_worker_and_follows_new_plans():
     async with stage() as made:
         await made.supervisor.start([plan(replicas=2), plan("b"), plan("gone")])
@@ -242,6 +271,36 @@ async def test_scaling():
             made.supervisor.scale("x", 1)
 
 
+async def test_the_workers_of_an_agent_are_told_one_after_the_other():
+    async with stage() as made:
+        await made.supervisor.start([plan(replicas=9), plan("b")])
+        made.supervisor.scale("a", 11)
+        made.supervisor.scale("b", 2)
+        told = [one["name"] for one in made.supervisor.status()]
+        assert told == [*(f"a/{number}" for number in range(1, 12)), "b", "b/1"]
+
+
+async def test_who_still_ends_is_known_until_it_has(tmp_path):
+    """One that was replaced and one whose place was given up finish what they were doing."""
+    code = (
+        f"def stop(*_):\n    while not os.path.exists('{tmp_path}/x'): time.sleep(0.02)\n    os._exit(0)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+    )
+    async with stage() as made, anyio.create_task_group() as group:
+        await made.supervisor.start([plan(replicas=2, code=code + BEATS, drain_s=30)])
+        assert made.supervisor.leaving() == frozenset()
+        one, two = (each.pid for each in made.supervisor.all)
+        group.start_soon(made.supervisor.restart, "a")
+        await ready_again(made, "a/1", one)
+        assert made.supervisor.leaving() == {("a", one)}
+        made.supervisor.scale("a", 1)
+        assert made.supervisor.leaving() == {("a", one), ("a", two)}
+        (tmp_path / "x").touch()
+        await made.until(lambda: not made.supervisor.leaving())
+        assert not alive(one)
+        assert not alive(two)
+
+
 SLOW = RestartRule(first_s=60, longest_s=60)
 
 
@@ -265,18 +324,32 @@ async def test_one_that_is_starting_is_drained_at_once():
         group.cancel_scope.cancel()
 
 
-async def test_one_that_is_being_replaced_is_drained_with_its_replacement(tmp_path):
-    """The second one takes a while to be ready; told to end meanwhile, both do."""
+async def test_one_whose_process_is_not_there_yet_is_drained_at_once():
+    async with stage() as made, anyio.create_task_group() as group:
+        group.start_soon(made.supervisor.start, [plan(code="time.sleep(60)\n", ready_s=60.0)])
+        while not made.supervisor.all:
+            await anyio.lowlevel.checkpoint()
+        assert not made.supervisor["a"].started
+        made.supervisor.drain()
+        with anyio.fail_after(10):
+            await made.supervisor.until_all_have_ended()
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("takes_s", [0.5, 60.0])
+async def test_one_that_is_being_replaced_is_drained_with_its_replacement(tmp_path, takes_s):
+    """The second one takes a while to be ready; told to end meanwhile, both do, and at once."""
     code = (
-        f"if os.path.exists('{tmp_path}/x'):\n    print('second', flush=True)\n    time.sleep(0.5)\n"
+        f"if os.path.exists('{tmp_path}/x'):\n    print('second', flush=True)\n    time.sleep({takes_s})\n"
         f"open('{tmp_path}/x', 'w')\n"
     )
     async with stage() as made, anyio.create_task_group() as group:
-        await made.supervisor.start([plan(code=code + BEATS)])
+        await made.supervisor.start([plan(code=code + BEATS, ready_s=60.0)])
         first = made.supervisor["a"].pid
 
         async def restart() -> None:
-            await made.supervisor.restart("a")
+            with pytest.raises(WorkerError, match="a was not replaced: it was told to end"):
+                await made.supervisor.restart("a")
 
         group.start_soon(restart)
         await made.until(lambda: ("a", "second") in made.lines)
@@ -288,6 +361,7 @@ async def test_one_that_is_being_replaced_is_drained_with_its_replacement(tmp_pa
         with anyio.fail_after(10):
             while alive(first):  # noqa: ASYNC110 - another process
                 await anyio.sleep(0.02)
+        assert not made.said("goes on as it is")
 
 
 async def test_a_drained_worker_stays_down_until_it_is_restarted():
@@ -363,3 +437,110 @@ def test_its_workers_die_with_a_supervisor_that_is_killed():
 
 def test_the_programs_of_these_tests_are_python():
     compile(HEAD + BEATS, "program", "exec")
+
+
+def by_load(tmp_path, **rule) -> WorkerPlan:
+    """Workers that tell a backlog which the test writes into a file."""
+    (tmp_path / "backlog").write_text("0")
+    code = f"time.sleep(0.3)\nready()\nwhile True:\n    beat(backlog=int(open('{tmp_path}/backlog').read() or 0))\n    time.sleep(every)\n"
+    return plan(code=code, scale=ScaleRule(1, 4, backlog=10, **rule))
+
+
+async def test_there_are_as_many_workers_as_the_backlog_calls_for(tmp_path):
+    async with stage() as made:
+        await made.supervisor.start([by_load(tmp_path, cool_down_s=0.3)])
+        assert list(made.supervisor.states) == ["a/1"]
+        (tmp_path / "backlog").write_text("33")
+        await made.until(lambda: made.said("a: 4 workers instead of 2"))
+        assert made.supervisor.states["a/2"] is PlaceState.READY  # it was waited for
+        await made.until(lambda: list(made.supervisor.states.values()) == [PlaceState.READY] * 4)
+        assert made.said("a: 2 workers instead of 1: 33 tasks wait, 0 requests are worked on")
+        assert made.said("a: 4 workers instead of 2: 33 tasks wait")
+        (agent,) = made.supervisor.agents()
+        assert agent == {
+            "agent": "a", "workers": 4, "backlog": 33, "min": 1, "max": 4, "wanted": 4, "held": False,
+        }  # fmt: skip
+        (tmp_path / "backlog").write_text("0")
+        await made.until(lambda: list(made.supervisor.states) == ["a/1"])
+        await made.until(
+            lambda: {name for name, said in made.lines if said == "stopped"} == {"a/2", "a/3", "a/4"}
+        )
+        assert [one for one in made.events if "instead of" in one][2:] == [
+            f"a: {more} instead of {count}: 0 tasks wait, 0 requests are worked on"
+            for more, count in (("3 workers", 4), ("2 workers", 3), ("1 worker", 2))
+        ]
+
+
+async def test_no_more_are_added_while_those_that_were_added_can_not_start(tmp_path):
+    code = (
+        f"if os.path.exists('{tmp_path}/x'): sys.exit(1)\nopen('{tmp_path}/x', 'w')\n"
+        "ready()\nwhile True:\n    beat(backlog=400)\n    time.sleep(every)\n"
+    )
+    async with stage() as made:
+        rule = RestartRule(first_s=60, longest_s=60)
+        await made.supervisor.start([plan(code=code, restart=rule, scale=ScaleRule(1, 8))])
+        await made.until(lambda: made.supervisor.states.get("a/2") is PlaceState.WAITING)
+        beat = made.supervisor["a/1"].beat
+        with anyio.fail_after(10):
+            while made.supervisor["a/1"].beat is beat:  # noqa: ASYNC110 - another process
+                await anyio.sleep(0.02)
+        await anyio.sleep(0.3)
+        assert list(made.supervisor.states) == ["a/1", "a/2"]
+
+
+async def test_a_number_that_somebody_chose_stays_until_told_otherwise(tmp_path):
+    async with stage() as made:
+        scaled = by_load(tmp_path, cool_down_s=0.1)
+        await made.supervisor.start([scaled, plan("b")])
+        made.supervisor.scale("a", 2)
+        assert made.said("a: 2 workers instead of 1, as asked for")
+        (tmp_path / "backlog").write_text("40")
+        with anyio.fail_after(15):
+            while made.supervisor.agents()[0]["wanted"] != 4:  # noqa: ASYNC110 - another process
+                await anyio.sleep(0.02)
+        told = made.supervisor.agents()[0]
+        assert (told["workers"], told["held"], list(made.supervisor.states)) == (2, True, ["a/1", "b", "a/2"])
+        for count in (0, 5):
+            with pytest.raises(AgentWeaveError, match=r"at least one|may have 1 to 4 workers, not 5"):
+                made.supervisor.scale("a", count)
+        with pytest.raises(AgentWeaveError, match="b has no min and max"):
+            made.supervisor.scale("b", None)
+        made.supervisor.scale("a", None)
+        await made.until(lambda: made.supervisor.agents()[0]["workers"] == 4)
+        made.supervisor.scale("a", 3)
+        with anyio.fail_after(20):
+            await made.supervisor.roll([scaled, plan("b")])
+        await made.until(lambda: made.supervisor.agents()[0]["workers"] == 4)
+
+
+async def test_who_was_told_to_end_gets_no_company(tmp_path):
+    async with stage() as made:
+        await made.supervisor.start([by_load(tmp_path)])
+        stubborn = made.supervisor["a/1"]
+        (tmp_path / "backlog").write_text("40")
+        made.supervisor.drain()
+        with anyio.fail_after(10):
+            await made.supervisor.until_all_have_ended()
+        assert not stubborn.running
+        assert list(made.supervisor.states) == ["a/1"]
+
+
+async def test_replicas_that_are_due_at_once_are_recycled_one_after_the_other(tmp_path):
+    """Each takes a while to be ready; meanwhile no other one is replaced."""
+    code = "time.sleep(0.3)\nopen(os.environ['LOG'], 'a').write('x')\n"
+    async with stage() as made:
+        log = tmp_path / "log"
+        three = plan(
+            code=code + BEATS, replicas=3, recycle=RecycleRule(after_s=1.0), environment={"LOG": str(log)}
+        )
+        await made.supervisor.start([three])
+        before = [one.pid for one in made.supervisor.all]
+        most = 0
+
+        def all_replaced() -> bool:
+            nonlocal most
+            most = max(most, sum(place.replacing for place in made.supervisor._places.values()))
+            return not set(before) & {one.pid for one in made.supervisor.all}
+
+        await made.until(all_replaced)
+        assert most == 1

@@ -88,10 +88,10 @@ async def test_one_that_is_never_ready(heard: Callable) -> None:
 async def test_one_that_ends_later_is_reported(heard: Callable) -> None:
     async with WorkerProcesses(heard) as workers:
         await workers.start([program("a", READY, SLEEP), program("b", READY, "print('bye')")])
-        ended = await asyncio.wait_for(workers.next_exit(), 10)
+        ended = await asyncio.wait_for(workers["b"].wait(), 10)
         assert (ended.name, ended.code, ended.last_lines) == ("b", 0, ("bye",))
         os.kill(workers["a"].pid, signal.SIGKILL)
-        assert str(await asyncio.wait_for(workers.next_exit(), 10)) == "a was ended by SIGKILL"
+        assert str(await asyncio.wait_for(workers["a"].wait(), 10)) == "a was ended by SIGKILL"
 
 
 async def test_one_that_ignores_sigterm_is_killed(heard: Callable) -> None:

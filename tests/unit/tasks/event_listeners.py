@@ -9,6 +9,7 @@ from typing import Any
 
 from agentweave_bus import SecureAgent, capability, on_event, requires_peer
 from agentweave_bus.bus.streams import dead_stream_name, event_consumer_name, events_stream_name
+from agentweave_bus.envelope import decode_frame, decode_payload
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.testing import MemoryBus
@@ -46,6 +47,14 @@ class Listener(SecureAgent):
 class Shipping(Listener):
     @on_event("order.*", retry=Retry(attempts=3, first_delay=1, last_delay=1))
     async def on_order(self, order_id: str) -> None:
+        await self.hear(order_id=order_id)
+
+
+class OlderShipping(Listener):
+    """Shipping before it heard of all that happens to orders."""
+
+    @on_event("order.created", retry=Retry(attempts=3, first_delay=1, last_delay=1))
+    async def on_created(self, order_id: str) -> None:
         await self.hear(order_id=order_id)
 
 
@@ -94,6 +103,14 @@ def dead(bus: MemoryBus, agent: SecureAgent) -> list[str]:
     """The subjects of an agent's dead letters."""
     stream = bus.broker.jetstream.streams[dead_stream_name(agent.spiffe_id)]
     return [one.subject for one in stream.messages.values()]
+
+
+def letter(bus: MemoryBus, agent: SecureAgent) -> dict[str, Any]:
+    """What the record of an agent's one dead letter says."""
+    stream = bus.broker.jetstream.streams[dead_stream_name(agent.spiffe_id)]
+    (frame,) = [one.data for one in stream.messages.values() if one.subject.endswith(".record")]
+    body: dict[str, Any] = decode_payload(decode_frame(frame).payload)
+    return body
 
 
 def pending(bus: MemoryBus, publisher: SpiffeID, agent: SecureAgent, *, ordered: bool = False) -> int:

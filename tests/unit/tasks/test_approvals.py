@@ -161,6 +161,16 @@ async def test_a_task_waits_until_it_is_approved_of(till: Till) -> None:
     assert till.agent.paid == [5_000]
 
 
+async def test_the_log_does_not_call_it_refused(till: Till, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "agentweave_bus.bus.admission"):
+        await till.waiting()
+    (told,) = (one for one in caplog.records if one.name == "agentweave_bus.bus.admission")
+    assert (told.levelname, told.getMessage()) == (
+        "INFO",
+        "a task waits: needs a person's approval: grant 1 allows it once it is approved of",
+    )
+
+
 async def test_it_holds_no_place_of_a_worker(till: Till) -> None:
     async with asyncio.timeout(10):
         waiting = [await till.submit() for _ in range(40)]  # there are 32 places

@@ -245,6 +245,16 @@ async def test_an_operator_may(world: World) -> None:
     ]
 
 
+async def test_who_does_not_say_of_which_payload_cancels_only_what_is_on_record(world: World) -> None:
+    stage = Stage(world, str(world.parts["mallory"].me))
+    says = {"sender": str(world.parts["client"].me), "pd": None}
+    assert await stage.hear(await stage.frame("mallory", says=says)) == []
+    log = world.log()
+    await log.append(body(TaskState.WORKING), TASK)
+    await log.append(body(TaskState.SUBMITTED), TASK)
+    assert (await stage.hear(await stage.frame("mallory", says=says)))[-1] == ("canceled", 1)
+
+
 async def test_nothing_is_done_that_can_not_be_recorded(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ async def test_an_event_reaches_its_handler_with_who_published_it_and_its_key(bu
     assert (context.kind, context.caller_spiffe_id, context.via) == ("event", cli.spiffe_id, ())
     assert context.task_id == published.id
     (sent,) = bus.audit("client/cli", event="publish")
+    await until(lambda: len(bus.audit(shipping, digest=published.digest)) == 2)
     admission, outcome = bus.audit(shipping, digest=published.digest)
     assert sent["digest"] == published.digest
     assert (sent["callee"], admission["callee"]) == ("spiffe://test.local", str(shipping.spiffe_id))
@@ -94,6 +95,28 @@ async def test_live_every_replica_hears_or_one_of_them(bus: MemoryBus) -> None:
     # What is not durable needs no consumer.
     stream = bus.broker.jetstream.streams[events_stream_name(cli.spiffe_id)]
     assert stream.consumers == {}
+
+
+async def test_live_handlers_of_one_agent_may_overlap(bus: MemoryBus) -> None:
+    class Watching(Listener):
+        @on_event("order.*", durable=False, replicas="every")
+        async def on_order(self, order_id: str) -> None:
+            await self.hear(orders=order_id)
+
+        @on_event("order.*", durable=False)
+        async def on_one(self, order_id: str) -> None:
+            await self.hear(one=order_id)
+
+        @on_event("*", durable=False, replicas="every")
+        async def on_any(self, order_id: str) -> None:
+            await self.hear(any=order_id)
+
+    await let(bus, "client/cli", "agent/watching", "order.*")
+    watching, cli = await bus.start(Watching), await bus.client()
+    for number in range(3):
+        await cli.publish("order.created", {"order_id": f"o-{number}"})
+    await until(lambda: len(watching.heard) == 9)
+    assert bus.audit(watching, event="refusal") == []
 
 
 async def test_what_is_published_in_a_handler_carries_what_it_follows_from(bus: MemoryBus) -> None:

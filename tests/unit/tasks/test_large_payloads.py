@@ -244,6 +244,7 @@ async def test_a_flood_of_references_to_one_blob_takes_turns(
     assert (len(left), left[-1]) == (8, 0)
 
 
+@pytest.mark.slow  # it waits for time to pass
 async def test_what_is_gone_is_waited_for_and_then_a_dead_letter(
     bus: MemoryBus, client: AgentWeaveClient, press: Press
 ) -> None:

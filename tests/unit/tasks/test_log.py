@@ -12,7 +12,7 @@ from agentweave_bus.envelope import Draft, EnvelopeVerifier, Kind, Sealer, encod
 from agentweave_bus.exceptions import BusError
 from agentweave_bus.identity import ChainVerifier
 from agentweave_bus.tasks.log import Desk, TaskLog
-from agentweave_bus.tasks.record import RECORD_TYPE
+from agentweave_bus.tasks.record import RECORD_TYPE, TaskNamed
 from agentweave_bus.types import TaskState
 from tests.unit.tasks.conftest import TASK, World, body
 
@@ -36,6 +36,26 @@ async def test_what_is_written_is_read_by_agent_and_submitter_in_order(world: Wo
         ]
         assert [one._replace(stored_at_ms=None) for one in read.records] == log.records
         assert read.ended
+
+
+async def test_the_first_record_names_the_task_and_no_other_does(world: World) -> None:
+    log = world.log()
+    for state in (TaskState.WORKING, TaskState.SUBMITTED, TaskState.WORKING):
+        await log.append(body(state), TASK)
+    read = world.log("client")
+    await read.refresh()
+    assert [one.body.task for one in read.records] == [
+        TaskNamed(capability="work", id=world.task_id),
+        None,
+        None,
+    ]
+
+
+async def test_a_first_record_that_names_no_task_is_as_good(world: World) -> None:
+    smuggle(world, 0, await forged(world, "agent", 0))
+    log = world.log()
+    await log.refresh()
+    assert [(one.state, one.body.task) for one in log.records] == [("canceled", None)]
 
 
 async def test_of_two_who_write_the_same_slot_one_wins_and_the_other_knows(world: World) -> None:
@@ -91,6 +111,11 @@ def smuggle(world: World, slot: int, frame: bytes) -> None:
     stream.store(world.ref.subject(slot), frame, None)
 
 
+def naming(**changed: str) -> bytes:
+    """Return what a record says that names some task."""
+    return body(TaskState.CANCELED, task=TaskNamed(**{"capability": "work", "id": "x", **changed})).encoded()
+
+
 FORGERIES = {
     "of another agent": ("mallory", {}),
     "of the submitter": ("client", {}),
@@ -103,6 +128,8 @@ FORGERIES = {
     "whose payload is none": ("agent", {"says": encode_payload({"state": "canceled"})}),
     "of another agent whose clock goes ahead": ("mallory", {"iat": 2**50, "exp": 2**50 + 60_000}),
     "of another agent whose payload can't be read": ("mallory", {"says": b"\xc1"}),
+    "that names another capability": ("agent", {"says": naming(capability="other")}),
+    "that names another task": ("agent", {"says": naming(id="other")}),
     "that completes what never began": ("agent", {"says": body(TaskState.COMPLETED).encoded()}),
 }
 

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, cast
 
 import pytest
 
@@ -18,11 +18,15 @@ from agentweave_bus.envelope import Draft, Kind, decode_frame, decode_payload, e
 from agentweave_bus.exceptions import AuthorizationError, NoResponderError, TaskFailedError
 from agentweave_bus.runtime.wiring import Connected
 from agentweave_bus.tasks import performer
+from agentweave_bus.tasks.attempt import Kept
 from agentweave_bus.tasks.log import TaskLog
+from agentweave_bus.tasks.queue import Acknowledgements, Delivery
 from agentweave_bus.testing import MemoryBus
 from agentweave_bus.types import TaskState
 
 pytestmark = pytest.mark.anyio
+
+DELIVERY: Final = Delivery(b"", "aw.task", 1, 0, "$JS.ACK.here")
 
 
 class ToilAgent(SecureAgent):
@@ -345,6 +349,56 @@ async def test_a_worker_told_to_stop_finishes_what_it_does(yard: Yard) -> None:
     await asyncio.wait_for(stopping, 5)
     log = await yard.ended(submitted)
     assert states(log) == [("working", 1), ("completed", 1)]
+
+
+async def test_a_connection_that_is_lost_while_a_worker_stops_costs_no_outcome(yard: Yard) -> None:
+    submitted = await yard.submit("toil")
+    await asyncio.wait_for(yard.agent.begun.wait(), 5)
+    stopping = asyncio.ensure_future(yard.bus.stop(yard.agent))
+    await asyncio.sleep(0.05)
+    for client in [one for one in yard.bus.broker.clients if one.user == yard.target]:
+        client.cut()
+    await yard.bus.clock.advance(1)
+    yard.agent.go_on.set()
+    await asyncio.wait_for(stopping, 5)
+    log = await yard.ended(submitted)
+    assert states(log) == [("working", 1), ("completed", 1)]
+
+
+async def test_who_is_cancelled_in_the_moment_in_which_a_delivery_is_kept_no_more_is_cancelled() -> None:
+    class Held:
+        """Cancels the worker in the very turn in which telling the broker is given up."""
+
+        async def keep(self, _delivery: Delivery) -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                worker.cancel()
+                raise
+
+    went_on = asyncio.Event()
+
+    async def work() -> None:
+        async with Kept(cast("Acknowledgements", Held()), DELIVERY, every_s=0.001, seconds=10):
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
+        went_on.set()
+
+    worker = asyncio.create_task(work())
+    with pytest.raises(asyncio.CancelledError):
+        await worker
+    assert not went_on.is_set()
+
+
+async def test_what_goes_wrong_while_a_delivery_is_kept_is_raised() -> None:
+    class Broken:
+        async def keep(self, _delivery: Delivery) -> None:
+            raise RuntimeError("broken")
+
+    kept = Kept(cast("Acknowledgements", Broken()), DELIVERY, every_s=0.01, seconds=0.005)
+    with pytest.raises(RuntimeError, match="broken"):
+        async with kept:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_worker_told_to_stop_gives_back_what_takes_too_long_and_no_attempt_is_lost(

@@ -10,6 +10,7 @@ import pytest
 
 from agentweave_bus import SecureAgent, capability
 from agentweave_bus.runtime import AgentWeaveClient
+from agentweave_bus.tasks import hints
 from agentweave_bus.tasks.task_puller import MOST_PASSED
 from agentweave_bus.testing import MemoryBus
 
@@ -111,14 +112,18 @@ async def test_who_waits_in_a_slower_queue_has_a_turn_after_so_many_others(
 
 @pytest.mark.parametrize("level", [None, 0, 9])
 async def test_a_worker_with_nothing_to_do_takes_up_each_at_once_and_never_too_many(
-    bus: MemoryBus, cli: AgentWeaveClient, desk: Desk, level: int | None
+    bus: MemoryBus,
+    cli: AgentWeaveClient,
+    desk: Desk,
+    level: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(hints, "_POLL_S", 60.0)
     await bus.clock.advance(100)  # its requests have ended, and were made anew
     for number in range(3):
         handles = await submit(bus, cli, "two", (f"early {number}", level))
         desk.open.set()
-        async with asyncio.timeout(1.5):  # sooner than a handle looks by itself, or a request ends
-            await asyncio.gather(*(one.result() for one in handles))
+        await all_of(handles)  # sooner than a handle looks by itself, or a request ends
     desk.open.clear()
     mixed = [(f"{number}", (None, 0, 9, level)[number % 4]) for number in range(20)]
     handles = await submit(bus, cli, "two", *mixed)

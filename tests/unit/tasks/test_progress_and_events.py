@@ -12,6 +12,7 @@ from agentweave_bus.bus.streams import progress_stream_name
 from agentweave_bus.bus.subjects import progress_subject
 from agentweave_bus.envelope import Draft, Kind, encode_payload, new_id
 from agentweave_bus.exceptions import AttemptLostError, BusError, ConfigurationError, PayloadError
+from agentweave_bus.tasks import hints
 from agentweave_bus.tasks.events import TaskEvent
 from agentweave_bus.tasks.handle import TaskHandle
 from agentweave_bus.tasks.progress import ProgressBody, ProgressChain, ProgressWriter
@@ -86,18 +87,19 @@ async def test_from_every_cursor_on_there_is_exactly_the_rest(world: World, hand
         assert await seen(other, event.cursor) == events[number:]
 
 
-async def test_events_come_as_they_happen(world: World, handle: TaskHandle) -> None:
+async def test_events_come_as_they_happen(
+    world: World, handle: TaskHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hints, "_POLL_S", 60.0)
     log, events = world.log(), handle.events()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await log.append(body(TaskState.WORKING), TASK)
         assert (await anext(events)).state == "working"
         waiting = asyncio.ensure_future(anext(events))
         await asyncio.sleep(0.1)
-        began = time.monotonic()
         async with writer(world) as progress:
             await progress.progress(0.5)
             assert (await waiting).fraction == 0.5
-            assert time.monotonic() - began < 1.0
             await progress.progress(0.75)
         await log.append(body(TaskState.FAILED, message="no"), TASK)
         assert brief([event async for event in events]) == ["progress 0.75", "failed"]

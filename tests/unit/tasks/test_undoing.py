@@ -70,12 +70,26 @@ async def told(handle: TaskHandle) -> list[tuple[str, bool]]:
     return [(str(one.state), one.undoing) async for one in handle.events()]
 
 
+def letters(bus: MemoryBus) -> list[dict[str, Any]]:
+    """What the records of the dead letters say."""
+    stream = bus.broker.jetstream.streams[dead_stream_name(bus.id("agent/booking"))]
+    frames = [one.data for one in stream.messages.values() if one.subject.endswith(".record")]
+    return [decode_payload(decode_frame(frame).payload) for frame in frames]
+
+
 def letter(bus: MemoryBus) -> dict[str, Any]:
     """What the record of the one dead letter says."""
-    stream = bus.broker.jetstream.streams[dead_stream_name(bus.id("agent/booking"))]
-    (frame,) = [one.data for one in stream.messages.values() if one.subject.endswith(".record")]
-    body: dict[str, Any] = decode_payload(decode_frame(frame).payload)
+    (body,) = letters(bus)
     return body
+
+
+def dead_letters_counted(bus: MemoryBus, agent: SecureAgent) -> dict[str, float]:
+    """How many dead letters the agent's metrics count, by their reason."""
+    (held,) = [one for one in bus._held if getattr(one, "agent", None) is agent]
+    assert held.parts is not None
+    family = held.parts.metrics.registry.collect()
+    samples = [one for metric in family for one in metric.samples if "dead_letters_total" in one.name]
+    return {one.labels["reason"]: one.value for one in samples if one.value}
 
 
 async def until_status(bus: MemoryBus, handle: TaskHandle, state: str) -> None:
@@ -123,6 +137,39 @@ async def test_what_is_undone_while_there_are_attempts_left_is_no_attempt_either
     assert await told(handle) == [("working", False), *undone]
 
 
+async def test_a_no_is_no_dead_letter_however_often_undoing_is_tried(bus: MemoryBus) -> None:
+    agent = await bus.start(Booking)
+    agent.releases_fail = 2
+    handle = await submitted(bus)
+    await until_status(bus, handle, "failed")
+    assert agent.ran == ["book", "release", "release", "release"]
+    assert letters(bus) == []
+
+
+async def test_a_no_whose_worker_is_lost_while_it_is_undone_is_no_dead_letter_either(
+    bus: MemoryBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(performer, "_LAST_WORDS_S", 0.0)  # as who is killed has none
+    first = await bus.start(Booking)
+    first.release_hangs = True
+    handle = await submitted(bus)
+    await first.hangs.wait()
+    second = await lost(bus, first)
+    await until_status(bus, handle, "failed")
+    assert (first.ran, second.ran) == (["book", "release"], ["release"])
+    assert (await handle.result()).error == "no"
+    assert letters(bus) == []
+
+
+async def test_used_up_and_undone_in_two_passes_it_has_failed_and_is_not_lost(bus: MemoryBus) -> None:
+    agent = await bus.start(Booking)
+    agent.releases_fail, agent.then = 1, "later"
+    handle = await submitted(bus)
+    await until_status(bus, handle, "failed")
+    assert letter(bus)["reason"] == "it is full"
+    assert dead_letters_counted(bus, agent) == {"failed": 1.0}
+
+
 async def test_an_attempt_whose_compensations_run_in_it_is_one(bus: MemoryBus) -> None:
     agent = await bus.start(Booking)
     handle = await submitted(bus)
@@ -149,6 +196,7 @@ async def test_workers_that_are_lost_in_the_attempt_and_while_it_is_undone(
     body = letter(bus)
     assert body["attempts"] == 1
     assert "given up after 1 attempt," in body["reason"]
+    assert dead_letters_counted(bus, third) == {"lost": 1.0}
 
 
 async def lost(bus: MemoryBus, worker: Booking, *, release_hangs: bool = False) -> Booking:

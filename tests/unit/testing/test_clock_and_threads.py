@@ -186,7 +186,7 @@ async def test_a_thread_that_hangs_is_named(in_thread: InThread, gate: threading
 async def test_what_hung_before_is_left_alone(
     gate: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock = VirtualClock(patience=0.2)
+    clock = VirtualClock(patience=1)
     clock.follow()
     hanging = asyncio.create_task(by_anyio(gate.wait))
     await asyncio.sleep(0.01)
@@ -195,7 +195,7 @@ async def test_what_hung_before_is_left_alone(
     assert "Event.wait" in caplog.text
     real = time.monotonic()
     await clock.advance(10)  # not waited for a second time
-    assert time.monotonic() - real < 0.15
+    assert time.monotonic() - real < 0.9
     gate.set()
     await hanging
 

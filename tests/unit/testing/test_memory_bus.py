@@ -346,6 +346,22 @@ async def test_an_unknown_user_is_not_let_in(bus: MemoryBus) -> None:
         await MemoryClient(bus.broker, "spiffe://test.local/client/nobody").connect()
 
 
+async def test_a_connection_that_is_lost_leaves_nothing_running(bus: MemoryBus) -> None:
+    async def hear(_message: Any) -> None:
+        """Nothing comes."""
+
+    before = asyncio.all_tasks()
+    raw = MemoryClient(bus.broker)
+    await raw.connect()
+    await raw.subscribe("aw.call.>", cb=hear)
+    mine = asyncio.all_tasks() - before
+    assert len(mine) == 3
+    raw.cut()
+    await asyncio.wait_for(asyncio.wait(mine), 5)
+    await raw.close()
+    assert raw.is_closed
+
+
 @pytest.mark.slow  # hours of everybody's polling
 async def test_svids_are_renewed_by_the_clock_and_expire_by_it(bus: MemoryBus, stock: StockAgent) -> None:
     client = await bus.client()

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TESTS = """
 import asyncio
 import pytest
@@ -77,6 +79,7 @@ def test_left_open(bus):
 """
 
 
+@pytest.mark.slow  # it starts processes of its own
 def test_as_installed(tmp_path: Path) -> None:
     (tmp_path / "test_hello.py").write_text(TESTS)
     command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]

@@ -1,4 +1,4 @@
-"""``python -m workers.ecommerce.demo [--keep DIR]``: exit code 0 only if everything happened as told."""
+"""``python -m workers.ecommerce.demo [--keep DIR] [--hold]``: code 0 only if all happened as told."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import argparse
 import asyncio
 import io
 import logging
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
+from agentweave_bus.cli.signals import ENDING, handled
 from agentweave_bus.worker import run_on_fastest_loop
 from workers.ecommerce.demo.screen import DidNotHappenError, Screen
 from workers.ecommerce.demo.story import tell
@@ -28,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--keep", metavar="DIR", type=Path, help="keep all state in DIR, which must be new")
     parser.add_argument("--grants", metavar="FILE", type=Path, help="instead of the shop's grants.yaml")
+    parser.add_argument("--hold", action="store_true", help="keep the shop open before its end, until Ctrl-C")
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an arrow that a terminal can't show is no failure
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     with ExitStack() as block:
         state = _state(options.keep, block)
         try:
-            run_on_fastest_loop(_told(screen, state, options.grants))
+            run_on_fastest_loop(_told(screen, state, options.grants, options.hold))
         except (KeyboardInterrupt, asyncio.CancelledError):
             sys.stderr.write("stopped; nothing is left running\n")
             return INTERRUPTED
@@ -54,15 +54,14 @@ def _state(keep: Path | None, block: ExitStack) -> Path:
     return Path(block.enter_context(tempfile.TemporaryDirectory(prefix="agentweave-demo-")))
 
 
-async def _told(screen: Screen, state: Path, grants: Path | None) -> None:
-    with _ended_in_order_by(signal.SIGTERM, signal.SIGINT):
-        await tell(screen, state, grants)
+async def _told(screen: Screen, state: Path, grants: Path | None, hold: bool) -> None:
+    with _ended_in_order():
+        await tell(screen, state, grants, hold=hold)
 
 
-@contextmanager
-def _ended_in_order_by(*numbers: signal.Signals) -> Iterator[None]:
+def _ended_in_order() -> AbstractContextManager[None]:
     """Turn the first signal into a cancellation, so that all that was started is ended."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    task = asyncio.current_task()
     assert task is not None  # a coroutine of the loop
     stopping = False
 
@@ -72,13 +71,7 @@ def _ended_in_order_by(*numbers: signal.Signals) -> Iterator[None]:
             stopping = True
             task.cancel()
 
-    for number in numbers:
-        loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+    return handled(dict.fromkeys(ENDING, stop))
 
 
 def _first(error: BaseException) -> str:

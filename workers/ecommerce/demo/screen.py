@@ -72,6 +72,10 @@ class Screen:
         self._line("")
         self._line(self._paint(_BOLD, f"{self._scenes}  {text}"))
 
+    def line(self, text: str) -> None:
+        """Write a line as it is, ids and addresses in full."""
+        self._line(_INDENT + text)
+
     @contextmanager
     def check(self, tried: str) -> Iterator[Check]:
         """Write one check when its block ends: ``ok``, or ``FAILED`` when it raises."""

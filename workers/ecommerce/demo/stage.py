@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from agentweave_bus import AgentWeaveClient, SpiffeID, TaskResult
 from agentweave_bus.config import RestartConfig, load_stack
+from agentweave_bus.console import Console, open_console
 from agentweave_bus.embedded.assembly import LocalStack, local_stack
 from agentweave_bus.supervisor.worker_process import WorkerProcess
 from workers.ecommerce.database import DATA_VARIABLE
@@ -40,6 +41,7 @@ class Stage:
     grants: Path
     web: AgentWeaveClient
     operator: AgentWeaveClient
+    console: Console
 
     @property
     def workers(self) -> dict[str, WorkerProcess]:
@@ -87,7 +89,11 @@ async def open_stage(state: Path, grants: Path | None = None) -> AsyncIterator[S
             await block.enter_async_context(AgentWeaveClient(_client_file(local, name)))
             for name in ("web", "operator")
         ]
-        yield Stage(local, state / "audit", grants, web, operator)
+        audit = state / "audit"
+        console = await block.enter_async_context(
+            open_console(operator=_client_file(local, "operator"), workers=local.workers.status, audit=audit)
+        )
+        yield Stage(local, audit, grants, web, operator, console)
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
+import anyio
+
 from agentweave_bus import SpiffeID
+from agentweave_bus.authz.audit_reading import log_files, matching
 from agentweave_bus.bus.subjects import call_subject
-from agentweave_bus.cli.audit_records import log_files, matching
 from agentweave_bus.cli.why import explain
 from agentweave_bus.embedded.nats_server import find_nats_server
 from agentweave_bus.envelope import Kind, decode_payload
@@ -26,6 +28,7 @@ from workers.ecommerce.demo.adversary import (
 )
 from workers.ecommerce.demo.durable import DurableOrders
 from workers.ecommerce.demo.evidence import SKU, AuditTrail, available, charged, handler_runs
+from workers.ecommerce.demo.page import ConsolePage
 from workers.ecommerce.demo.records import check_records
 from workers.ecommerce.demo.screen import Check, Exact, Screen
 from workers.ecommerce.demo.stage import HOSTILE, PRINCIPAL, Stage, open_stage
@@ -43,10 +46,11 @@ WEB: Final = "spiffe://agentweave.io/client/web"
 must = Check.must
 
 
-async def tell(screen: Screen, state: Path, grants: Path | None = None) -> None:
+async def tell(screen: Screen, state: Path, grants: Path | None = None, *, hold: bool = False) -> None:
     """Run the shop with its state in ``state`` and tell the whole story.
 
-    ``grants`` replaces the shop's own. Raises what went wrong, ``DidNotHappenError`` in most cases.
+    ``grants`` replaces the shop's own. With ``hold`` the shop stays open before its end, until this is
+    cancelled. Raises what went wrong, ``DidNotHappenError`` in most cases.
     """
     screen.title("An order through six agents, and what becomes of those who tamper with it")
     async with open_stage(state, grants) as stage, AsyncExitStack() as block:
@@ -62,6 +66,9 @@ async def tell(screen: Screen, state: Path, grants: Path | None = None) -> None:
         await story.what_order_may_not()
         await story.on_the_way()
         await story.durable_orders()
+        await story.the_page()
+        if hold:
+            await story.held()
         authority = stage.local.stack.api.authority.bundle
     screen.scene("What is on record, after all processes have ended")
     check_records(screen, state / "audit", authority)
@@ -95,6 +102,7 @@ class _Story:
             health = (await self.stage.web.call(GATEWAY, "health", {})).data
             must(set(health["services"].values()) == {"healthy"}, f"not all are healthy: {health}")
             check.came_out(f"healthy: {', '.join(['gateway', *health['services']])}")
+        self.screen.line(f"The console, while this runs: {self.stage.console.url}")
 
     # --- 2
 
@@ -301,6 +309,20 @@ class _Story:
             await orders.outcome_copied(check)
         with self.screen.check("the order whose agent was killed after paying") as check:
             await orders.carried_on(check)
+
+    # --- 6
+
+    async def the_page(self) -> None:
+        self.screen.scene("The console: a page for whoever looks after the shop, as client/operator")
+        page = ConsolePage(self.stage.console)
+        with self.screen.check("its address opens the console") as check:
+            await page.opened_once(check)
+        with self.screen.check("what the console shows") as check:
+            await page.shows(check, tasks={"completed": 1, "failed": 1}, agents=len(self.stage.workers))
+
+    async def held(self) -> None:
+        self.screen.line(f"The shop stays open until Ctrl-C. Its console: {self.stage.console.url}")
+        await anyio.sleep_forever()
 
     # --- what the scenes share
 

@@ -10,7 +10,7 @@ export AGENTWEAVE_TOOLS ?= $(HOME)/.cache/agentweave/tools
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos attacks mutants bench bench-tasks bench-large bench-memory bench-memory-tasks lint tools tools-spire clean
+.PHONY: help demo test test-needs test-slow chaos attacks mutants bench bench-tasks bench-large bench-memory bench-memory-tasks lint tools tools-spire clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,13 +19,16 @@ demo: $(VENV)/.installed ## start the example stack, carry an order through it, 
 	@$(BIN)/python -m workers.ecommerce.demo $(if $(HOLD),--hold)
 
 # Three at once, a file to each: they wait for a third of their time, so that two leave two processors idle.
-test: $(VENV)/.installed ## run the tests, without the slow ones
-	@.ci/chromium
+test: $(VENV)/.installed test-needs ## run the tests, without the slow ones (the first time builds what they need, some minutes)
 	@$(BIN)/python -m pytest -q -m "not slow" -n 3 --dist loadfile
 
-test-slow: $(VENV)/.installed ## run the slow tests
-	@.ci/chromium
+test-slow: $(VENV)/.installed test-needs ## run the slow tests
 	@$(BIN)/python -m pytest -q -m slow; code=$$?; [ $$code -eq 5 ] || exit $$code # 5: there are none
+
+# What can't be had is said, and the tests that need it are skipped.
+test-needs:
+	@.ci/tools "$(AGENTWEAVE_TOOLS)" || echo "Not all tools could be built. Tests that need the others are skipped."
+	@.ci/chromium
 
 TASKS ?= 10000
 DURATION ?= 900
@@ -35,7 +38,7 @@ chaos: $(VENV)/.installed ## tasks while workers, broker, control role and clien
 attacks: $(VENV)/.installed ## write the table of attacks in docs/security.md from the tests' own marks
 	@$(BIN)/python -m tests.security.attack_table
 
-mutants: $(VENV)/.installed ## take out each check in turn and see which attack notices (8 minutes; WRITE=--write updates the docs)
+mutants: $(VENV)/.installed test-needs ## take out each check in turn and see which attack notices (8 minutes; WRITE=--write updates the docs)
 	@$(BIN)/python -m tests.security.mutants $(WRITE)
 
 bench: $(BENCH_VENV)/.installed ## compare with raw nats-py, FastStream, a2a-sdk and Taskiq (8 minutes; WRITE=--write updates the docs)

@@ -41,7 +41,7 @@ OPERATOR = SpiffeID(f"spiffe://{DOMAIN}/client/operator")
 MALLORY = SpiffeID(f"spiffe://{DOMAIN}/client/mallory")
 IDENTITIES = (ECHO, FRONT, MIDDLE, ABSENT, CLI, OTHER, OPERATOR)
 
-PATIENCE = 15.0
+PATIENCE = 30.0
 """Seconds after which an event that should come at once counts as missing."""
 
 GRANTS: dict[str, Any] = {

@@ -26,7 +26,7 @@ async def kept(mallory):
 async def unanswered(cli):
     """Make a call that times out, and say so clearly."""
     with pytest.raises(CallTimeoutError, match=r"no answer .* in time; the work may have been done"):
-        await cli.call(str(ECHO), "work", {"text": "held back"}, timeout=0.2)
+        await cli.call(str(ECHO), "work", {"text": "held back"}, timeout=0.6)
 
 
 @refused_by(Step.TIME, "a call held back until its caller has given up", by=Adversary.BROKER)

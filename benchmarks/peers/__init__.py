@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeAlias, cast
 
+from benchmarks.packages import leave_out_others
 from benchmarks.places import Place
 
 __all__ = ["Call", "Peer", "WrongAnswerError", "peer_of"]
@@ -33,5 +34,6 @@ class Peer(Protocol):
 
 
 def peer_of(place: Place) -> Peer:
-    """Import the module that plays ``place``'s part."""
+    """Import the module that plays ``place``'s part, with nothing that is another's."""
+    leave_out_others(place.peer)
     return cast("Peer", importlib.import_module(f"benchmarks.peers.{place.peer}"))

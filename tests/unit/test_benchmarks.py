@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from dataclasses import asdict
 
@@ -269,6 +271,19 @@ def test_the_kernel_counts_this_process():
     sum(range(2_000_000))
     assert cpu_seconds(os.getpid()) - began == pytest.approx(time.process_time() - own, abs=0.05)
     assert 10e6 < resident_bytes(os.getpid()) < 10e9
+
+
+@pytest.mark.parametrize(("peer", "found"), [("bus", False), ("raw", False), ("taskiq", True)])
+def test_what_one_peer_brings_is_not_there_for_others(tmp_path, peer, found):
+    """nats-py loads it where it is installed, and all rows are measured in one environment."""
+    (tmp_path / "aiohttp.py").touch()
+    program = f"from benchmarks.packages import leave_out_others as leave\nleave({peer!r})\nimport aiohttp"
+    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=surroundings, stderr=subprocess.PIPE, check=False, timeout=60
+    )
+    assert (ended.returncode == 0) is found
+    assert found or b"ModuleNotFoundError" in ended.stderr
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, cast
 
+from benchmarks.packages import leave_out_others
 from benchmarks.places import Place
 
 __all__ = ["Submitter", "TaskPeer", "peer_of"]
@@ -40,5 +41,6 @@ class TaskPeer(Protocol):
 
 
 def peer_of(place: Place) -> TaskPeer:
-    """Import the module that plays ``place``'s part."""
+    """Import the module that plays ``place``'s part, with nothing that is another's."""
+    leave_out_others(place.peer)
     return cast("TaskPeer", importlib.import_module(f"benchmarks.durable.peers.{place.peer}"))

@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from tests.listening import listening
+
 _CHUNK = 16 * 1024
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
@@ -139,12 +141,9 @@ def _reset(end: asyncio.StreamWriter) -> None:
 async def proxied(port: int, *, host: str = "127.0.0.1") -> AsyncIterator[Proxy]:
     """Open a proxy to ``port`` of this machine on a free port of ``host``."""
     proxy = Proxy(port)
-    server = await asyncio.start_server(proxy.accept, host, 0)
-    proxy.port = server.sockets[0].getsockname()[1]
-    proxy.url = f"tls://{host}:{proxy.port}"
     try:
-        yield proxy
+        async with listening(proxy.accept, host) as proxy.port:
+            proxy.url = f"tls://{host}:{proxy.port}"
+            yield proxy
     finally:
-        server.close()
         await proxy.aclose()
-        await server.wait_closed()

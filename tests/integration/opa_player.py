@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from agentweave_bus.identity import X509Svid
 from agentweave_bus.identity.memory_file import MemoryFile
+from tests.listening import Accepted
 
 REVISION = "r1"
 
@@ -101,18 +102,20 @@ class OpaPlayer:
         self.most_connections = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._accepted = Accepted(self._connected)
         self._server: asyncio.Server | None = None
         self._port = 0
 
     async def start(self, *, svid: X509Svid | None = None) -> None:
+        loop = asyncio.get_running_loop()
         if svid is None:
-            self._server = await asyncio.start_unix_server(self._connected, self.socket)
+            self._server = await loop.create_unix_server(self._accepted, self.socket)
             return
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         with MemoryFile(svid.chain_pem()) as chain, MemoryFile(svid.key_pem()) as key:
             context.load_cert_chain(chain.path, key.path)
-        self._server = await asyncio.start_server(
-            self._connected, "127.0.0.1", self._port, ssl=context, reuse_address=True
+        self._server = await loop.create_server(
+            self._accepted, "127.0.0.1", self._port, ssl=context, reuse_address=True
         )
         self._port = self._server.sockets[0].getsockname()[1]
         self.url = f"https://127.0.0.1:{self._port}"
@@ -123,8 +126,7 @@ class OpaPlayer:
             return
         self._server.close()
         self._server = None
-        for writer in self._writers:
-            writer.transport.abort()
+        self._accepted.drop()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

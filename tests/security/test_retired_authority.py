@@ -32,6 +32,7 @@ from agentweave_bus.runtime.wiring import clock_ms
 from agentweave_bus.spiffe_id import SpiffeID
 from tests.integration.connections import Fixed, until
 from tests.integration.probes import CLI, DOMAIN, ECHO, FRONT
+from tests.listening import listening
 from tests.security.catalogue import Adversary, Layer, refused_by
 from tests.security.forging import forged_call, link_of, reply_of
 
@@ -329,13 +330,9 @@ async def test_a_connection(past, side):
         server, client = server_context(honest, BUYER, verifier=chains), client_context(thief, me)
     else:
         server, client = server_context(thief, me), client_context(honest, BUYER, verifier=chains)
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server)
-    try:
+    async with listening(serve, tls=server) as port:
         with pytest.raises((PeerRefusedError, ssl.SSLError, ConnectionError)):
-            await ask(listening.sockets[0].getsockname()[1], client)
-    finally:
-        listening.close()
-        await listening.wait_closed()
+            await ask(port, client)
     assert admitted == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from agentweave_bus.identity import Authority, ChainVerifier, IdentitySource
 from tests.integration.callee import replaced
 from tests.integration.connections import Fixed
 from tests.integration.probes import CLI, ECHO, MALLORY
+from tests.listening import listening
 from tests.security.broker.presenting import present
 from tests.security.catalogue import Adversary, Layer, refused_by
 from tests.security.certificates import Signer, leaf
@@ -53,13 +53,9 @@ async def impostor(papers, *, highest=ssl.TLSVersion.TLSv1_3):
     tls.maximum_version = highest
     present(tls, papers)
     made = Impostor()
-    server = await asyncio.start_server(made.handle, "127.0.0.1", 0, ssl=tls)
-    made.url = f"tls://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with listening(made.handle, tls=tls) as port:
+        made.url = f"tls://127.0.0.1:{port}"
         yield made
-    finally:
-        server.close()
-        await server.wait_closed()
 
 
 @pytest.fixture
@@ -152,11 +148,7 @@ async def test_an_old_tls(session_world, caller):
 async def test_without_tls(caller):
     """An `INFO` in plain text, as a broker without TLS would send it, talks nobody out of TLS."""
     made = Impostor()
-    server = await asyncio.start_server(made.handle, "127.0.0.1", 0)
-    try:
-        assert await caller(f"tls://127.0.0.1:{server.sockets[0].getsockname()[1]}", 0.3)
+    async with listening(made.handle) as port:
+        assert await caller(f"tls://127.0.0.1:{port}", 0.3)
         assert made.connections == 1
         assert b"CONNECT" not in made.received
-    finally:
-        server.close()
-        await server.wait_closed()

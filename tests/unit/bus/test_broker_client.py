@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from agentweave_bus.bus.connection import BrokerClient
+from tests.listening import listening
 
 pytestmark = pytest.mark.anyio
 
@@ -35,9 +36,9 @@ async def received(_message):
 async def test_draining_ends_with_a_round_trip_after_the_broker_was_told():
     """Else it goes on giving messages to a subscription that nobody reads any more."""
     notes = Notes()
-    async with await asyncio.start_server(notes.connected, "127.0.0.1", 0) as server:
+    async with listening(notes.connected) as port:
         client = BrokerClient()
-        await client.connect(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}", allow_reconnect=False)
+        await client.connect(f"nats://127.0.0.1:{port}", allow_reconnect=False)
         subscription = await client.subscribe("served", cb=received)
         await client.flush()
         notes.verbs.clear()

@@ -24,6 +24,7 @@ from agentweave_bus.identity import (
     server_context,
     verified_peer,
 )
+from tests.listening import listening
 
 SERVER = SpiffeID("spiffe://a.test/server")
 CLIENT = SpiffeID("spiffe://a.test/client")
@@ -54,13 +55,12 @@ class Exchange:
         self.peers = []
 
     async def __aenter__(self):
-        self.server = await asyncio.start_server(self.handle, "127.0.0.1", 0, ssl=self.context)
-        self.port = self.server.sockets[0].getsockname()[1]
+        self.listener = listening(self.handle, tls=self.context)
+        self.port = await self.listener.__aenter__()
         return self
 
-    async def __aexit__(self, *_exc):
-        self.server.close()
-        await self.server.wait_closed()
+    async def __aexit__(self, *exc):
+        await self.listener.__aexit__(*exc)
 
     async def handle(self, reader, writer):
         try:

@@ -39,12 +39,13 @@ def _let_go_of_code(libc: ctypes.CDLL) -> None:
     What is run again comes back from the page cache. The kernel takes such pages away by itself where memory
     is short; here it is told which.
     """
-    dont_need = getattr(mmap, "MADV_DONTNEED", None)
-    if dont_need is None or not _MAPPINGS.exists():
-        return  # not Linux
+    try:
+        smaps = _MAPPINGS.read_text()
+    except OSError:
+        return  # not Linux, or it does not tell
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    for start, end in _unwritten_code(_MAPPINGS.read_text()):
-        libc.madvise(start, end - start, dont_need)
+    for start, end in _unwritten_code(smaps):
+        libc.madvise(start, end - start, mmap.MADV_DONTNEED)
 
 
 def _unwritten_code(smaps: str) -> list[tuple[int, int]]:

@@ -40,20 +40,27 @@ async def test_shows_what_is_known_and_complains_of_nothing(stage, new_tab):
     assert await tab.page.get_attribute("#tasks tr:first-child .c-from", "title") == CLIENT
 
 
-async def test_ten_thousand_tasks_are_painted_within_a_second_in_a_few_hundred_rows(stage, new_tab):
-    stage.model.add_records(record(number) for number in range(MANY))
+async def test_ten_thousand_tasks_are_painted_as_soon_as_two_hundred_and_in_as_many_rows(stage, new_tab):
+    """How soon that is in seconds is the machine's affair: 0.5 to 1.6 s on two processors with other work."""
     stage.model.add_decisions(decision(number) for number in range(300))
     stage.model.set_letters([letter(number) for number in range(50)], more=True)
-    first_paints = []
-    for _ in range(5):  # other work on the machine is not the page's
+
+    async def first_paint(note):
         tab = await stage_tab(stage, new_tab)
         await tab.until("document.querySelectorAll('#tasks tr').length === 200")
-        assert "200 of 10,000" in await tab.text("#tasks-note")
+        assert note in await tab.text("#tasks-note")
         assert await tab.page.evaluate(ROWS) < 450
-        first_paints.append(await tab.page.evaluate(FIRST_PAINT))
-        if first_paints[-1] < 1_000:
+        return await tab.page.evaluate(FIRST_PAINT)
+
+    stage.model.add_records(record(number) for number in range(200))
+    few = [await first_paint("200") for _ in range(3)]
+    stage.model.add_records(record(number) for number in range(200, MANY))
+    many = []
+    for _ in range(5):  # other work on the machine is not the page's
+        many.append(await first_paint("200 of 10,000"))
+        if many[-1] < 2 * max(few):
             break
-    assert min(first_paints) < 1_000, first_paints
+    assert min(many) < 2 * max(few), (few, many)
 
 
 FIRST_PAINT = """new Promise((resolve) => new PerformanceObserver((list) => {

@@ -20,10 +20,9 @@ from agentweave_bus.cli.signals import ENDING, handled
 from agentweave_bus.cli.stack_file import loaded_stack, log_as_configured
 from agentweave_bus.cli.stack_ready import (
     clients_of,
-    how_to_call,
-    how_to_look,
+    guidance,
     overridden_by,
-    overridden_text,
+    until_broker_ends,
     warnings_of,
 )
 from agentweave_bus.config import StackConfig
@@ -150,9 +149,7 @@ class _Dev:
                     _say(f"serving {', '.join(stack.served.serving) or 'nobody'}")
 
     async def _watch_broker(self, stack: DevStack) -> None:
-        code = await stack.stack.nats.wait()
-        message(f"agentweave: the broker ended (exit code {code}); nobody can be reached any more.")
-        self.exit_code = ExitCode.UNREACHABLE
+        self.exit_code = await until_broker_ends(stack)
         self._told.set()
 
     def _say_ready(self, stack: DevStack) -> None:
@@ -200,10 +197,7 @@ def _ready_text(stack: DevStack, facts: dict[str, Any]) -> str:
             (one["name"], one["spiffe_id"], "" if one["served"] else "not served") for one in facts["agents"]
         ]
         lines.append(table(rows))
-    lines += overridden_text(stack)
-    lines += how_to_call(stack)
-    lines += how_to_look(stack)
-    return "\n".join((*lines, "What changes is taken up. Ctrl-C stops it all."))
+    return "\n".join((*lines, *guidance(stack), "What changes is taken up. Ctrl-C stops it all."))
 
 
 def _say(text: str) -> None:

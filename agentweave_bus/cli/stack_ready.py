@@ -1,4 +1,4 @@
-"""What a command says that has brought up a stack: what it lacks, and how to call one of its agents."""
+"""What a command says of a stack: what it lacks, how to call its agents, and that its broker is gone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 from agentweave_bus.authz import Grants
 from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.cli.client_config import STATE_DIR
-from agentweave_bus.cli.output import table
+from agentweave_bus.cli.exit_codes import ExitCode
+from agentweave_bus.cli.output import message, table
 from agentweave_bus.config import StackConfig
 from agentweave_bus.embedded.assembly import RunningStack
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.operator_acts import OBSERVE_ACT
 
-__all__ = ["clients_of", "how_to_call", "how_to_look", "overridden_by", "overridden_text", "warnings_of"]
+__all__ = ["clients_of", "guidance", "how_to_look", "overridden_by", "until_broker_ends", "warnings_of"]
 
 
 def warnings_of(config: StackConfig) -> tuple[str, ...]:
@@ -40,15 +41,26 @@ def overridden_by(stack: RunningStack) -> list[dict[str, Any]]:
     ]
 
 
-def overridden_text(stack: RunningStack) -> list[str]:
-    """Return the same for people."""
+def guidance(stack: RunningStack) -> list[str]:
+    """Return for people what the stack replaces, how to call one of its agents, and how to look at it."""
+    return [*_overridden_text(stack), *_how_to_call(stack), *how_to_look(stack)]
+
+
+async def until_broker_ends(stack: RunningStack) -> ExitCode:
+    """Wait until the stack's broker has ended, and say so; return with what the command is to exit."""
+    code = await stack.stack.nats.wait()
+    message(f"agentweave: the broker ended (exit code {code}); nobody can be reached any more.")
+    return ExitCode.UNREACHABLE
+
+
+def _overridden_text(stack: RunningStack) -> list[str]:
     if not stack.overridden:
         return []
     rows = [(one.agent, one.key, one.was, f"by {one.variable}") for one in stack.overridden]
     return ["In place of what the agents' files say, this stack is used:", table(rows)]
 
 
-def how_to_call(stack: RunningStack) -> list[str]:
+def _how_to_call(stack: RunningStack) -> list[str]:
     """Return a command that works now, or the grant that is missing for one."""
     client = next(iter(stack.clients), None)
     if client is None or not stack.agents:
@@ -91,4 +103,4 @@ def _reachable(stack: RunningStack, client: SpiffeID) -> tuple[str | None, str]:
 
 
 def _is_default(stack: RunningStack, client: SpiffeID) -> bool:
-    return stack.clients[client] == Path.cwd() / ".agentweave" / "clients" / "cli.yaml"
+    return stack.clients[client] == Path.cwd() / STATE_DIR / "clients" / "cli.yaml"

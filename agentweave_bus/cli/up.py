@@ -23,10 +23,9 @@ from agentweave_bus.cli.signals import ENDING, handled
 from agentweave_bus.cli.stack_file import add_stack_arguments, loaded_stack, log_as_configured
 from agentweave_bus.cli.stack_ready import (
     clients_of,
-    how_to_call,
-    how_to_look,
+    guidance,
     overridden_by,
-    overridden_text,
+    until_broker_ends,
     warnings_of,
 )
 from agentweave_bus.config import StackConfig
@@ -146,9 +145,7 @@ class _Up:
             group.cancel_scope.cancel()
 
     async def _watch_broker(self, stack: LocalStack, scope: anyio.CancelScope) -> None:
-        code = await stack.stack.nats.wait()
-        message(f"agentweave: the broker ended (exit code {code}); nobody can be reached any more.")
-        self.exit_code = ExitCode.UNREACHABLE
+        self.exit_code = await until_broker_ends(stack)
         scope.cancel()
 
     def _say(self, text: str) -> None:
@@ -200,7 +197,4 @@ def _ready_text(stack: LocalStack, facts: dict[str, Any]) -> str:
         lines.append(table(rows))
     if facts["metrics"] and len(facts["agents"]) > 1:
         lines.append(f"Metrics of all of them: {facts['metrics']}")
-    lines += overridden_text(stack)
-    lines += how_to_call(stack)
-    lines += how_to_look(stack)
-    return "\n".join((*lines, "Ctrl-C stops it all."))
+    return "\n".join((*lines, *guidance(stack), "Ctrl-C stops it all."))

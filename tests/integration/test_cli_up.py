@@ -529,6 +529,14 @@ def test_without_a_file_there_is_a_broker_to_call_through(
 
 
 @pytest.mark.slow  # it starts a stack of its own
+def test_without_its_broker_it_ends_and_says_so(tmp_path: Path, starting: Callable[..., Up]) -> None:
+    up = starting(tmp_path).ready()
+    os.kill(up.facts["broker_pid"], signal.SIGKILL)
+    assert up.process.wait(30) == 4
+    assert "agentweave: the broker ended (exit code -9); nobody can be reached any more." in up.messages
+
+
+@pytest.mark.slow  # it starts a stack of its own
 def test_a_worker_that_can_t_start_ends_it(tmp_path: Path) -> None:
     folder = new(tmp_path)
     (folder / "hello.py").write_text("raise RuntimeError('broken on purpose')\n")

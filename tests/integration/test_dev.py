@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -216,3 +219,12 @@ async def test_ctrl_c_ends_it_in_order(dev: Running) -> None:
     assert [path for path in dev.runtime.rglob("*") if path.is_socket()] == []
     assert not list((dev.folder / ".agentweave" / "clients").glob("*"))
     assert "Traceback" not in dev.log
+
+
+@pytest.mark.slow  # it starts a stack of its own
+async def test_without_its_broker_it_ends_and_says_so(tmp_path: Path) -> None:
+    async with running(tmp_path, "dev") as one:
+        os.kill(one.facts["broker_pid"], signal.SIGKILL)
+        with anyio.fail_after(60):  # bus.drain_timeout passes: nobody can be told how calls end
+            assert await one.process.wait() == 4
+        assert "agentweave: the broker ended (exit code -9); nobody can be reached any more." in one.log

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import anyio
 import pytest
@@ -16,11 +16,40 @@ pytestmark = pytest.mark.anyio
 GREEDY, OTHER = "spiffe://a.test/agent/greedy", "spiffe://a.test/agent/other"
 
 
-async def run_for(threads: HandlerThreads, caller: str, call: Callable[[], object]) -> object:
-    """Run ``call`` as one of ``caller``'s requests; ``None`` when it had no thread or time for it."""
-    with anyio.move_on_after(0.1):
-        return await threads.run(call, caller)
-    return None
+async def kept_waiting(threads: HandlerThreads, caller: str) -> bool:
+    """Whether a call of ``caller``'s has no thread within a tenth of a second."""
+    with anyio.move_on_after(0.1) as waiting:
+        await threads.run(lambda: None, caller)
+    return waiting.cancelled_caught
+
+
+class Stuck:
+    """A call that ends when it is released, and that tells how often it began."""
+
+    def __init__(self) -> None:
+        self.began = 0
+        self._entered, self._released = threading.Semaphore(0), threading.Event()
+
+    def __call__(self) -> None:
+        self.began += 1
+        self._entered.release()
+        self._released.wait(60)
+
+    async def entered(self, times: int) -> None:
+        """Wait until that many more have begun."""
+        for _ in range(times):
+            assert await anyio.to_thread.run_sync(lambda: self._entered.acquire(timeout=30))
+
+    def release(self) -> None:
+        self._released.set()
+
+
+@pytest.fixture
+def stuck() -> Iterator[Stuck]:
+    """A call that ends with the test at the latest."""
+    call = Stuck()
+    yield call
+    call.release()
 
 
 async def test_it_returns_what_the_call_returns_from_another_thread() -> None:
@@ -54,34 +83,27 @@ async def test_no_more_run_than_there_are_places() -> None:
     assert most == 2
 
 
-async def test_a_stuck_call_keeps_its_place_until_it_ends() -> None:
-    threads, release, began = HandlerThreads(1), threading.Event(), threading.Event()
-
-    def stuck() -> None:
-        began.set()
-        release.wait(10)
-
-    with anyio.move_on_after(0.2) as first:
-        await threads.run(stuck)
-    assert first.cancelled_caught
-    assert began.is_set()
-    with anyio.move_on_after(0.1) as second:
-        await threads.run(lambda: None)
-    assert second.cancelled_caught, "a second thread ran while the first had not ended"
-    release.set()
-    with anyio.fail_after(5):
+async def test_a_stuck_call_keeps_its_place_until_it_ends(stuck: Stuck) -> None:
+    threads = HandlerThreads(1)
+    async with anyio.create_task_group() as group:
+        group.start_soon(threads.run, stuck)
+        await stuck.entered(1)
+        group.cancel_scope.cancel()
+    assert await kept_waiting(threads, OTHER), "a second thread ran while the first had not ended"
+    stuck.release()
+    with anyio.fail_after(30):
         assert await threads.run(lambda: "free again") == "free again"
 
 
-async def test_work_whose_caller_left_before_it_began_does_not_begin() -> None:
-    threads, release, ran = HandlerThreads(1), threading.Event(), []
+async def test_work_whose_caller_left_before_it_began_does_not_begin(stuck: Stuck) -> None:
+    threads, ran = HandlerThreads(1), []
     async with anyio.create_task_group() as group:
-        group.start_soon(threads.run, lambda: release.wait(10))
-        await anyio.wait_all_tasks_blocked()
+        group.start_soon(threads.run, stuck)
+        await stuck.entered(1)
         with anyio.move_on_after(0.05):
             await threads.run(lambda: ran.append(1))
-        release.set()
-    with anyio.fail_after(5):
+        stuck.release()
+    with anyio.fail_after(30):
         await threads.run(lambda: None)
     assert ran == []
 
@@ -96,61 +118,52 @@ async def test_a_thread_that_comes_too_late_finds_nothing_to_do() -> None:
 
 
 @pytest.mark.parametrize(("size", "part"), [(4, 2), (5, 2), (2, 1)])
-async def test_a_caller_s_threads_that_do_not_end_are_half_of_them_at_most(size: int, part: int) -> None:
-    threads, release, began = HandlerThreads(size), threading.Event(), []
-
-    def stuck() -> None:
-        began.append(1)
-        release.wait(10)
-
-    try:
-        async with anyio.create_task_group() as group:
-            for _ in range(size + 2):
-                group.start_soon(run_for, threads, GREEDY, stuck)
-        assert len(began) == part
-        assert await run_for(threads, GREEDY, lambda: "one more") is None
-        assert await run_for(threads, OTHER, lambda: "another's") == "another's"
-    finally:
-        release.set()
-    with anyio.fail_after(5):
-        while await run_for(threads, GREEDY, lambda: "its own ended") is None:
-            pass
-    assert len(began) == part, "what was given up before it began did begin"
+async def test_a_caller_s_threads_that_do_not_end_are_half_of_them_at_most(
+    stuck: Stuck, size: int, part: int
+) -> None:
+    threads = HandlerThreads(size)
+    async with anyio.create_task_group() as group:
+        for _ in range(size + 2):
+            group.start_soon(threads.run, stuck, GREEDY)
+        await stuck.entered(part)
+        assert await kept_waiting(threads, GREEDY)
+        group.cancel_scope.cancel()
+    assert stuck.began == part
+    assert await kept_waiting(threads, GREEDY), "its own are given up and have not ended"
+    with anyio.fail_after(30):
+        assert await threads.run(lambda: "another's", OTHER) == "another's"
+        stuck.release()
+        assert await threads.run(lambda: "its own ended", GREEDY) == "its own ended"
+    assert stuck.began == part, "what was given up before it began did begin"
 
 
-async def test_who_waits_for_a_thread_of_its_own_gets_it_when_one_ends() -> None:
-    threads, release, entered = HandlerThreads(4), threading.Event(), threading.Semaphore(0)
+async def test_who_waits_for_a_thread_of_its_own_gets_it_when_one_ends(stuck: Stuck) -> None:
+    threads = HandlerThreads(4)
     done: list[str] = []
-
-    def hold() -> None:
-        entered.release()
-        release.wait(10)
-
-    async def greedy(call: Callable[[], object]) -> None:
-        await threads.run(call, GREEDY)
-
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
-            group.start_soon(greedy, hold)
-            group.start_soon(greedy, hold)
+            group.start_soon(threads.run, stuck, GREEDY)
+            group.start_soon(threads.run, stuck, GREEDY)
+            await stuck.entered(2)
+            group.start_soon(threads.run, lambda: done.append("third"), GREEDY)
             await anyio.wait_all_tasks_blocked()
-            group.start_soon(greedy, lambda: done.append("third"))
-            await anyio.wait_all_tasks_blocked()
-            await anyio.to_thread.run_sync(lambda: [entered.acquire(timeout=5) for _ in range(2)])
             assert not done
-            release.set()
+            stuck.release()
     assert done == ["third"]
 
 
-async def test_nothing_is_kept_of_callers_that_have_no_calls() -> None:
-    threads, release = HandlerThreads(1), threading.Event()
-    try:
-        async with anyio.create_task_group() as group:
-            for caller in (GREEDY, GREEDY, OTHER):  # one has the thread, one awaits its part, one the thread
-                group.start_soon(run_for, threads, caller, lambda: release.wait(10))
-        assert set(threads._shares) == {GREEDY}
-    finally:
-        release.set()
-    with anyio.fail_after(5):
+async def test_nothing_is_kept_of_callers_that_have_no_calls(stuck: Stuck) -> None:
+    threads = HandlerThreads(1)
+    async with anyio.create_task_group() as group:
+        group.start_soon(threads.run, stuck, GREEDY)
+        await stuck.entered(1)
+        for caller in (GREEDY, OTHER):  # one awaits its part, one the thread
+            group.start_soon(threads.run, lambda: None, caller)
+        await anyio.wait_all_tasks_blocked()
+        assert set(threads._shares) == {GREEDY, OTHER}
+        group.cancel_scope.cancel()
+    assert set(threads._shares) == {GREEDY}
+    stuck.release()
+    with anyio.fail_after(30):
         assert await threads.run(lambda: "free again") == "free again"
     assert not threads._shares

@@ -181,15 +181,16 @@ class NatsServer:
         await self.kill()
 
     async def kill(self) -> None:
-        """End it at once, as a crash would (SIGKILL), and reap it."""
+        """End it at once, as a crash would (SIGKILL), and reap it, also when this task is cancelled."""
         process, reader = self._process, self._reader
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-        if process is not None:
-            await process.wait()
-        if reader is not None:
-            await reader  # ends at the pipe's end
+        with anyio.CancelScope(shield=True):  # nothing survives SIGKILL
+            if process is not None:
+                await process.wait()
+            if reader is not None:
+                await reader  # ends at the pipe's end
         self._reader = None
 
     async def restart(self) -> None:
@@ -229,15 +230,17 @@ class NatsServer:
     async def _spawn(self, binary: NatsServerBinary) -> None:
         port = str(self._port) if self._port is not None else "-1"
         command = [str(binary.path), "-c", str(self.config_path), "-a", self._host, "-p", port]
-        self._process = await asyncio.create_subprocess_exec(
-            *dies_with_this_process(command, by=signal.SIGTERM),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            limit=_MAX_LINE_BYTES,
-            # Ctrl-C in a terminal reaches the whole group; who owns the server ends it in good order.
-            start_new_session=True,
-        )
+        with anyio.CancelScope(shield=True):  # a moment; what is given up half-way is not reaped
+            self._process = await asyncio.create_subprocess_exec(
+                *dies_with_this_process(command, by=signal.SIGTERM),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                limit=_MAX_LINE_BYTES,
+                # Ctrl-C in a terminal reaches the whole group; who owns the server ends it in good order.
+                start_new_session=True,
+            )
+        assert self._process is not None
         assert self._process.stderr is not None
         self._reader = asyncio.create_task(self._read_log(self._process.stderr), name="nats-server log")
 

@@ -164,6 +164,21 @@ async def test_one_that_is_never_ready_is_bounded_quoted_and_ended(tmp_path):
 
 
 @pytest.mark.anyio
+async def test_one_that_is_given_up_is_ended_and_reaped(tmp_path):
+    os.mkfifo(said := tmp_path / "pid")
+    deaf = script(tmp_path / "nats-server", f"trap '' TERM; echo $$ > {said}; while :; do sleep 0.1; done")
+    server = NatsServer(PLAIN, tmp_path / "d", binary=NatsServerBinary(deaf, (9, 0, 0)))
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(server.start)
+            pid = int(await anyio.to_thread.run_sync(said.read_text))
+            group.cancel_scope.cancel()
+    assert not server.running
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.anyio
 async def test_a_bad_configuration_is_quoted(tmp_path):
     with pytest.raises(ConfigurationError, match="no_such_setting"):
         await NatsServer("no_such_setting: 1\n", tmp_path).start()

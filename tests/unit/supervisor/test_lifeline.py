@@ -27,13 +27,13 @@ import time; time.sleep(60)
 
 
 def start_and_kill_parent(kind: str) -> bool:
-    """Say whether the grandchild ended within a second of its parent's SIGKILL: its pipe is then closed."""
+    """Say whether the grandchild ended with its parent's SIGKILL, long before its own time: its pipe is then closed."""
     parent = subprocess.Popen([sys.executable, "-c", PARENT, kind], stdout=subprocess.PIPE)
     assert parent.stdout is not None
     assert parent.stdout.readline() == b"up\n"
     parent.kill()
     parent.wait()
-    readable, _, _ = select.select([parent.stdout], [], [], 1.0)
+    readable, _, _ = select.select([parent.stdout], [], [], 30.0)
     ended = bool(readable) and parent.stdout.read(1) == b""
     parent.stdout.close()
     return ended

@@ -8,12 +8,13 @@ file could go unread). What the model refuses is looked up among the lines of th
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from agentweave_bus.config.document import Bounds, Document, KeyPath, parse_document, read_document
+from agentweave_bus.config.document import Bounds, Document, KeyPath, parse_document, read_text
 from agentweave_bus.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -46,9 +47,14 @@ def load_grants_document(model: type[_ModelT], path: str | Path, *, text: str | 
 
     """
     if text is None:
-        document = read_document(Path(path), _BOUNDS)
-    else:
-        document = parse_document(text, str(path), _BOUNDS)
+        text = read_text(Path(path), _BOUNDS.file_bytes)
+    return cast("_ModelT", _model_of(text, str(path), model))
+
+
+# One file is read by several: by each agent of a process, for the policy and for its data.
+@lru_cache(maxsize=2)
+def _model_of(text: str, name: str, model: type[BaseModel]) -> BaseModel:
+    document = parse_document(text, name, _BOUNDS)
     try:
         return model.model_validate(document.value)
     except ValidationError as refused:

@@ -26,6 +26,7 @@ __all__ = [
     "parse_document",
     "parse_value",
     "read_document",
+    "read_text",
 ]
 
 MAX_FILE_BYTES: Final = 256 * 1024
@@ -86,7 +87,7 @@ def read_document(path: Path, bounds: Bounds = _USUAL) -> Document:
             names file and line.
 
     """
-    return parse_document(_read_text(path, bounds.file_bytes), str(path), bounds)
+    return parse_document(read_text(path, bounds.file_bytes), str(path), bounds)
 
 
 def parse_document(text: str, name: str, bounds: Bounds = _USUAL) -> Document:
@@ -111,7 +112,8 @@ def parse_value(text: str, name: str) -> Any:
     return _parse(text, name, _USUAL)[0]
 
 
-def _read_text(path: Path, limit: int) -> str:
+def read_text(path: Path, limit: int) -> str:
+    """Read a file of at most ``limit`` bytes of UTF-8. Raises ConfigurationError, which names it."""
     try:
         with open_regular(path) as file:
             data = file.read(limit + 1)

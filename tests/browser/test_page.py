@@ -40,6 +40,7 @@ async def test_shows_what_is_known_and_complains_of_nothing(stage, new_tab):
     assert await tab.page.get_attribute("#tasks tr:first-child .c-from", "title") == CLIENT
 
 
+@pytest.mark.slow  # a browser takes its time
 async def test_ten_thousand_tasks_are_painted_as_soon_as_two_hundred_and_in_as_many_rows(stage, new_tab):
     """How soon that is in seconds is the machine's affair: 0.5 to 1.6 s on two processors with other work."""
     stage.model.add_decisions(decision(number) for number in range(300))

@@ -163,6 +163,7 @@ async def test_while_the_policy_does_not_answer_events_are_held_not_lost(bus: Me
     assert shipping.heard[0].attempt == 1
 
 
+@pytest.mark.slow
 async def test_held_for_hours_it_has_its_attempt(bus: MemoryBus) -> None:
     await let(bus, "client/cli", "agent/counting", "order.*")
     gone, cli = await bus.start(Counting), await bus.client()

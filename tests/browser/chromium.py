@@ -14,7 +14,7 @@ __all__ = ["WHY_NOT", "Tab", "chromium", "found_chromium"]
 
 WHY_NOT = "there is no chromium here: apt-get install chromium"
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
-_PATIENCE_MS = 15_000
+_PATIENCE_MS = 30_000
 # What a console that is away for a while makes a browser say.
 _ABSENCE = (
     "net::ERR_CONNECTION_REFUSED",

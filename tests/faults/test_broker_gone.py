@@ -143,7 +143,7 @@ async def test_a_broker_that_pauses_costs_the_calls_meanwhile_and_nothing_else(w
         began = time.monotonic()
         with pytest.raises(CallTimeoutError, match=r"no answer from .*; the work may have been done"):
             await cli.call(str(ECHO), "work", {"text": "into silence"}, timeout=0.1)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
     before = len(world.refusals("echo", step_name="time"))
     os.kill(world.stack.nats.pid, signal.SIGCONT)
     assert await cli.ask(ECHO, "work", {"text": "later"}) == {"worked": "later"}

@@ -66,7 +66,7 @@ async def test_a_partitioned_caller_is_told_and_recovers_when_it_heals(which, ec
     began = time.monotonic()
     with pytest.raises(UnreachableError, match="not connected to the broker"):
         await far.call(str(ECHO), "work", {"text": "x"}, timeout=0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     echo.gate.set()
     network.let_go()
     assert await answered(far) == {"said": "there?"}

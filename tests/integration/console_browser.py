@@ -13,7 +13,7 @@ import h11
 
 __all__ = ["Answer", "Browser", "Events"]
 
-_PATIENCE_S = 15.0
+_PATIENCE_S = 30.0
 
 
 class Answer(NamedTuple):

@@ -25,7 +25,7 @@ DOMAIN = "agentweave.local"
 FRONT = f"spiffe://{DOMAIN}/agent/front"
 BACK = f"spiffe://{DOMAIN}/agent/back"
 
-START_S = 30.0
+START_S = 60.0
 
 FILES = {
     "front.py": """

@@ -36,7 +36,7 @@ from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.supervisor.lifeline import dies_with_this_process
 
 ROOT = Path(__file__).parents[2]
-_READY_S = 40.0
+_READY_S = 60.0
 _MAIN = "import sys; from agentweave_bus.cli import main; sys.exit(main())"
 
 

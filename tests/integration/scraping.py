@@ -15,7 +15,7 @@ __all__ = ["fetched", "samples"]
 def fetched(url: str) -> tuple[int, str]:
     """Return the status and the body of what is at ``url``, an error or not; it takes 10 seconds at most."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=30) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

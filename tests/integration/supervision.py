@@ -20,7 +20,7 @@ from tests.integration.probes import ECHO
 from tests.integration.processes import AGENT_FILE
 from tests.integration.world import World
 
-START_S = 30.0
+START_S = 60.0
 
 
 class Supervision:
@@ -93,7 +93,7 @@ async def supervision(
 
 
 def scraped(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=30) as answer:
         return str(answer.read().decode())
 
 

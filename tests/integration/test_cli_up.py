@@ -26,7 +26,7 @@ BACKGROUND = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
 HELLO = "spiffe://agentweave.local/agent/hello"
 CLI = "spiffe://agentweave.local/client/cli"
 OPERATOR = "spiffe://agentweave.local/client/operator"
-UP_SECONDS = 20.0
+UP_SECONDS = 60.0
 
 MORE = """
 from agentweave_bus.exceptions import TaskFailedError
@@ -74,7 +74,7 @@ def agentweave(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=120,
         check=False,
     )
     assert ("Traceback" in done.stderr) == traceback, done.stderr
@@ -223,7 +223,7 @@ def test_it_says_which_settings_it_replaced(up: Up) -> None:
 
 def test_metrics_and_health_answer(up: Up) -> None:
     url = up.facts["agents"][0]["metrics"]
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=30) as answer:
         assert b"agentweave_requests_total" in answer.read()
     with urllib.request.urlopen(url.replace("/metrics", "/healthz"), timeout=5) as answer:
         assert json.load(answer)["ok"] is True
@@ -402,7 +402,7 @@ def test_a_backlog_brings_another_worker_as_like_the_first_as_can_be(tmp_path: P
         assert told["agents"][0]["wanted"] == 2
         assert "hello: 2 workers instead of 1: " in up.messages
         while True:  # until both have seen that the second worker has taken one up
-            with urllib.request.urlopen(up.facts["metrics"], timeout=10) as answer:
+            with urllib.request.urlopen(up.facts["metrics"], timeout=30) as answer:
                 page = answer.read().decode()
             (depth,) = re.findall(r'agentweave_queue_depth{agent="hello",capability="slow"} (\S+)', page)
             told = json.loads(agentweave(folder, "supervisor", "status", "--json").stdout)
@@ -476,7 +476,7 @@ def test_killed_outright_it_leaves_no_process(tmp_path: Path, starting: Callable
         done = call(up.folder, "greet", *more)
         assert done.returncode == 4
         assert "start `agentweave up` again" in done.stderr
-    assert time.monotonic() - began < 8  # and does not wait for who can't answer
+    assert time.monotonic() - began < 25  # and does not wait for who can't answer
 
 
 @pytest.mark.slow  # it starts a stack of its own

@@ -158,7 +158,7 @@ async def test_who_sends_no_request_is_let_go(console, browser, monkeypatch):
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", browser.port)
         writer.write(begun)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert (b"refused" in await reader.read()) == (b"POST" in begun)
         writer.close()
 
@@ -249,11 +249,11 @@ async def test_it_ends_in_order_with_streams_open_and_lets_in_eight(sickbed):
             started = anyio.Event()
             group.start_soon(watch, started)
             await started.wait()
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             assert (await browser.ask("/api/events")).status == 503
         began = time.monotonic()
         await held.close()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20
     assert len(ended) == 8
 
 
@@ -268,7 +268,7 @@ async def test_the_command(sickbed, tmp_path):
         env={**os.environ, "AGENTWEAVE_ENV": "production"},
     )
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         browser = await Browser.at(json.loads(await process.stdout.readline())["url"])
         # That address was used, so another is ready.
         assert (await Browser.at(json.loads(await process.stdout.readline())["url"])).cookie != browser.cookie

@@ -20,7 +20,7 @@ async def page_of(stage, identity):
     held = await Held.open(open_console(operator=stage.world.config(identity), actions=True))
     stage.world._held.append(held)
     browser = await Browser.at(held.value.url)
-    async with browser.events() as events, asyncio.timeout(10):
+    async with browser.events() as events, asyncio.timeout(30):
         # Who may not look is told so, and by that it is connected, too.
         await events.until(
             lambda state: (broker := state["sources"]["broker"])["ok"] or "observe" in broker["why"]

@@ -69,7 +69,7 @@ async def test_a_task_is_done_at_a_broker_of_ones_own_with_two_control_roles(tmp
         worker = await ready(place, "serve", worker_file(place))
         async with AgentWeaveClient(place.participant(CLI)) as client:
             task = await client.submit(str(STOCK), "reserve", {"sku": "chair"})
-            result = await task.result(timeout=20)
+            result = await task.result(timeout=30)
         assert result.data == {"reserved": 1}
         assert await worker.stop() == 0, worker.log.read_text()
         assert await other.stop() == 0, other.log.read_text()

@@ -60,8 +60,8 @@ async def page(world: World, folder: Path) -> str:
         await one.until(lambda now: all(each["beat"] is not None for each in now))
         await cli.ask(ECHO, "say", {"text": "x"})
         handle = await cli.client.submit(str(ECHO), "work", {"text": "x"})
-        await handle.result(timeout=20)
-        with anyio.fail_after(20):
+        await handle.result(timeout=30)
+        with anyio.fail_after(30):
             while True:
                 _, text = await anyio.to_thread.run_sync(fetched, told["metrics"])
                 if "agentweave_queue_depth{" in text:  # what waits is asked for with the beats

@@ -172,7 +172,7 @@ async def test_a_task_from_outside_waits_until_the_clock_is_right_again(
         group.start_soon(hold)
         await anyio.sleep(2.5)  # the loop is held meanwhile
         handle = await cli.submit(BACK, "once", {"mark": str(mark), "seconds": 0.0})
-        status = await handle.result(timeout=20)
+        status = await handle.result(timeout=30)
     assert status.data == {"attempt": 1}, status.error
     assert results[0].data["nested"] == "after"
 
@@ -206,7 +206,7 @@ async def test_a_task_runs_once_although_the_broker_gave_it_out_again(
 ) -> None:
     mark = dev.folder / "mark"
     handle = await cli.submit(BACK, "once", {"mark": str(mark), "seconds": 1.6})
-    result = await handle.result(timeout=20)
+    result = await handle.result(timeout=30)
     assert result.data == {"attempt": 1}
     assert mark.read_text() == "x"
 

@@ -188,7 +188,7 @@ async def test_the_clock_is_compared_with_the_brokers(world, tmp_path, ahead, st
     async with broker.connected_session(config, source, world.stack.bus_url) as session:
         measured = await broker.broker_time(session, CLI, timeout_s=5, clock=lambda: time.time() + ahead)
     await source.aclose()
-    assert abs(measured[0] - ahead) < 1
+    assert abs(measured[0] - ahead) < 5
     assert broker.clock_finding(*measured).status is status
 
 
@@ -226,7 +226,7 @@ async def test_a_running_stack_and_a_client_of_it_that_is_revoked(tmp_path, monk
             {"spiffe_id": str(cli), "reason": "a test", "time": datetime.now(UTC)}
         )
         add_revocation(tmp_path / "revoked.yaml", entry)
-        with anyio.fail_after(15):
+        with anyio.fail_after(30):
             while "broker" not in ill(found):
                 found = await examined(tmp_path / "agentweave.yaml")
         assert set(ill(found)) == {"broker", "revocations"}

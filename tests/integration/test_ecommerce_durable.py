@@ -21,7 +21,7 @@ from workers.ecommerce.orders import Orders
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tests.integration.event_agents import HANG, Ledger, Screen, Shipping, Stuck
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE = 15.0
+PATIENCE = 30.0
 GRANTED = [
     ("shop", "shipping", "order.created"),
     ("shop", "warehouse", "*"),

@@ -51,7 +51,7 @@ async def test_five_megabytes_there_and_back(world: World, echo: Probe, cli: Cal
     result = await handle.result(PATIENCE)
     seconds = time.monotonic() - began
     assert result.data == {"worked": TEXT}
-    assert seconds < 5
+    assert seconds < 20
     assert echo.ran == ["work"]
 
 

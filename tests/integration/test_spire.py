@@ -89,7 +89,7 @@ async def rotations_of(worker):
     url = worker.ready.split()[1]
 
     def fetch():
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=30) as answer:
             return answer.read().decode()
 
     text = await anyio.to_thread.run_sync(fetch)

@@ -130,7 +130,7 @@ async def test_cancelling_reaches_a_handler_that_runs(cli: Caller, probe: TaskPr
     began = time.monotonic()
     status = await handle.cancel("not needed", timeout=PATIENCE)
     assert probe.cleaned_up.is_set()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert (status.state, status.message) == ("canceled", "not needed")
     with pytest.raises(TaskCanceledError):
         await handle.result(1)

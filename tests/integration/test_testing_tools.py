@@ -118,7 +118,7 @@ async def test_a_durable_bus_is_a_bus(durable_bus: DurableBus) -> None:
     # A worker of its own process is a replica: the queue group has both.
     worker = await durable_bus.start_worker(STOCK_CLASS)
     pids = set()
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while len(pids) < 2:
             pids.add((await client.call(stock.spiffe_id, "process")).data["pid"])
     assert pids == {os.getpid(), worker.pid}

@@ -22,8 +22,8 @@ from agentweave_bus import AgentWeaveClient
 from agentweave_bus.config import load_config
 
 HERE = Path(__file__).parent
-READY_S = 20.0
-STOP_S = 10.0
+READY_S = 60.0
+STOP_S = 30.0
 
 
 @pytest.fixture(scope="module")

@@ -187,7 +187,7 @@ async def test_the_faqs_metric_names_are_served(shop: Shop) -> None:
     await shop.client.call(GATEWAY, "health", {})
 
     def scraped(url: str) -> str:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=30) as answer:
             return str(answer.read().decode())
 
     text = await anyio.to_thread.run_sync(scraped, shop.running["gateway_agent"].metrics_url)

@@ -103,7 +103,7 @@ async def den(bus: MemoryBus) -> Den:
     assert calls is not None
     await cli.publish("order.created", {"order_id": "o-1"})
     stream = bus.broker.jetstream.streams[dead_stream_name(evil.spiffe_id)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while len(stream.messages) < 2:  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.002)
     operator = DeadLetterCalls(calls)

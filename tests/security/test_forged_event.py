@@ -69,7 +69,7 @@ class EventStage:
     async def gone(self) -> None:
         """Nothing is left to be given out: it was acknowledged, whatever became of it."""
         name = f"{events_stream_name(CLI)}.{event_consumer_name(ECHO, ordered=False)}"
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(20):
             while True:
                 info = await asked(self.mallory, f"$JS.API.CONSUMER.INFO.{name}")
                 if info["num_pending"] + info["num_ack_pending"] == 0:

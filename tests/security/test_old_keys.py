@@ -114,7 +114,7 @@ class Den(NamedTuple):
 
     async def idle(self) -> None:
         stream = self.bus.broker.jetstream.streams[tasks_stream_name(self.bus.id("agent/evil"))]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while stream.messages:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.002)
 

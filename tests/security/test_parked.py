@@ -78,7 +78,7 @@ class Scene:
         def records() -> list[Any]:  # what nobody signed has no frame beside it
             return [one for one in stream.messages.values() if one.subject.endswith(".record")]
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while len(records()) < count:  # noqa: ASYNC110 - the broker tells nobody
                 await asyncio.sleep(0.01)
         assert len(records()) == count
@@ -87,7 +87,7 @@ class Scene:
     async def parked(self, count: int) -> None:
         """Wait until so many are parked, and no more are to come."""
         stream = self.stream(parked_stream_name(self.agent))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while len(stream.messages) != count:  # noqa: ASYNC110 - the broker tells nobody
                 await asyncio.sleep(0.01)
 
@@ -198,7 +198,7 @@ async def test_a_reissue_by_another(scene: Scene, who: str, name: str | None) ->
 @pytest.mark.parametrize("changed", [{"id": OTHER_ID}, {"ct": "text/plain"}, {"scope": ("spiffe://x/y#z",)}])
 async def test_what_the_control_role_can_not_change(scene: Scene, changed: dict[str, Any]) -> None:
     scene.put(task_subject(scene.agent, "work"), reissued(scene, "agentweave/control", **changed))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while scene.queued():  # noqa: ASYNC110 - the broker tells nobody
             await asyncio.sleep(0.01)
     assert RAN == []

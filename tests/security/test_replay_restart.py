@@ -64,6 +64,6 @@ async def test_a_broker_that_has_lost_its_streams(tmp_path):
         assert refusal["reason"] == "the claim stream is newer than the call"
         assert replica.ran == []
         await until(lambda: cli.parts.keeper.connected, "the caller's new connection")
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(20):
             assert await cli.ask(ECHO, "work", {"text": "after"}) == {"worked": "after"}
         assert replica.ran == ["work"]

@@ -339,7 +339,7 @@ async def test_a_connection(past, side):
 async def ask(port, context):
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     try:
-        if not await asyncio.wait_for(reader.read(10), 5):
+        if not await asyncio.wait_for(reader.read(10), 30):
             raise ConnectionResetError
     finally:
         writer.close()

@@ -84,7 +84,7 @@ async def test_who_is_new_in_the_grants_gets_claims_though_the_broker_is_away_at
     async with owned_tasks() as group:
         group.start_soon(control_service._follow, role, cast, grants)
         grant(path, A, B)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await role.made.wait()
         group.cancel_scope.cancel()
     assert role.claims == [[A, B, CLI, EVE]]

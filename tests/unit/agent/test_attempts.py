@@ -65,7 +65,7 @@ async def hanging() -> None:
 def limit() -> Iterator[None]:
     began = time.monotonic()
     yield
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 # --- what is tried again -----------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def block(language: str) -> str:
 
 
 async def until(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not check():  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.001)
 

@@ -102,7 +102,7 @@ async def test_handlers_in_all_threads_may_wait_for_steps_in_threads() -> None:
     async def one() -> None:
         outcomes.append((await attempt(made, MemoryStore())).result.data)
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
             for _ in range(16):
                 group.start_soon(one)
@@ -352,7 +352,7 @@ async def test_a_result_is_written_even_when_the_attempt_is_being_cancelled() ->
     async def handler() -> None:
         await step("charge", lambda: "paid")
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
             group.start_soon(attempt, handler, Slow())
             await saving.wait()

@@ -270,7 +270,7 @@ class TestReload:
         self, authorizer: Authorizer, shop: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("agentweave_bus.authz.authorizer.POLL_SECONDS", 0.01)
-        async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(authorizer.run())
             await asyncio.sleep(0)
             before = authorizer.revision

@@ -422,7 +422,7 @@ async def test_silence_is_cut_off_after_two_budgets(folder: Path) -> None:
         started = time.monotonic()
         with pytest.raises(PolicyUnavailableError, match="no answer in time"):
             await ask(engine)
-        assert 0.09 < time.monotonic() - started < 5
+        assert 0.09 < time.monotonic() - started < 20
 
 
 async def test_one_budget_is_for_the_answer_and_for_its_revision(folder: Path) -> None:
@@ -433,18 +433,18 @@ async def test_one_budget_is_for_the_answer_and_for_its_revision(folder: Path) -
         while head := await reader.read(65536):
             asked.append(head.split(b" ")[0])
             if asked[-1] == b"POST":
-                await asyncio.sleep(1.2)
+                await asyncio.sleep(2.4)
                 writer.write(opa_says(True))
 
     once = BreakerSettings(failure_threshold=1)
     async with (
         serving(folder, "slow.sock", slow_then_mute) as url,
-        asking(url, budget_ms=1500, breaker=once) as engine,
+        asking(url, budget_ms=3000, breaker=once) as engine,
     ):
         started = time.monotonic()
         with pytest.raises(PolicyUnavailableError, match="no answer in time"):
             await ask(engine)
-        assert time.monotonic() - started < 2.4
+        assert time.monotonic() - started < 5.2
     assert asked == [b"POST", b"GET"]
 
 

@@ -58,7 +58,7 @@ async def test_the_deadline_covers_the_publishing_too(
     session: Session, client: Client, buffered: int
 ) -> None:
     client.pending_data_size = buffered
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         with pytest.raises(TimeoutError):
             await session.ask("where", b"", timeout_s=0.01)
     assert_nothing_is_left(session)

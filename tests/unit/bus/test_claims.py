@@ -220,7 +220,7 @@ async def test_a_stream_that_was_made_anew_is_confirmed_anew():
 
 
 async def until_asked(broker, times=1):
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         while broker.asked < times:
             await broker.questions.get()
 

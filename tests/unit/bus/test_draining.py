@@ -67,7 +67,7 @@ async def test_a_connection_that_is_lost_is_replaced_by_one_that_serves_nothing(
             inbox = f"{agent_prefix(Family.INBOX, me)}.{session.instance}."
             kinds.append({one.removeprefix(inbox).split(".")[0] for one in yard.subjects})
 
-    await asyncio.wait_for(yard.keeper.drain(10, other), 5)
+    await asyncio.wait_for(yard.keeper.drain(10, other), 30)
     # Answers of the broker, of peers, and what a puller may ask for that was not told to stop.
     assert [one - {"pull"} for one in kinds] == [{"api", "rpc"}] * 2
     assert not yard.keeper.connected
@@ -88,8 +88,8 @@ async def test_a_connection_that_was_being_made_is_given_up_and_the_old_one_stay
 
     yard.keeper.on_session(slow)
     yard.keeper._rotated.set()
-    await asyncio.wait_for(entered.wait(), 5)
-    await asyncio.wait_for(yard.keeper.drain(10, other), 5)
+    await asyncio.wait_for(entered.wait(), 30)
+    await asyncio.wait_for(yard.keeper.drain(10, other), 30)
     assert not yard.connections
 
 
@@ -106,5 +106,5 @@ async def test_it_ends_in_time_although_there_is_no_broker(
     await yard.bus.clock.advance(9)
     assert not draining.done()
     await yard.bus.clock.advance(1.1)
-    await asyncio.wait_for(draining, 5)
+    await asyncio.wait_for(draining, 30)
     assert not yard.keeper.connected

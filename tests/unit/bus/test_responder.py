@@ -81,7 +81,7 @@ async def test_what_is_delivered_before_serving_waits_for_it(parts):
         await anyio.wait_all_tasks_blocked()
         assert gate.seen == []
         async with responder.running():
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 await gate.asked.wait()
     assert gate.seen == [b"frame"]
 
@@ -93,7 +93,7 @@ async def test_a_message_holds_its_session_before_its_task_begins(parts):
         await session.handlers[Message.subject](Message)
         assert session.holds == 1
         assert gate.seen == []
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await gate.asked.wait()
         await anyio.wait_all_tasks_blocked()
         assert session.holds == 0
@@ -105,7 +105,7 @@ async def test_after_the_end_nothing_is_begun(parts):
     await responder.on_session(session)
     async with responder.running():
         pass
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         await session.handlers[Message.subject](Message)
     assert (gate.seen, session.holds) == ([], 0)
 

@@ -80,7 +80,7 @@ async def test_an_agent_that_is_there_no_more_ends_nothing(tmp_path: Path) -> No
 
     async with anyio.create_task_group() as group:
         group.start_soon(replace_on_change, WatchedStack(config, plan_agents(config)), restart, said.append)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             for count in (2, 4):
                 while len(said) < count:
                     (tmp_path / "order.py").write_text((tmp_path / "order.py").read_text() + "one")

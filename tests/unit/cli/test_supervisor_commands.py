@@ -52,7 +52,7 @@ async def test_status_shows_workers_and_how_many_their_backlog_calls_for(
     supervisor, ask, capsys, monkeypatch
 ):
     monkeypatch.setattr("agentweave_bus.cli.supervisor.wants_json", lambda chosen: chosen)
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while supervisor.agents()[0]["wanted"] is None:  # noqa: ASYNC110 - another process
             await anyio.sleep(0.02)
     assert await ask("status") == 0

@@ -75,7 +75,7 @@ async def follow(control: Control, until: Callable[[ConsoleModel], bool], fails:
     feed = BrokerFeed(model, connect, watched, me=ME, control="spiffe://demo.test/agentweave/control")
     with watched.look():
         task = asyncio.create_task(feed.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not until(model):  # noqa: ASYNC110 - a model tells nobody
                 await asyncio.sleep(0.01)
         task.cancel()

@@ -22,5 +22,5 @@ async def test_it_is_told_and_begins_anew(monkeypatch: pytest.MonkeyPatch) -> No
         if len(whys) == 1:
             raise KeyError("secret")
 
-    await asyncio.wait_for(feeding(model, "workers", run), 5)
+    await asyncio.wait_for(feeding(model, "workers", run), 30)
     assert whys == ["not asked yet", "the console itself failed here; its log says how"]

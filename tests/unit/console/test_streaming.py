@@ -95,7 +95,7 @@ async def test_a_stream_ends_with_the_console() -> None:
     while len(sent) < 2:  # noqa: ASYNC110 - likewise
         await asyncio.sleep(0)
     console.state.close()
-    await asyncio.wait_for(stream, 5)
+    await asyncio.wait_for(stream, 30)
     assert sent[-1] == {"type": "http.response.body", "body": b""}
 
 
@@ -104,4 +104,4 @@ async def test_who_looks_ends_a_pause() -> None:
     pause = asyncio.ensure_future(watched.pause(60, unwatched_s=60))
     await asyncio.sleep(0)
     with watched.look():
-        await asyncio.wait_for(pause, 5)
+        await asyncio.wait_for(pause, 30)

@@ -97,7 +97,7 @@ class Ward:
     async def idle(self) -> None:
         """Wait until the queue is empty."""
         stream = self.bus.broker.jetstream.streams[tasks_stream_name(self.target)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while stream.messages:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.002)
 

@@ -37,7 +37,7 @@ async def test_what_is_parked_and_signed_by_nobody_is_counted(monkeypatch: pytes
         (genuine,) = stream.messages.values()
         stream.store(genuine.subject, b"signed by nobody", None)
         await bus.clock.advance(31)  # it looks every half a minute
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not told:  # noqa: ASYNC110 - the control role tells nobody else
                 await asyncio.sleep(0.01)
     assert told == [("strike", DeadCause.UNVERIFIED)]

@@ -66,7 +66,7 @@ async def test_a_stream_that_another_made_is_pulled_from(monkeypatch):
     one = Scheduler(ME, keeper=broker, verifier=None, sealer_of=lambda _agent: None, look_s=0.01)
     async with anyio.create_task_group() as group:
         group.start_soon(one.run)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await broker.pulled.wait()
         group.cancel_scope.cancel()
     assert set(broker.asked) == {(parked_stream(AGENT).name, parked_consumer(AGENT).name)}

@@ -111,7 +111,7 @@ async def test_the_files_of_a_folder_that_comes_back_have_changed(tmp_path: Path
     file = shop / "order.py"
     shop.mkdir()
     file.write_text("one")
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         async with aclosing(changes(lambda: [shop])) as all_changes, anyio.create_task_group() as group:
 
             async def away() -> None:

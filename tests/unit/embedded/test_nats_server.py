@@ -122,7 +122,7 @@ async def test_a_restart_and_a_crash_keep_the_port(tmp_path):
         assert server.port == port
         assert server.pid != pid
         os.kill(server.pid, signal.SIGKILL)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             assert await server.wait() == -signal.SIGKILL
         assert not server.running
         await server.start()
@@ -149,7 +149,7 @@ async def test_one_that_ignores_sigterm_is_killed(tmp_path):
     )
     server = NatsServer(PLAIN, tmp_path / "d", binary=NatsServerBinary(stubborn, (9, 0, 0)), timeout=0.5)
     await server.start()
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         await server.stop()
     assert not server.running
 
@@ -158,7 +158,7 @@ async def test_one_that_ignores_sigterm_is_killed(tmp_path):
 async def test_one_that_is_never_ready_is_bounded_quoted_and_ended(tmp_path):
     silent = script(tmp_path / "nats-server", "echo '[1] [ERR] I am stuck' >&2; exec sleep 60")
     server = NatsServer(PLAIN, tmp_path / "d", binary=NatsServerBinary(silent, (9, 0, 0)), timeout=0.5)
-    with anyio.fail_after(5), pytest.raises(BusError, match=r"within 0\.5 s.*I am stuck"):
+    with anyio.fail_after(30), pytest.raises(BusError, match=r"within 0\.5 s.*I am stuck"):
         await server.start()
     assert not server.running
 
@@ -205,7 +205,7 @@ async def test_a_reload_takes_effect_and_a_bad_one_is_undone(tmp_path):
         assert server.config_path.read_text() == users("one", "two")
         await server.reload()
         await server.restart()
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             await (await nats.connect(server.url, user="two", password="p")).close()
     with pytest.raises(BusError, match="not running"):
         await server.reload()

@@ -77,7 +77,7 @@ async def may_ask(stack) -> bool:
 
 
 async def asked_until(stack, wanted) -> None:
-    with anyio.fail_after(15):
+    with anyio.fail_after(30):
         while await may_ask(stack) != wanted:  # noqa: ASYNC110 - the broker is another process
             await anyio.sleep(0.2)
 
@@ -105,7 +105,7 @@ async def test_whatever_is_wrong_with_its_files_the_stack_goes_on(policies, tmp_
         raise KeyError("nobody foresaw this")
 
     async def told(count):
-        with anyio.fail_after(15):
+        with anyio.fail_after(30):
             while len(caplog.records) < count:  # noqa: ASYNC110 - there is no event for it
                 await anyio.sleep(0.02)
 
@@ -143,7 +143,7 @@ async def test_the_control_role_remembers_an_authority_that_left_until_it_is_rev
         return made[-1]
 
     async def until(remembered):
-        with anyio.fail_after(15):
+        with anyio.fail_after(30):
             while (made[0].bundle_at("a.test", 0, now_ms=now_ms()) is not None) != remembered:  # noqa: ASYNC110 - no event
                 await anyio.sleep(0.01)
 

@@ -281,7 +281,7 @@ async def test_running_it_writes_it_down(world, started):
     assert not folder.exists()
     async with anyio.create_task_group() as group:
         group.start_soon(source.run)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             while not list(folder.glob("*.seen")):  # noqa: ASYNC110 - there is no event
                 await anyio.sleep(0.005)
         group.cancel_scope.cancel()
@@ -343,6 +343,6 @@ async def test_a_disk_that_hangs_stops_nobody(world, started, monkeypatch):
         assert source.spiffe_id == X
     finally:
         answer.set()
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         while world.history._at_work:  # noqa: ASYNC110 - there is no event
             await anyio.sleep(0.005)

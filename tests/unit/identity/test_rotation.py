@@ -40,7 +40,7 @@ class Told:
         self.something = anyio.Event()
 
     async def until(self, condition):
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while not condition():
                 await self.something.wait()
 
@@ -64,7 +64,7 @@ async def test_start_gives_the_first_snapshot(steered):
 async def test_another_identity_than_the_expected_is_refused_at_once_with_both_names(steered):
     provider = steered(A.issue(SpiffeID.of("a.test", "agent", "y")), A.bundle)
     source = IdentitySource(provider, expected_id=X)
-    with anyio.fail_after(3), pytest.raises(IdentityError, match=r"spiffe://a\.test/agent/y.*agent/x"):
+    with anyio.fail_after(30), pytest.raises(IdentityError, match=r"spiffe://a\.test/agent/y.*agent/x"):
         await source.start(60)
     assert provider.closed == 1
 
@@ -89,7 +89,7 @@ async def test_start_waits_for_an_identity_and_gives_up_with_the_reason(steered)
 async def test_a_provider_that_hangs_is_bounded(steered):
     provider = steered(A.issue(X), A.bundle)
     provider.get_svid = anyio.sleep_forever
-    with anyio.fail_after(5), pytest.raises(SvidUnavailableError, match=r"within 0\.1 s"):
+    with anyio.fail_after(30), pytest.raises(SvidUnavailableError, match=r"within 0\.1 s"):
         await IdentitySource(provider).start(0.1)
 
 
@@ -250,5 +250,5 @@ async def test_the_inherited_wait_ends_by_half_of_what_is_left(steered):
     from agentweave_bus.identity import IdentityProvider
 
     provider = Plain(A.issue(X, lifetime=timedelta(seconds=2)), A.bundle)
-    with anyio.fail_after(3):
+    with anyio.fail_after(30):
         await IdentityProvider.wait_for_update(provider)

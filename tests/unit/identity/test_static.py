@@ -40,7 +40,7 @@ async def test_changed_files_are_taken_up(tmp_path):
     renewed = authority.issue(X)
     seen = anyio.Event()
     source.subscribe(lambda snapshot: seen.set() if snapshot.svid == renewed else None)
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
             group.start_soon(source.run)
             write(tmp_path, renewed, authority.bundle)

@@ -39,7 +39,7 @@ def run(request):
         unseen = []
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.get_loop().set_exception_handler(lambda _loop, context: unseen.append(context))
-            result = runner.run(asyncio.wait_for(coroutine, 20))
+            result = runner.run(asyncio.wait_for(coroutine, 30))
         assert unseen == []
         return result
 

@@ -88,10 +88,10 @@ async def test_one_that_is_never_ready(heard: Callable) -> None:
 async def test_one_that_ends_later_is_reported(heard: Callable) -> None:
     async with WorkerProcesses(heard) as workers:
         await workers.start([program("a", READY, SLEEP), program("b", READY, "print('bye')")])
-        ended = await asyncio.wait_for(workers["b"].wait(), 10)
+        ended = await asyncio.wait_for(workers["b"].wait(), 30)
         assert (ended.name, ended.code, ended.last_lines) == ("b", 0, ("bye",))
         os.kill(workers["a"].pid, signal.SIGKILL)
-        assert str(await asyncio.wait_for(workers["a"].wait(), 10)) == "a was ended by SIGKILL"
+        assert str(await asyncio.wait_for(workers["a"].wait(), 30)) == "a was ended by SIGKILL"
 
 
 async def test_one_that_ignores_sigterm_is_killed(heard: Callable) -> None:
@@ -101,7 +101,7 @@ async def test_one_that_ignores_sigterm_is_killed(heard: Callable) -> None:
         await workers.start([program("a", stubborn, READY, SLEEP)])
         pid = workers["a"].pid
     assert not alive(pid)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 async def test_stopped_also_when_cancelled(heard: Callable) -> None:
@@ -116,7 +116,7 @@ async def test_stopped_also_when_cancelled(heard: Callable) -> None:
             await asyncio.Event().wait()
 
     task = asyncio.create_task(hold())
-    await asyncio.wait_for(started.wait(), 20)
+    await asyncio.wait_for(started.wait(), 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

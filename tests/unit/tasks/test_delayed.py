@@ -71,7 +71,7 @@ class Setting:
 
     async def ran(self, count: int) -> list[str]:
         """Wait until so many have run, and return which."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.agent.ran) < count:  # noqa: ASYNC110 - handlers tell nobody
                 await asyncio.sleep(0.01)
         return [name for name, _, _ in self.agent.ran]
@@ -87,7 +87,7 @@ class Setting:
         return {kind: len(streams[name].messages) for kind, name in names.items()}
 
     async def nothing_is_left(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while any(self.stored().values()):  # noqa: ASYNC110 - the broker tells nobody
                 await asyncio.sleep(0.01)
 

@@ -12,7 +12,7 @@ from agentweave_bus.testing import MemoryBus
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 DELAY = 120
 
 

@@ -58,7 +58,7 @@ async def test_an_event_in_hand_when_its_worker_stops_goes_to_another_at_once(
     await cli.publish("order.created", {"order_id": "o-1"})
     await busy.entered.wait()
     second = await bus.start(Shipping, config=file)
-    await asyncio.wait_for(bus.stop(first), 20)
+    await asyncio.wait_for(bus.stop(first), 30)
     await until(lambda: len(second.heard) == 1)  # no time passes for the broker, which would ask after 30 s
     assert not busy.ended
 
@@ -75,7 +75,7 @@ async def test_what_is_in_hand_ends_before_its_worker_also_when_the_grant_is_gon
     await asyncio.sleep(0.2)
     assert not stopping.done()
     busy.go_on.set()
-    await asyncio.wait_for(stopping, 20)
+    await asyncio.wait_for(stopping, 30)
     assert busy.ended
 
 
@@ -99,7 +99,7 @@ async def test_grants_that_change_meanwhile_keep_no_worker_from_ending(bus: Memo
     await cc.publish("order.created", {"order_id": "o-2"})
     await some(bus, 5)
     busy.go_on.set()
-    await asyncio.wait_for(stopping, 20)
+    await asyncio.wait_for(stopping, 30)
     assert [one.data["order_id"] for one in shipping.heard] == ["o-1"]
 
 

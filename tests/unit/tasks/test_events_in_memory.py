@@ -227,7 +227,7 @@ async def test_a_grant_that_comes_later_is_followed_and_one_that_goes_is_heeded(
 
     async def filters_are(*names: str) -> None:
         wanted = [f"aw.event.test=local.client/cli.{one}" for one in names]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (
                 stream not in streams
                 or name not in streams[stream].consumers

@@ -63,6 +63,6 @@ async def test_steps_of_a_task_that_expires_and_is_not_allowed_any_more_are_undo
 async def test_steps_of_a_task_that_expires_between_attempts_are_undone(bus: MemoryBus) -> None:
     agent, handle = await between_attempts(bus)
     await bus.clock.advance(timedelta(seconds=60))
-    result = await asyncio.wait_for(handle.result(), 10)
+    result = await asyncio.wait_for(handle.result(), 30)
     assert result.status == "failed"
     assert agent.done == ["reserve", "release"]

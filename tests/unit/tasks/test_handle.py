@@ -189,7 +189,7 @@ async def test_many_who_wait_ask_less_often(world: World) -> None:
 async def test_a_cancelled_task_has_no_result(world: World, handle: TaskHandle) -> None:
     await world.log().append(body(TaskState.CANCELED, message="not needed"), TASK)
     with pytest.raises(TaskCanceledError) as canceled:
-        await handle.result(5)
+        await handle.result(30)
     assert (canceled.value.reason, canceled.value.task_id) == ("not needed", handle.id)
 
 
@@ -197,7 +197,7 @@ async def test_a_rejected_task_says_by_whom(world: World, handle: TaskHandle) ->
     told = "no grant (audit id cf0d4a95-1)"
     await world.log().append(body(TaskState.REJECTED, message=told, step="authorization"), TASK)
     with pytest.raises(AuthorizationError, match="no grant") as denied:
-        await handle.result(5)
+        await handle.result(30)
     assert (denied.value.audit_id, denied.value.direction) == ("cf0d4a95-1", "inbound")
 
 
@@ -206,7 +206,7 @@ async def test_a_task_that_was_refused_for_another_reason_says_at_which_step(
 ) -> None:
     await world.log().append(body(TaskState.REJECTED, message="n: missing", step="payload"), TASK)
     with pytest.raises(CallRefusedError, match="n: missing") as refused:
-        await handle.result(5)
+        await handle.result(30)
     assert refused.value.step == "payload"
 
 
@@ -226,7 +226,7 @@ async def test_another_head_with_the_same_payload_is_the_same_task(world: World)
     await log.append(body(TaskState.WORKING), TASK)
     await log.append(body(TaskState.COMPLETED, result=RESULT), TASK)
     handle = world.parts["client"].handles.of(world.ref, b"\x08" * 32, bytes.fromhex(PD))
-    assert (await handle.result(5)).data == {"n": 1}
+    assert (await handle.result(30)).data == {"n": 1}
 
 
 async def test_a_task_that_nobody_took_up_expires_for_its_submitter_too(world: World) -> None:

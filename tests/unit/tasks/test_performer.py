@@ -83,7 +83,7 @@ class Yard:
         return log
 
     async def until(self, check: Callable[[], bool], look: Callable[[], Any] | None = None) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not check():
                 if look is not None:
                     await look()
@@ -302,7 +302,7 @@ async def test_a_policy_that_does_not_answer_sends_it_back_and_loses_nothing(yar
 
 async def test_a_worker_that_dies_loses_its_attempt_and_not_the_task(yard: Yard) -> None:
     submitted = await yard.submit("toil")
-    await asyncio.wait_for(yard.agent.begun.wait(), 5)
+    await asyncio.wait_for(yard.agent.begun.wait(), 30)
     await yard.bus.kill_worker(yard.agent)
     yard.agent = await yard.bus.start(ToilAgent)
     yard.agent.go_on.set()
@@ -315,7 +315,7 @@ async def test_a_worker_that_dies_loses_its_attempt_and_not_the_task(yard: Yard)
 async def test_a_task_given_out_twice_is_left_to_who_works_on_it(yard: Yard) -> None:
     """A broker that was killed gives out again what is being worked on, and counts from one."""
     submitted = await yard.submit("toil")
-    await asyncio.wait_for(yard.agent.begun.wait(), 5)
+    await asyncio.wait_for(yard.agent.begun.wait(), 30)
     (frame,) = [one.data for one in yard.stored(tasks_stream_name(yard.target))]
     yard.put(frame, "toil")
     await yard.bus.clock.advance(5)
@@ -330,7 +330,7 @@ async def test_a_task_given_out_twice_is_left_to_who_works_on_it(yard: Yard) -> 
 
 async def test_a_worker_that_vanishes_is_taken_for_lost_after_a_while(yard: Yard) -> None:
     submitted = await yard.submit("toil")
-    await asyncio.wait_for(yard.agent.begun.wait(), 5)
+    await asyncio.wait_for(yard.agent.begun.wait(), 30)
     for client in [one for one in yard.bus.broker.clients if one.user == yard.target]:
         client.cut()
     await yard.bus.clock.advance(1)
@@ -342,25 +342,25 @@ async def test_a_worker_that_vanishes_is_taken_for_lost_after_a_while(yard: Yard
 
 async def test_a_worker_told_to_stop_finishes_what_it_does(yard: Yard) -> None:
     submitted = await yard.submit("toil")
-    await asyncio.wait_for(yard.agent.begun.wait(), 5)
+    await asyncio.wait_for(yard.agent.begun.wait(), 30)
     stopping = asyncio.ensure_future(yard.bus.stop(yard.agent))
     await asyncio.sleep(0.05)
     yard.agent.go_on.set()
-    await asyncio.wait_for(stopping, 5)
+    await asyncio.wait_for(stopping, 30)
     log = await yard.ended(submitted)
     assert states(log) == [("working", 1), ("completed", 1)]
 
 
 async def test_a_connection_that_is_lost_while_a_worker_stops_costs_no_outcome(yard: Yard) -> None:
     submitted = await yard.submit("toil")
-    await asyncio.wait_for(yard.agent.begun.wait(), 5)
+    await asyncio.wait_for(yard.agent.begun.wait(), 30)
     stopping = asyncio.ensure_future(yard.bus.stop(yard.agent))
     await asyncio.sleep(0.05)
     for client in [one for one in yard.bus.broker.clients if one.user == yard.target]:
         client.cut()
     await yard.bus.clock.advance(1)
     yard.agent.go_on.set()
-    await asyncio.wait_for(stopping, 5)
+    await asyncio.wait_for(stopping, 30)
     log = await yard.ended(submitted)
     assert states(log) == [("working", 1), ("completed", 1)]
 
@@ -405,10 +405,10 @@ async def test_a_worker_told_to_stop_gives_back_what_takes_too_long_and_no_attem
     yard: Yard,
 ) -> None:
     submitted = await yard.submit("toil", retry={"attempts": 1})
-    await asyncio.wait_for(yard.agent.begun.wait(), 5)
+    await asyncio.wait_for(yard.agent.begun.wait(), 30)
     stopping = asyncio.ensure_future(yard.bus.stop(yard.agent))
     await yard.bus.clock.advance(28)  # tasks have 27 of bus.drain_timeout's 30 seconds
-    await asyncio.wait_for(stopping, 5)
+    await asyncio.wait_for(stopping, 30)
     yard.agent = await yard.bus.start(ToilAgent)
     yard.agent.go_on.set()
     log = await yard.ended(submitted)
@@ -423,7 +423,7 @@ async def test_a_task_lost_too_often_is_given_up_and_becomes_a_dead_letter(
     monkeypatch.setattr(performer, "_LAST_WORDS_S", 0.0)  # as who is killed has none
     submitted = await yard.submit("toil", retry={"attempts": 2})
     for _ in range(2):
-        await asyncio.wait_for(yard.agent.begun.wait(), 5)
+        await asyncio.wait_for(yard.agent.begun.wait(), 30)
         await yard.bus.kill_worker(yard.agent)
         yard.agent = await yard.bus.start(ToilAgent)
         for _ in range(3):  # until the broker misses it, and until it is sure to be nobody's

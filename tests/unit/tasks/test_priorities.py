@@ -74,7 +74,7 @@ async def submit(
 
 
 async def all_of(handles: list) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         await asyncio.gather(*(one.result() for one in handles))
 
 
@@ -82,7 +82,7 @@ async def test_of_a_hundred_slow_ones_and_an_urgent_one_that_came_last_the_urgen
     bus: MemoryBus, cli: AgentWeaveClient, desk: Desk
 ) -> None:
     handles = await submit(bus, cli, "one", *((f"low {number}", 0) for number in range(100)))
-    await asyncio.wait_for(desk.first.wait(), 10)
+    await asyncio.wait_for(desk.first.wait(), 30)
     handles += await submit(bus, cli, "one", ("normal", None), ("high", 9))
     desk.open.set()
     await all_of(handles)
@@ -95,7 +95,7 @@ async def test_who_waits_in_a_slower_queue_has_a_turn_after_so_many_others(
     bus: MemoryBus, cli: AgentWeaveClient, desk: Desk
 ) -> None:
     handles = await submit(bus, cli, "one", ("first", 5))
-    await asyncio.wait_for(desk.first.wait(), 10)
+    await asyncio.wait_for(desk.first.wait(), 30)
     many = 3 * MOST_PASSED
     handles += await submit(bus, cli, "one", *((f"high {number}", 7) for number in range(many)))
     handles += await submit(bus, cli, "one", *((f"normal {number}", 5) for number in range(3)))

@@ -36,7 +36,7 @@ def writer(world: World, attempt: int = 1) -> ProgressWriter:
 
 
 async def seen(handle: TaskHandle, after: str | None = None) -> list[TaskEvent]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return [event async for event in handle.events(after=after)]
 
 

@@ -118,13 +118,13 @@ class Trial:
         return submitted, log
 
     async def until_ended(self, log: TaskLog, epoch: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not (log.ended and log.epoch >= epoch and not self.stored(tasks_stream_name(self.target))):
                 await log.refresh()
                 await asyncio.sleep(0.002)
 
     async def handled(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while self.stored(tasks_stream_name(self.target)):  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.002)
 
@@ -229,7 +229,7 @@ async def test_two_redrives_at_once_are_one(trial: Trial) -> None:
     trial.agent.mended = True
     for sealed in (await trial.reissue(2), await trial.reissue(2)):
         trial.put(sealed)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not (await log.refresh() and log.closed):  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.002)
     await trial.bus.clock.advance(31)  # the second is given back for as long as the first may run

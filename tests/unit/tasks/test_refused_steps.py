@@ -130,7 +130,7 @@ async def test_its_steps_are_undone_in_the_agents_own_name(shop: Shop) -> None:
     assert shop.bank.asked == [CHARGED, REFUNDED]
     assert shop.paying.went_on == 1
     with pytest.raises(AuthorizationError, match="max_amount"):
-        await handle.result(5)
+        await handle.result(30)
     assert shop.letters() == []
 
 
@@ -169,7 +169,7 @@ async def test_a_task_that_had_failed_before_keeps_its_failure_as_its_outcome(sh
     await shop.allow(shop.pay(limits={"max_amount": 4}))
     await shop.settled()
     assert shop.bank.asked == [CHARGED, REFUNDED]
-    assert (await handle.result(5)).error == "no"
+    assert (await handle.result(30)).error == "no"
     assert shop.letters() == []
 
 

@@ -62,7 +62,7 @@ async def store(bus: MemoryBus) -> StoreAgent:
 async def test_a_handle_brings_the_result(bus: MemoryBus, store: StoreAgent) -> None:
     client = await bus.client()
     handle = await client.submit(bus.id(store), "store", {"number": 7})
-    result = await handle.result(timeout=5)
+    result = await handle.result(timeout=30)
     assert result.data == {"stored": 7, "attempt": 1}
 
 
@@ -107,7 +107,7 @@ async def test_a_retry_waits_and_counts(bus: MemoryBus, store: StoreAgent) -> No
     waiting = asyncio.ensure_future(handle.result())
     for _ in range(4):
         await bus.clock.advance(2)
-    assert (await asyncio.wait_for(waiting, 5)).data == {"stored": 7, "attempt": 3}
+    assert (await asyncio.wait_for(waiting, 30)).data == {"stored": 7, "attempt": 3}
     told = [one.fraction or one.artifact or one.state async for one in handle.events()]
     assert told == [
         *("working", 0.1, {"type": "number", "data": 7}, "submitted"),
@@ -121,7 +121,7 @@ async def test_retries_end(bus: MemoryBus, store: StoreAgent) -> None:
     waiting = asyncio.ensure_future(handle.result())
     for _ in range(4):
         await bus.clock.advance(3)
-    result = await asyncio.wait_for(waiting, 5)
+    result = await asyncio.wait_for(waiting, 30)
     assert (result.status, result.error, store.stored) == ("failed", "not yet", [])
 
 
@@ -129,7 +129,7 @@ async def test_many_come_back_in_order_and_all_are_done(bus: MemoryBus, store: S
     client = await bus.client()
     payloads = [{"number": number} for number in range(300)]
     handles = [one async for one in client.submit_many(bus.id(store), "store", payloads)]
-    results = await asyncio.gather(*(handle.result(timeout=20) for handle in handles))
+    results = await asyncio.gather(*(handle.result(timeout=30) for handle in handles))
     assert [one.data["stored"] for one in results] == list(range(300))
     assert sorted(store.stored) == list(range(300))
 
@@ -141,7 +141,7 @@ async def test_many_with_keys_can_be_submitted_again(bus: MemoryBus, store: Stor
         options = {"idempotency_key": lambda payload: f"key-{payload['number']}"}
         handles = [one async for one in client.submit_many(bus.id(store), "store", payloads, **options)]
         for handle in handles:
-            await handle.result(timeout=5)
+            await handle.result(timeout=30)
     assert sorted(store.stored) == list(range(20))
 
 
@@ -163,7 +163,7 @@ async def test_an_agent_submits_on_behalf_of_who_asks(bus: MemoryBus, store: Sto
     client = await bus.client()
     for _ in range(2):
         await client.call(bus.id("agent/order"), "order", {"number": 5})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not store.stored:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.01)
     assert store.stored == [5]

@@ -102,7 +102,7 @@ async def test_a_compensation_that_is_tried_again(bus: MemoryBus) -> None:
     agent = await bus.start(Booking)
     agent.releases_fail, agent.then = 1, "later"
     handle = await submitted(bus)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await handle.status()).retry_at is None:  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.002)
     status = await handle.status()
@@ -173,7 +173,7 @@ async def test_used_up_and_undone_in_two_passes_it_has_failed_and_is_not_lost(bu
 async def test_an_attempt_whose_compensations_run_in_it_is_one(bus: MemoryBus) -> None:
     agent = await bus.start(Booking)
     handle = await submitted(bus)
-    await asyncio.wait_for(handle.result(), 10)
+    await asyncio.wait_for(handle.result(), 30)
     assert agent.ran == ["book", "release"]
     assert await told(handle) == [("working", False), ("failed", False)]
     assert "undoing" not in (await handle.status()).to_json()

@@ -54,7 +54,7 @@ def consumers(bus: MemoryBus, agent: SpiffeID) -> dict[str, Any]:
 
 
 async def has_consumer(bus: MemoryBus, agent: SpiffeID, capability: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while task_consumer(agent, capability).name not in consumers(bus, agent):  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.005)
 
@@ -89,7 +89,7 @@ async def test_queues_wait_for_a_word_as_long_as_their_workers_say(
     file.write_text(yaml.safe_dump(said))
     await announced_with(bus, agent, 5)
     await bus.start(Patient, config=file)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while waits(bus, agent) != {int(seconds * SECOND)}:  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.005)
 
@@ -97,7 +97,7 @@ async def test_queues_wait_for_a_word_as_long_as_their_workers_say(
 async def announced_with(bus: MemoryBus, agent: SpiffeID, ack_wait_s: float) -> None:
     """Have it announced by another version of the worker, and wait until that is done."""
     await announce(await connected(bus, str(agent)), "look", ack_wait_s=ack_wait_s)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while waits(bus, agent) != {ack_wait_s * SECOND}:  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.005)
 

@@ -357,7 +357,7 @@ async def test_a_connection_that_is_lost_leaves_nothing_running(bus: MemoryBus) 
     mine = asyncio.all_tasks() - before
     assert len(mine) == 3
     raw.cut()
-    await asyncio.wait_for(asyncio.wait(mine), 5)
+    await asyncio.wait_for(asyncio.wait(mine), 30)
     await raw.close()
     assert raw.is_closed
 

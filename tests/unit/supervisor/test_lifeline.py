@@ -27,7 +27,7 @@ import time; time.sleep(60)
 
 
 def start_and_kill_parent(kind: str) -> bool:
-    """Say whether the grandchild ended with its parent's SIGKILL, long before its own time: its pipe is then closed."""
+    """Say whether the grandchild ended with its parent, long before its own time: its pipe is closed then."""
     parent = subprocess.Popen([sys.executable, "-c", PARENT, kind], stdout=subprocess.PIPE)
     assert parent.stdout is not None
     assert parent.stdout.readline() == b"up\n"

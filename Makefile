@@ -23,7 +23,7 @@ test: $(VENV)/.installed test-needs ## run the tests, without the slow ones (the
 	@$(BIN)/python -m pytest -q -m "not slow" -n 3 --dist loadfile
 
 test-slow: $(VENV)/.installed test-needs ## run the slow tests
-	@$(BIN)/python -m pytest -q -m slow; code=$$?; [ $$code -eq 5 ] || exit $$code # 5: there are none
+	@$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile; code=$$?; [ $$code -eq 5 ] || exit $$code # 5: there are none
 
 # What can't be had is said, and the tests that need it are skipped.
 test-needs:

@@ -25,6 +25,7 @@ async def test_a_stuck_loop_is_told_from_outside_while_it_is_stuck(monkeypatch: 
     lag = LoopLag()
     assert lag.seconds == 0
     running = asyncio.ensure_future(lag.run())
+    await asyncio.sleep(0.03)
     await until_below(lag, 0.15)
     told = list[float]()
     watcher = threading.Timer(0.2, lambda: told.append(lag.seconds))

@@ -540,7 +540,7 @@ async def test_replicas_that_are_due_at_once_are_recycled_one_after_the_other(tm
         def all_replaced() -> bool:
             nonlocal most
             most = max(most, sum(place.replacing for place in made.supervisor._places.values()))
-            return not set(before) & {one.pid for one in made.supervisor.all}
+            return all(one.started and one.pid not in before for one in made.supervisor.all)
 
         await made.until(all_replaced)
         assert most == 1

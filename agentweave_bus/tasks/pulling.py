@@ -85,6 +85,7 @@ class Puller(ABC):
         self._group: asyncio.TaskGroup | None = None
         self._changed = asyncio.Event()
         self._stopped = False
+        self._connecting = anyio.CancelScope()
         self.ended = asyncio.Event()  # set when it has been stopped and nothing runs any more
         self._turns = Turns()
         self._asked_at = monotonic()
@@ -106,10 +107,8 @@ class Puller(ABC):
         async with asyncio.TaskGroup() as group:
             self._group = group
             while not self._stopped:
-                try:
-                    await self._pull_while_usable(await self._keeper.session(EXPIRES_S))
-                except UnreachableError:
-                    _log.debug("no connection to pull on yet")
+                if (session := await self._connected()) is not None:
+                    await self._pull_while_usable(session)
             self._group = None
         self.ended.set()
 
@@ -117,11 +116,21 @@ class Puller(ABC):
         """Take nothing more. What runs goes on."""
         self._stopped = True
         self._changed.set()
+        self._connecting.cancel()
 
     def give_back(self) -> None:
         """Cancel what runs; whoever works on it gives it back."""
         for task in self._running:
             task.cancel()
+
+    async def _connected(self) -> Session | None:
+        """Wait for a connection, as long as a request may; ``None`` without one, and at once when stopped."""
+        with anyio.CancelScope() as self._connecting:
+            try:
+                return await self._keeper.session(EXPIRES_S)
+            except UnreachableError:
+                _log.debug("no connection to pull on yet")
+        return None
 
     async def _pull_while_usable(self, session: Session) -> None:
         self._asked_at = self._monotonic()

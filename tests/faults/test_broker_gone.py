@@ -39,6 +39,16 @@ async def test_a_call_in_flight_fails_clearly_and_later_ones_work(world, echo, c
     assert await cli.ask(ECHO, "work", {"text": "again"}) == {"worked": "again"}
 
 
+async def test_an_agent_that_is_told_to_stop_while_its_broker_is_away_ends_at_once(world, echo):
+    """Nobody waits for a connection by then; else it would take its whole time for draining, 30 s."""
+    await world.stack.nats.kill()
+    await until(lambda: not echo.parts.keeper.connected, "the loss of the connection")
+    began = time.monotonic()
+    await world.running(echo).stop()
+    assert time.monotonic() - began < 15
+    await world.stack.nats.start()
+
+
 async def test_a_safe_call_in_flight_is_made_again_with_the_same_id(world, echo, cli):
     answers, before = [], len(world.audit("cli", event="call", cap="wait_safe"))
     async with anyio.create_task_group() as group:

@@ -16,7 +16,6 @@ from tests.chaos.plan import KINDS
 from tests.chaos.run import Wanted, run
 
 _SCHEDULES = {"full": FULL, "small": SMALL, "overlap": OVERLAP, "crashes": CRASHES, "away": AWAY}
-_SHOWN = 50
 
 
 def main() -> int:
@@ -28,6 +27,7 @@ def main() -> int:
     parser.add_argument("--faults", choices=_SCHEDULES, default="full")
     parser.add_argument("--broken", choices=("", *BREAKS), default="", help="take a part out of the build")
     parser.add_argument("--kinds", default=",".join(KINDS), help="of tasks that are not quick")
+    parser.add_argument("--show", type=int, default=50, help="findings at most")
     parser.add_argument("--folder", type=Path, help="where everything stays; else it is removed")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -48,9 +48,9 @@ def main() -> int:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         report = asyncio.run(run(wanted, folder))
-    told = [f"FAULT {finding}" for finding in report.findings[:_SHOWN]]
-    if len(report.findings) > _SHOWN:
-        told.append(f"and {len(report.findings) - _SHOWN} more")
+    told = [f"FAULT {finding}" for finding in report.findings[: options.show]]
+    if (left := len(report.findings) - options.show) > 0:
+        told.append(f"and {left} more")
     sys.stdout.write("\n".join([report.table(), *told, ""]))
     return 1 if report.findings else 0
 

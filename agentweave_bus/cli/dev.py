@@ -118,14 +118,14 @@ class _Dev:
     def _stop(self, task: asyncio.Task[None]) -> None:
         """End all in order; what is still coming up is cancelled. The second time nothing is waited for."""
         first, self._stopping = not self._stopping, True
-        if first:
-            message("stopping ...")
         if self._stack is None:
             task.cancel()
         elif first:
             self._told.set()
         else:
             self._stack.served.kill()
+        if first:
+            message("stopping ...")
 
     async def _hold(self, stack: DevStack) -> None:
         async with anyio.create_task_group() as group:

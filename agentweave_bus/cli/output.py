@@ -7,8 +7,10 @@ terminal. Messages are for people always. Whatever strangers wrote is escaped on
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from agentweave_bus.observability.printable import escape_json, escape_line, escape_text
@@ -33,13 +35,23 @@ def as_json(value: Any) -> str:
 
 def message(text: str) -> None:
     """Print a message for people on standard error."""
-    print(escape_text(text), file=sys.stderr, flush=True)
+    _tell(f"{escape_text(text)}\n")
 
 
 def show_line(worker: str, width: int, line: str) -> None:
     """Show what a worker has written, behind its name in ``width`` columns; strangers may have sent it."""
     told = "\t".join(map(escape_line, line.split("\t")))
-    sys.stderr.write(f"{worker.ljust(width)} | {told}\n")
+    _tell(f"{worker.ljust(width)} | {told}\n")
+
+
+def _tell(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        # Whoever read it has left. What a command holds must not fall by that, nor its handling of signals.
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
 
 
 def counted(number: int, one: str, many: str = "") -> str:

@@ -167,8 +167,8 @@ class _Supervise:
             if self._told.is_set():
                 supervisor.kill()
             else:
-                message("stopping ...")
                 self._told.set()
+                message("stopping ...")
 
         def reload() -> None:
             self._reload.set()  # another one each time

@@ -124,8 +124,8 @@ class _Up:
     def _stop(self, task: asyncio.Task[None]) -> None:
         if not self._stopping:
             self._stopping = True
-            message("stopping ...")
             task.cancel()
+            message("stopping ...")
         elif self._workers is not None:
             self._workers.kill()
 

@@ -95,16 +95,17 @@ class Up:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, folder: Path, *arguments: str) -> Up:
+    def start(cls, folder: Path, *arguments: str, errors: str | int = "up.err") -> Up:
+        """Start it with its messages in a file, or in an open one."""
         runtime = Path(tempfile.mkdtemp(prefix="aw-"))  # short: a socket's path may have 107 bytes
-        with (folder / "up.err").open("w") as errors:
+        with os.fdopen(errors, "w") if isinstance(errors, int) else (folder / errors).open("w") as told:
             process = subprocess.Popen(
                 [*BACKGROUND, *AGENTWEAVE, "up", *arguments],
                 cwd=folder,
                 env=clean_environment(XDG_RUNTIME_DIR=str(runtime)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=errors,
+                stderr=told,
             )
         return cls(folder, process, runtime)
 
@@ -428,8 +429,8 @@ def starting(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     """Start ``agentweave up`` for a fresh agent; nothing of it is left after the test."""
     begun: list[Up] = []
 
-    def start(folder: Path, *arguments: str) -> Up:
-        begun.append(Up.start(folder, *arguments))
+    def start(folder: Path, *arguments: str, **options: Any) -> Up:
+        begun.append(Up.start(folder, *arguments, **options))
         return begun[-1]
 
     yield start
@@ -451,6 +452,17 @@ def test_ctrl_c_leaves_no_process_and_no_socket(tmp_path: Path, starting: Callab
     up = starting(folder).ready()  # and the state that is left can be used again
     assert call(folder, "greet").returncode == 0
     assert up.stop(signal.SIGTERM) == 0
+
+
+@pytest.mark.slow  # it starts a stack of its own
+def test_ctrl_c_when_nobody_reads_its_messages_any_more(tmp_path: Path, starting: Callable[..., Up]) -> None:
+    """As after ``agentweave up 2>&1 | tee log``: Ctrl-C ends tee, too."""
+    reading, writing = os.pipe()
+    up = starting(new(tmp_path), errors=writing).ready()
+    os.close(reading)
+    os.kill(up.pids[1], signal.SIGKILL)  # of which there is something to say
+    assert up.stop(signal.SIGINT) == 0
+    assert gone(up.pids, 0)
 
 
 @pytest.mark.slow  # it starts a stack of its own

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,3 +75,19 @@ def test_numbers_stand_with_their_nouns_and_names_with_their_articles() -> None:
         convert_payload({"x": object()})
     with pytest.raises(PayloadError, match="holds a complex,"):
         convert_payload({"x": 1j})
+
+
+def test_what_nobody_reads_any_more_hinders_nothing() -> None:
+    """As after ``agentweave up 2>&1 | tee log``, when tee is gone: neither here nor at the end of the process."""
+    code = (
+        "import sys\nfrom agentweave_bus.cli.output import message, show_line\nsys.stdin.readline()\n"
+        "message('one')\nshow_line('hello', 5, 'two')\nmessage('three')\nprint('goes on')"
+    )
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=writing, text=True
+    )
+    os.close(writing)
+    os.close(reading)
+    said, _ = process.communicate("\n", timeout=30)
+    assert (process.returncode, said) == (0, "goes on\n")

@@ -128,6 +128,7 @@ class WorkerProcess:
         """Where its metrics are, once it is ready; ``None`` when it has no listener."""
         self._on_line = on_line
         self._process: asyncio.subprocess.Process | None = None
+        self._group_ended = False
         self._told: signal.Signals | None = None
         """What it was told before there was a process."""
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -185,7 +186,11 @@ class WorkerProcess:
         if self._told is not None:
             self._signal(self._told)
         self.started_at = asyncio.get_running_loop().time()
-        said, said_transport = await _reading(lines_read, _MAX_LINE_BYTES)
+        try:
+            said, said_transport = await _reading(lines_read, _MAX_LINE_BYTES)
+        except BaseException:
+            os.close(ready_read)
+            raise
         self._reader = asyncio.create_task(
             self._read_lines(said, said_transport), name=f"{self.spec.name} log"
         )
@@ -195,8 +200,10 @@ class WorkerProcess:
         """Wait until it has ended and all that it wrote and said was taken; its children end with it."""
         process = self._started()
         code = await process.wait()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # it was started in a session of its own
+        if not self._group_ended:  # later its number may be that of others
+            self._group_ended = True
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # it was started in a session of its own
         for reader in (self._reader, self._hearing):
             if reader is not None:
                 with contextlib.suppress(TimeoutError):

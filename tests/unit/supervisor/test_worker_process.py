@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 
 from agentweave_bus.exceptions import AgentWeaveError, WorkerError
 from agentweave_bus.supervisor import worker_process as processes
-from agentweave_bus.supervisor.worker_process import WorkerProcesses, WorkerSpec
+from agentweave_bus.supervisor.worker_process import WorkerProcess, WorkerProcesses, WorkerSpec
 
 pytestmark = pytest.mark.anyio
 
@@ -92,6 +93,44 @@ async def test_one_that_ends_later_is_reported(heard: Callable) -> None:
         assert (ended.name, ended.code, ended.last_lines) == ("b", 0, ("bye",))
         os.kill(workers["a"].pid, signal.SIGKILL)
         assert str(await asyncio.wait_for(workers["a"].wait(), 30)) == "a was ended by SIGKILL"
+
+
+async def test_what_is_left_of_it_is_ended_once(heard: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number may be that of others by the time that it is waited for again."""
+    ended: list[int] = []
+    real = os.killpg
+    monkeypatch.setattr(os, "killpg", lambda pid, number: (ended.append(pid), real(pid, number)))
+    async with WorkerProcesses(heard) as workers:
+        await workers.start([program("a", READY)])
+        pid = workers["a"].pid
+        first = await asyncio.wait_for(workers["a"].wait(), 30)
+        assert await workers["a"].wait() == first
+    assert ended == [pid]
+
+
+async def test_a_start_that_is_given_up_leaves_no_process_and_no_file(heard: Callable) -> None:
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    await started_for(heard, 1)  # what a first one needs stays: the loop's own
+    before = descriptors()
+    for turns in range(12):
+        await started_for(heard, turns)
+    assert descriptors() == before
+
+
+async def started_for(heard: Callable, turns: int) -> None:
+    """Start one and give it up after so many turns of the loop."""
+    worker = WorkerProcess(program("a", SLEEP), heard)
+    async with anyio.create_task_group() as group:
+        group.start_soon(worker.start, 30.0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        group.cancel_scope.cancel()
+    pid = worker.pid if worker.started else None
+    with anyio.fail_after(30):
+        await worker.end(0)
+    assert pid is None or not alive(pid)
 
 
 async def test_one_that_ignores_sigterm_is_killed(heard: Callable) -> None:

@@ -8,7 +8,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from agentweave_bus.agent.context import RequestContext, bind_context, current_context
-from agentweave_bus.agent.failures import being_cancelled, broken, correlation_id, failed, may_be_retried
+from agentweave_bus.agent.failures import (
+    being_cancelled,
+    broken,
+    correlation_id,
+    failed,
+    may_be_retried,
+    words_of,
+)
 from agentweave_bus.agent.records import StepStore
 from agentweave_bus.agent.saga import Halt, Ledger, Verdict
 from agentweave_bus.agent.work import Deadline, ProgressSink, Work
@@ -108,18 +115,20 @@ class Performance:
         try:
             return Attempt(await self.handler())
         except TaskFailedError as error:
-            return Attempt(failed(str(error)))
+            return Attempt(failed(words_of(error)))
         except asyncio.CancelledError as error:
             if being_cancelled():
                 raise
             return self._broken(error)  # the handler awaited something that was cancelled
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the handler's; logged below
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - SystemExit, too, is the handler's and not the worker's
             return self._broken(error)
 
     def _broken(self, error: BaseException) -> Attempt:
         again = may_be_retried(error)
         if isinstance(error, RetryableError):
-            return Attempt(failed(str(error)), retry=True, retry_after=error.retry_after)
+            return Attempt(failed(words_of(error)), retry=True, retry_after=error.retry_after)
         number = correlation_id(error)
         traced = None if isinstance(error, StepFailedError) else error  # the step's run has logged it
         self.logger.error("capability %s failed", self.name, exc_info=traced, extra=self._extra(number))

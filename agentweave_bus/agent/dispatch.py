@@ -27,7 +27,7 @@ from agentweave_bus.agent.arguments import Arguments, ValidatedCall
 from agentweave_bus.agent.attempts import Attempt, Performance
 from agentweave_bus.agent.capability import CapabilitySpec, marks_of
 from agentweave_bus.agent.context import bind_context, find_context
-from agentweave_bus.agent.failures import being_cancelled, broken, correlation_id, failed
+from agentweave_bus.agent.failures import being_cancelled, broken, correlation_id, failed, words_of
 from agentweave_bus.agent.peers import PeerRule
 from agentweave_bus.agent.records import StepStore
 from agentweave_bus.agent.saga import Verdict
@@ -218,12 +218,14 @@ class BoundCapability:
         try:
             return to_result(await self._run(arguments))
         except (TaskFailedError, RetryableError) as error:
-            return failed(str(error))
+            return failed(words_of(error))
         except asyncio.CancelledError as error:
             if being_cancelled():
                 raise
             return self._broken(error)  # the handler awaited something that was cancelled
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the handler's; logged below
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - SystemExit, too, is the handler's and not the worker's
             return self._broken(error)
 
     async def _value(self, arguments: dict[str, Any]) -> TaskResult:

@@ -17,7 +17,7 @@ from agentweave_bus.exceptions import (
 )
 from agentweave_bus.types import TaskResult
 
-__all__ = ["Again", "being_cancelled", "broken", "correlation_id", "failed", "may_be_retried"]
+__all__ = ["Again", "being_cancelled", "broken", "correlation_id", "failed", "may_be_retried", "words_of"]
 
 _PASSING = (RetryableError, CallTimeoutError, UnreachableError)
 
@@ -68,6 +68,15 @@ def being_cancelled() -> bool:
 def correlation_id(error: BaseException | None = None) -> str:
     """Return an id that links what the caller is told with what the log holds: fresh, or a failed step's."""
     return error.correlation_id if isinstance(error, StepFailedError) else secrets.token_hex(8)
+
+
+def words_of(error: BaseException) -> str:
+    """Return what an error says, as text that can be written down whatever it is."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - whatever it is, it is the handler's
+        text = type(error).__name__
+    return text.encode(errors="replace").decode()
 
 
 def broken(number: str) -> TaskResult:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, Self
 
-from agentweave_bus.agent.failures import correlation_id
+from agentweave_bus.agent.failures import correlation_id, words_of
 from agentweave_bus.envelope.codec import to_json_value
 from agentweave_bus.exceptions import AgentWeaveError, PayloadError, StepFailedError
 from agentweave_bus.types import JsonValue
@@ -77,7 +77,7 @@ def failure_record(error: AgentWeaveError) -> StepRecord:
     """Return the record of a step that ended with ``error``."""
     attributes: dict[str, JsonValue] = dict(_attributes(error))
     return StepRecord(
-        error={"type": _our_class(error).__name__, "message": str(error), "attributes": attributes}
+        error={"type": _our_class(error).__name__, "message": words_of(error), "attributes": attributes}
     )
 
 

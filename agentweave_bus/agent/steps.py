@@ -10,6 +10,7 @@ its compensations: recorded steps return, and at the first that is not recorded 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -308,7 +309,9 @@ class Steps:
         try:
             with inner_span(f"undo {name}", {_STEP: name}), fail_after(self._timeout):
                 await self._await(partial(done.compensate, done.value))
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
             number = correlation_id(error)
             extra = {"correlation_id": number, "step": name}
             _logger.exception("the compensation of step %s failed", name, extra=extra)

@@ -48,7 +48,7 @@ from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.attempt import Attempted, Kept
 from agentweave_bus.tasks.dead_letters import DeadEvent, DeadLetters
 from agentweave_bus.tasks.queue import Acknowledgements, Delivery
-from agentweave_bus.tasks.retry import Retry
+from agentweave_bus.tasks.retry import LONGEST_DELAY, Retry
 
 __all__ = ["EventPerformer", "EventRun", "EventWork", "RunEvent", "SeenEvents", "Subscriber"]
 
@@ -268,9 +268,8 @@ class EventPerformer:
             outcome = await self._run(run)
         if outcome.retry and not run.last:
             work.metrics.tried_again(run.admitted.capability.name)
-            await work.acknowledgements.back(
-                delivery, max(rule.delay(run.attempt), outcome.retry_after or 0.0)
-            )
+            delay_s = max(rule.delay(run.attempt), outcome.retry_after or 0.0)
+            await work.acknowledgements.back(delivery, min(delay_s, LONGEST_DELAY))
             return False
         if _has_failed(outcome):
             reason = str(outcome.result.get("error") or "failed")

@@ -46,6 +46,12 @@ _MOST_FOREIGN: Final = 64
 """How many slots of a task are passed over. With more its log counts as unreadable."""
 
 _MOST_RECORDS: Final = 1_000
+_ROOM_TO_END: Final = 100
+"""So many of them are for how a task ends: no attempt begins that could leave no room for it."""
+
+_MOST_GIVEN_BACK: Final = 20
+"""An attempt that ended with its worker counts for nothing so often, and like any other after that: a handler
+that cancels itself looks the same."""
 
 _WRITE_S: Final = 20.0
 """How long one record is tried to be written. It has to stand within 30 s of its signing, or nobody could
@@ -106,8 +112,14 @@ class TaskLog:
 
     @property
     def given_back(self) -> int:
-        """How many attempts of the present run ended because their worker was told to stop."""
-        return sum(one.body.given_back is True for one in self.records if one.epoch >= self.redriven)
+        """How many attempts of the present run do not count, because their worker was told to stop."""
+        ended = sum(one.body.given_back is True for one in self.records if one.epoch >= self.redriven)
+        return min(ended, _MOST_GIVEN_BACK)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether no attempt may begin any more: there is only room left for how the task ends."""
+        return len(self.records) >= _MOST_RECORDS - _ROOM_TO_END
 
     @property
     def undoing(self) -> bool:
@@ -230,9 +242,9 @@ class TaskLog:
             self._slot += 1
             self._pass_over(slot, error)
             return
-        self._slot += 1
         if len(self.records) >= _MOST_RECORDS:
             raise BusError(f"more than {_MOST_RECORDS} records of task {self.ref.id}")
+        self._slot += 1
         self.records.append(record)
 
     def _pass_over(self, slot: int, error: Exception) -> None:

@@ -214,6 +214,8 @@ class Performer:
             return True
         if give_up is None and case.tries(log.epoch) >= self._rule_of(case.opened).attempts:
             give_up = _exhausted(case)
+        if give_up is None and log.crowded:
+            give_up = f"given up after {len(log.records)} records, since its log has room for few more"
         working = await log.append(case.working(undoes=give_up is not None), case.digest)  # 4
         if working is None:
             await log.refresh()  # what was there may not be the last
@@ -252,10 +254,12 @@ class Performer:
         run, or is to bring back what has not failed: nothing runs by it.
         """
         attempt = case.redrive
-        if last is not None and last.state is TaskState.FAILED and last.epoch == attempt - 1:
+        failed = last is not None and last.state is TaskState.FAILED and last.epoch == attempt - 1
+        if failed and not case.log.crowded:
             return False
         if attempt > case.log.redriven:
             told = "has no record" if last is None else f"is {last.state.value} in attempt {last.epoch}"
+            told = f"has {len(case.log.records)} records, and room for few more" if failed else told
             reason = f"a redrive to attempt {attempt} of a task that {told}"
             _log.warning("a task is not run: %s (%r)", reason, case.log.ref)
             self._note_refusal(case, reason)
@@ -417,7 +421,7 @@ class Performer:
     async def _later(self, case: Case, outcome: Attempted, delay_s: float) -> None:
         """Record that a task is tried again, and have it delivered then."""
         if outcome.retry_after is not None:
-            delay_s = max(delay_s, outcome.retry_after)
+            delay_s = min(max(delay_s, outcome.retry_after), LONGEST_DELAY)
         body = case.body(
             TaskState.SUBMITTED,
             message=str(outcome.result.get("error") or "")[:_MAX_MESSAGE] or None,

@@ -19,7 +19,7 @@ __all__ = ["LONGEST_DELAY", "Retry"]
 LONGEST_DELAY: Final = 86_400.0
 """Seconds. Nobody, author or submitter, can ask for a longer wait between two attempts."""
 
-_MOST_ATTEMPTS: Final = 1000
+_MOST_ATTEMPTS: Final = 400  # with two records each there is room for them in a task's log
 _MOST_DOUBLINGS: Final = 64
 _MILLISECONDS: Final = 1000
 _KEYS: Final = ("attempts", "first_ms", "last_ms")
@@ -34,7 +34,7 @@ class Retry:
     back together.
 
     Raises:
-        ConfigurationError: ``attempts`` is not from 1 to 1000, or the delays are not
+        ConfigurationError: ``attempts`` is not from 1 to 400, or the delays are not
             ``0 <= first_delay <= last_delay <= 86400``.
 
     """

@@ -72,7 +72,7 @@ class Shop:
         return result
 
 
-class Crash(BaseException):
+class Crash(KeyboardInterrupt):
     """The end of a process: nothing in it catches that."""
 
 

@@ -150,8 +150,8 @@ def test_a_worker_that_dies_in_every_pass_is_not_asked_for_ever() -> None:
     assert "the compensation of step 's0' failed" in outcome.result.error
 
 
-class Killed(BaseException):
-    """The process ends in the midst of the handler."""
+class Killed(KeyboardInterrupt):
+    """The process ends in the midst of the handler: nothing in it catches that."""
 
 
 def test_a_worker_that_dies_in_every_replay_is_not_asked_for_ever() -> None:

@@ -31,6 +31,7 @@ from agentweave_bus.envelope.merkle import leaf_hash
 from agentweave_bus.envelope.signing import _Prepared, _sign
 from agentweave_bus.exceptions import TaskFailedError
 from agentweave_bus.runtime.wiring import Connected
+from agentweave_bus.tasks import log as task_log
 from agentweave_bus.tasks.dead_letters import DeadLetters
 from agentweave_bus.tasks.log import TaskLog
 from agentweave_bus.tasks.queue import Delivery
@@ -246,6 +247,20 @@ async def test_a_redrive_to_another_attempt_begins_nothing(trial: Trial, attempt
     assert trial.agent.ran == ["a"]
     (refused,) = trial.bus.audit(trial.agent, event="refusal")
     assert "failed in attempt 1" in refused["reason"]
+
+
+async def test_a_task_whose_log_is_full_is_not_redriven(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, log = await trial.given_up(name="a")
+    monkeypatch.setattr(task_log, "_MOST_RECORDS", task_log._ROOM_TO_END + 2)
+    trial.put(await trial.reissue(2))
+    await trial.handled()
+    assert not await log.refresh()
+    assert trial.agent.ran == ["a"]
+    (refused,) = trial.bus.audit(trial.agent, event="refusal")
+    assert "has 2 records, and room for few more" in refused["reason"]
+    assert len(trial.letters()) == 1
 
 
 async def test_what_did_not_fail_is_not_redriven(trial: Trial) -> None:

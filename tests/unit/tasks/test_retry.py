@@ -10,7 +10,7 @@ from agentweave_bus.exceptions import ConfigurationError, PayloadError
 from agentweave_bus.tasks.retry import LONGEST_DELAY, Retry
 
 seconds = st.floats(0, LONGEST_DELAY) | st.integers(0, int(LONGEST_DELAY))
-rules = st.tuples(st.integers(1, 1000), seconds, seconds).map(
+rules = st.tuples(st.integers(1, 400), seconds, seconds).map(
     lambda parts: Retry(parts[0], min(parts[1:]), max(parts[1:]))
 )
 asked = st.fixed_dictionaries(

@@ -69,7 +69,7 @@ async def test_who_calls_more_than_can_be_remembered_is_refused_and_nobody_else(
     for _ in range(4):
         await cli.ask(ECHO, "say", {"text": "x"})
     with pytest.raises(CallTimeoutError):
-        await cli.call(str(ECHO), "say", {"text": "x"}, timeout=0.2)
+        await cli.call(str(ECHO), "say", {"text": "x"}, timeout=1.0)
     refusal = await world.refusal("echo", step_name="replay")
     assert refusal["reason"] == "too many calls of this sender to remember"
     assert refusal["iss"] == str(cli.parts.me)

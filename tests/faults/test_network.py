@@ -88,7 +88,7 @@ async def test_a_call_that_a_partition_held_back_does_not_run_after_its_deadline
     await answered(far)
     network.up.hold()
     with pytest.raises(CallTimeoutError, match="no answer"):
-        await far.call(str(ECHO), "work", {"text": "late"}, timeout=0.2)
+        await far.call(str(ECHO), "work", {"text": "late"}, timeout=1.0)
     before = len(world.refusals("echo", step_name="time"))
     network.let_go()
     late = await world.refusal("echo", after=before, step_name="time")

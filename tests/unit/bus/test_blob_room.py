@@ -41,10 +41,10 @@ async def test_there_is_always_room_for_one() -> None:
 async def test_who_waits_comes_in_when_somebody_leaves() -> None:
     room = BlobRoom(10)
     assert await enter(room, A, 10)
-    waiting = [asyncio.create_task(room.enter(one, 5, wait_s=5)) for one in (B, C, A)]
+    waiting = [asyncio.create_task(room.enter(one, 5, wait_s=60)) for one in (B, C, A)]
     await asyncio.sleep(0)
     room.leave(A, 10)
-    done, late = await asyncio.wait(waiting, timeout=0.1)
+    done, late = await asyncio.wait(waiting, timeout=1.0)
     assert (len(done), len(late)) == (2, 1)
     room.leave(B, 5)
-    assert await asyncio.wait_for(next(iter(late)), 1)
+    assert await asyncio.wait_for(next(iter(late)), 30)

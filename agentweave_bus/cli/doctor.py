@@ -327,7 +327,8 @@ class Doctor:
             return [warning(text, "Start agentweave up again.")]
         if not self._patient.running:
             return [warning("the stack is not running, so nobody can be reached", "Start agentweave up.")]
-        return workers.worker_findings(self._patient.agents, noted_workers(stack.state_dir.absolute()))
+        state = stack.state_dir.absolute()
+        return workers.worker_findings(self._patient.agents, noted_workers(state), workers.holder_of(state))
 
     async def _workload_api(self) -> Iterable[Finding]:
         config = self._patient.caller

@@ -12,9 +12,12 @@ import anyio
 import pytest
 import yaml
 
+from agentweave_bus.cli.checks.finding import Status, run_checks
+from agentweave_bus.cli.checks.patient import examine
+from agentweave_bus.cli.doctor import Doctor
 from agentweave_bus.exceptions import AuthorizationError
 from agentweave_bus.runtime import AgentWeaveClient
-from tests.integration.dev_stack import BACK, FRONT, Running, client_of, lives, running, until
+from tests.integration.dev_stack import BACK, FILES, FRONT, Running, client_of, lives, running, until
 from tests.integration.probes import PATIENCE
 
 pytestmark = pytest.mark.anyio
@@ -219,6 +222,24 @@ async def test_ctrl_c_ends_it_in_order(dev: Running) -> None:
     assert [path for path in dev.runtime.rglob("*") if path.is_socket()] == []
     assert not list((dev.folder / ".agentweave" / "clients").glob("*"))
     assert "Traceback" not in dev.log
+
+
+@pytest.mark.slow  # it starts a stack of its own
+async def test_the_doctor_finds_its_agents_well_whatever_their_number_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = FILES["agentweave.yaml"].replace("front.yaml", "front.yaml\n    min: 1\n    max: 3")
+    monkeypatch.setitem(FILES, "agentweave.yaml", several.replace("back.yaml", "back.yaml\n    replicas: 2"))
+    monkeypatch.chdir(tmp_path)  # the stack's state is looked for there
+    async with running(tmp_path, "dev") as one:
+        patient = examine(None, "development", None)
+        async with Doctor.of(patient, seconds=PATIENCE) as doctor:
+            found = [finding async for finding in run_checks(doctor.checks(), deadline_s=PATIENCE)]
+    told = (
+        f"the stack is running: agentweave dev came up with every agent of it, in process {one.process.pid}"
+    )
+    assert [finding.found for name, finding in found if name == "stack"] == [told]
+    assert [finding.found for _, finding in found if finding.status is Status.FAILED] == []
 
 
 @pytest.mark.slow  # it starts a stack of its own

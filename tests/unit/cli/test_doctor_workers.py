@@ -12,7 +12,7 @@ import pytest
 
 from agentweave_bus.cli.checks.finding import Status
 from agentweave_bus.cli.checks.patient import examine
-from agentweave_bus.cli.checks.workers import is_worker, worker_findings
+from agentweave_bus.cli.checks.workers import holder_of, is_worker, worker_findings
 from agentweave_bus.cli.doctor import Doctor
 from agentweave_bus.config import load_stack
 from agentweave_bus.embedded.assembly import noted_workers, plan_agents
@@ -59,7 +59,8 @@ def note(lock: Path, **workers: int) -> None:
 
 
 def seen(place: Path) -> list[tuple[str, str, int]]:
-    findings = worker_findings(plan_agents(load_stack()), noted_workers(place / ".agentweave"))
+    state = place / ".agentweave"
+    findings = worker_findings(plan_agents(load_stack()), noted_workers(state), holder_of(state))
     return [(one.status.value, one.found, int(one.code)) for one in findings]
 
 
@@ -107,6 +108,24 @@ def test_an_agent_whose_number_of_workers_follows_the_load(lock: Path, start: St
     assert seen(lock.parents[1]) == [("warning", gone, 0)]
     note(lock, baker=pid)
     assert seen(lock.parents[1]) == [("warning", "the running stack was started without miller/1", 0)]
+
+
+def test_agents_that_all_live_in_the_process_that_holds_the_stack(lock: Path, start: Start) -> None:
+    """As in `agentweave dev`, which has each agent once, whatever the file says of replicas."""
+    holder = start("agentweave").pid
+    lock.write_text(f"{holder}\n/run/agentweave-x\nbaker {holder}\nmiller {holder}\n")
+    told = f"the stack is running: agentweave dev came up with every agent of it, in process {holder}"
+    assert seen(lock.parents[1]) == [("ok", told, 0)]
+    lock.write_text(f"{holder}\n/run/agentweave-x\nbaker {holder}\n")
+    assert seen(lock.parents[1]) == [("warning", "agentweave dev came up without miller", 0)]
+
+
+def test_a_process_that_held_the_stack_and_is_gone(lock: Path, start: Start) -> None:
+    killed = start("agentweave")
+    killed.kill()
+    killed.wait(10)
+    lock.write_text(f"{killed.pid}\n/run/agentweave-x\nbaker {killed.pid}\nmiller {killed.pid}\n")
+    assert "failed" in [status for status, _, _ in seen(lock.parents[1])]
 
 
 @pytest.mark.anyio

@@ -20,15 +20,25 @@ from agentweave_bus.cli.authz import decide_by
 from agentweave_bus.cli.client_config import STATE_DIR
 from agentweave_bus.cli.policy_choice import PolicyChoice, choose_policy
 from agentweave_bus.cli.stack_agents import unknown_agent, unknown_capability
-from agentweave_bus.config import load_stack
+from agentweave_bus.config import StackConfig, load_stack
 from agentweave_bus.config.stack import DEFAULT_STACK_FILE
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
 from agentweave_bus.spiffe_id import SpiffeID
+from agentweave_bus.tasks.operator_acts import OBSERVE_ACT, REDRIVE_ACT
 
 __all__ = ["Denial", "advice_about", "advice_lines"]
 
 _CARRIED: Final = frozenset({"kind", "payload", "principal", "via"})
 _OF_EVERY_REQUEST: Final = frozenset({"task_id", "transport", "caller_trust_domain", "evidence"})
+_OPERATORS_COMMANDS: Final = {
+    REDRIVE_ACT: ("agentweave dlq list", "dlq show", "dlq redrive", "dlq drop"),
+    OBSERVE_ACT: ("agentweave console",),
+    "control:cancel": ("agentweave task cancel",),
+    "control:approve": ("agentweave task approve",),
+    "control:reject": ("agentweave task reject",),
+}
+"""What does an operators' act; `agentweave call` can't, for it is no capability."""
+
 _NO_GRANTS: Final = PolicyChoice(None, DEFAULT_POLICY_PATH, "")
 
 
@@ -106,6 +116,8 @@ def advice_about(denial: Denial, options: argparse.Namespace) -> dict[str, Any]:
     if denial.not_carried:
         advice["not_carried"] = denial.not_carried
     about = _about_grants(denial, choice)
+    if ":" in denial.action:
+        return {**advice, **about, **_about_act(denial, choice)}
     exists = "no_such_capability" not in about and unknown_agent(denial.callee) is None
     if exists and (again := _call(denial)) is not None:
         advice["try_again"] = shlex.join(again)
@@ -119,6 +131,11 @@ def advice_lines(story: dict[str, Any], file: str) -> list[str]:
         lines += ["Ask the policy again without calling:", f"  {story['try_the_policy']}"]
     if "not_carried" in story:
         lines.append(f"  That leaves out what the request also had: {', '.join(story['not_carried'])}.")
+    if "operators_commands" in story:
+        lines.append(f"It is an operators' act, done by `{'`, `'.join(story['operators_commands'])}`.")
+    if "may_already" in story:
+        who = " or ".join(f"--as {name}" for name in story["may_already"])
+        lines.append(f"By the grants as they are now it may be done as another client: {who}.")
     if "try_again" in story:
         lines += ["Call again:", f"  {story['try_again']}"]
     return lines
@@ -186,6 +203,22 @@ def _about_grants(denial: Denial, choice: PolicyChoice) -> dict[str, Any]:
             return facts | {"denied_by_package": choice.package}
         facts |= {"package": choice.package, "grants_say": grants.reason}
     return facts | _missing_in(choice.grants, denial, about)
+
+
+def _about_act(denial: Denial, choice: PolicyChoice) -> dict[str, Any]:
+    """Say which commands do an operators' act, and which other clients of this directory's stack may."""
+    commands = _OPERATORS_COMMANDS.get(denial.action)
+    facts: dict[str, Any] = {} if commands is None else {"operators_commands": list(commands)}
+    stack = _stack_here()
+    clients = () if stack is None else stack.clients
+    domain = "" if stack is None else stack.trust_domain
+    others = {name: SpiffeID.of(domain, "client", name) for name in clients}
+    may = [
+        name
+        for name, one in others.items()
+        if one != denial.caller and choice.grants.operator_may(one, denial.action)
+    ]
+    return facts | ({"may_already": may} if may else {})
 
 
 def _missing_in(grants: Grants, denial: Denial, about: list[Grant]) -> dict[str, Any]:
@@ -268,9 +301,18 @@ def _client_here(caller: str) -> str | None:
     name = identity.path.removeprefix("/client/")
     if not Path(DEFAULT_STACK_FILE).exists():
         return name if (STATE_DIR / "clients" / f"{name}.yaml").is_file() else None
-    try:
-        stack = load_stack()
-    except ConfigurationError:
+    stack = _stack_here()
+    if stack is None:
         return None
     ours = identity.trust_domain == stack.trust_domain and identity.path == f"/client/{name}"
     return name if ours and name in stack.clients else None
+
+
+def _stack_here() -> StackConfig | None:
+    """Return the stack of this directory's file; None where there is none, or nothing that can be read."""
+    if not Path(DEFAULT_STACK_FILE).exists():
+        return None
+    try:
+        return load_stack()
+    except ConfigurationError:
+        return None

@@ -123,6 +123,34 @@ def test_call_again_is_for_clients_of_this_stack(run: Callable, place: Path) -> 
     assert why_denied(run, place, caller=WEB)["try_again"].endswith(" --as web")
 
 
+def test_an_operator_s_act_is_done_by_its_commands_and_is_nothing_to_call(run: Callable, place: Path) -> None:
+    with (place / "agentweave.yaml").open("a") as file:
+        file.write("clients: [cli, operator]\n")
+    story = why_denied(run, place, "control:redrive")
+    assert "try_again" not in story
+    assert "agentweave dlq list" in story["operators_commands"]
+    assert "control:redrive" in story["would_allow"]
+    assert "may_already" not in story  # nobody may yet
+    with (place / "grants.yaml").open("a") as file:
+        file.write("operators:\n  - {who: spiffe://shop.test/client/operator, may: [control:redrive]}\n")
+    assert why_denied(run, place, "control:redrive")["may_already"] == ["operator"]
+    assert "may_already" not in why_denied(run, place, "control:cancel")
+
+
+@pytest.mark.usefixtures("terminal")
+def test_who_may_do_an_operator_s_act_is_told_people(run: Callable, place: Path) -> None:
+    (place / "agentweave.yaml").write_text(
+        "trust_domain: shop.test\ngrants: grants.yaml\nclients: [cli, operator]\n"
+    )
+    with (place / "grants.yaml").open("a") as file:
+        file.write("operators:\n  - {who: spiffe://shop.test/client/operator, may: ['control:*']}\n")
+    record = refusal(11, "authorization", **ENVELOPE, **decided("control:redrive", allowed=False))
+    text = run("why", answered(place, record)).out
+    assert "done by `agentweave dlq list`, `dlq show`, `dlq redrive`, `dlq drop`." in text
+    assert "as another client: --as operator." in text
+    assert "agentweave call" not in text
+
+
 def test_an_issuer_or_origin_that_no_grant_lists(run: Callable, place: Path) -> None:
     story = why_denied(run, place, principal=ADA)
     assert story["add_to_a_grant"] == ['principals: ["https://login.example"]']

@@ -182,7 +182,7 @@ class DeadLetterOffice:
         letter = await self._letters.find(ref)
         if letter.body is not None and letter.body.event is not None:
             name = (await self._letters.event_in(letter)).head.cap
-            raise DeadEventError(f"{ref}: {_NO_REDRIVE}", name=name)
+            raise DeadEventError(f"{ref}: {_NO_REDRIVE}.", name=name)
         log = await self._letters.log_of(letter)
         task = await self._letters.task_in(letter, log)
         latest_ms = self._check_redrivable(letter, task, log)

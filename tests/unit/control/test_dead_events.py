@@ -91,6 +91,7 @@ async def test_it_is_not_redriven_and_what_to_do_is_said(ward: Ward) -> None:
     row = await ward.given_up(counting, data={"order_id": "o-1"})
     with pytest.raises(ConfigurationError, match="a dead event can't be redriven") as told:
         await ward.operator.redrive(row["letter"])
+    assert "for all who hear it. What it held: agentweave dlq show" in str(told.value)  # two sentences
     assert "agentweave publish order.created" in str(told.value)
     assert "a dead event can't be redriven" in (await ward.operator.show(row["letter"]))["not_redrivable"]
     assert [one.data for one in counting.heard] == [{"order_id": "o-1"}]

@@ -117,9 +117,15 @@ async def _submit(
         async with AgentWeaveClient(config) as client:
             handle = await client.submit(options.target, options.capability, data, **task_options)
             if options.wait:
-                message(f"agentweave: submitted {handle.reference}")
+                # Nothing else is said meanwhile, also while it waits for the approval of others.
+                message(f"agentweave: submitted {handle.full_reference}")
                 return await handle.result(options.timeout)
-            facts: dict[str, Any] = {"reference": handle.reference, "id": handle.id, "digest": handle.digest}
+            facts: dict[str, Any] = {
+                "reference": handle.reference,
+                "full_reference": handle.full_reference,
+                "id": handle.id,
+                "digest": handle.digest,
+            }
             stored = "It is stored"
             with suppress(AgentCallError):  # then it is stored all the same
                 status = await handle.status() if _is_for_later(options) else None

@@ -146,10 +146,13 @@ def run_watch(options: argparse.Namespace) -> int:
         try:
             async for event in handle.events(after=options.after):
                 last = event.state or last
+                named = {} if event.approval is None else {"full_reference": handle.full_reference}
                 if drawing is None:
-                    print(escape_json(json.dumps(event.to_json(), ensure_ascii=False)), flush=True)
+                    print(escape_json(json.dumps(event.to_json() | named, ensure_ascii=False)), flush=True)
                 else:
                     drawing.show(event)
+                    if named:  # whoever may is somebody else, who has to name whose task it is
+                        message(f"agentweave: {_how_to_approve(handle.full_reference)}")
         finally:
             if drawing is not None:
                 drawing.end()
@@ -220,7 +223,7 @@ def run_list(options: argparse.Namespace) -> int:
         ("STATE", *(row["state"] for row in rows)),
         ("SUBMITTED", *(moment(row["submitted"]) for row in rows)),
         *([("DUE", *due)] if any(due) else []),  # most tasks are due at once
-        ("REFERENCE", *(row["reference"] for row in rows)),
+        ("REFERENCE", *(row.get("full_reference", row["reference"]) for row in rows)),
     ]
     lines = zip(*columns, strict=True)
     print_result(rows, table(lines, indent=""), json_wanted=options.json)
@@ -256,12 +259,18 @@ def _print_status(options: argparse.Namespace, status: TaskStatus) -> None:
     if status.approval is not None:
         who = " or ".join(status.approval["approvers"])
         text += "\n" + escape_line(f"until {moment(status.approval['until'])} {who} may say")
-        text += f"\n  agentweave task approve '{options.full_reference}'"
+        text += f"\n  {_how_to_approve(options.full_reference)}"
         if "payload" in status.approval:
             asked = json.dumps(status.approval["payload"], indent=2, ensure_ascii=False, default=str)
             text += f"\nto {asked}"
     facts = {"reference": options.reference, **status.to_json()}
+    if status.approval is not None:
+        facts |= {"full_reference": options.full_reference}
     print_result(facts, text, json_wanted=options.json)
+
+
+def _how_to_approve(full_reference: str) -> str:
+    return f"agentweave task approve '{full_reference}'"
 
 
 def _with_handle(options: argparse.Namespace, use: Callable[[TaskHandle], Awaitable[T]]) -> T:
@@ -312,9 +321,12 @@ async def _list(config: AgentConfig, limit: int) -> list[dict[str, Any]]:
 async def _row(client: AgentWeaveClient, task: SubmittedTask, places: asyncio.Semaphore) -> dict[str, Any]:
     reference = str(TaskReference(task.ref.agent, task.ref.capability, task.ref.id))
     row: dict[str, Any] = {"reference": reference, "submitted": task.at_ms, "digest": task.digest.hex()}
+    handle = client.task(reference)
     async with places:
         try:
-            status = await client.task(reference).status()
+            status = await handle.status()
         except UnreachableError as error:
             return row | {"state": "unknown", "message": str(error)}
+    if status.approval is not None:
+        row |= {"full_reference": handle.full_reference}
     return row | status.to_json()

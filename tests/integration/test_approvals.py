@@ -68,10 +68,26 @@ async def test_on_the_command_line(
     assert await asyncio.to_thread(main, ask) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["state"], shown["approval"]["payload"]) == ("auth_required", {"text": "much"})
-    decide = ["task", "approve", handle.full_reference, "--reason", "ok", "--config", str(file), "--json"]
+    mine = tmp_path / "cli.yaml"
+    mine.write_text(yaml.safe_dump(stage.world.settings(CLI)))
+    assert (
+        await asyncio.to_thread(main, ["task", "get", handle.reference, "--config", str(mine), "--json"]) == 0
+    )
+    told = json.loads(capsys.readouterr().out)["full_reference"]
+    assert told == handle.full_reference  # what the submitter hands to whoever may
+    assert await asyncio.to_thread(main, ["task", "list", "--config", str(mine), "--json"]) == 0
+    listed = {row["reference"]: row for row in json.loads(capsys.readouterr().out)}
+    assert listed[handle.reference]["full_reference"] == told
+    decide = ["task", "approve", told, "--reason", "ok", "--config", str(file), "--json"]
     assert await asyncio.to_thread(main, decide) == 0
     assert json.loads(capsys.readouterr().out)["state"] in ("submitted", "working", "completed")
     assert (await handle.result(PATIENCE)).status == "completed"
+    assert (
+        await asyncio.to_thread(main, ["task", "watch", handle.reference, "--config", str(mine), "--json"])
+        == 0
+    )
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["full_reference"] for one in events if "approval" in one] == [handle.full_reference]
 
 
 async def test_the_broker_lets_an_approver_read_and_decide_and_nobody_else(

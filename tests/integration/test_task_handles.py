@@ -222,6 +222,7 @@ async def test_the_command_line(
     named = await command(capsys, *new, "pieces", "--data", '{"count": 1}')
     reference = named["reference"]
     assert named["id"] in reference
+    assert named["full_reference"].startswith(f"{reference}@spiffe://")  # for others, who may approve of it
     await asyncio.wait_for(probe.entered.wait(), PATIENCE)
     assert (await command(capsys, "task", "get", reference, *me))["state"] == "working"
     probe.take_turns(1)

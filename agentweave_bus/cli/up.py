@@ -177,6 +177,7 @@ def _facts(stack: LocalStack, metrics_url: str | None) -> dict[str, Any]:
                 "spiffe_id": str(agent.spiffe_id),
                 "pid": workers[name].pid,
                 "metrics": workers[name].metrics_url,
+                "spiffe_endpoint": stack.stack.api.endpoint(agent.spiffe_id),
             }
             for agent in stack.agents
             for name in agent.replicas

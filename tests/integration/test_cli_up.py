@@ -206,6 +206,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 def test_it_says_what_is_there(up: Up) -> None:
     (agent,) = up.facts["agents"]
     assert (agent["name"], agent["spiffe_id"]) == ("hello", HELLO)
+    assert Path(agent["spiffe_endpoint"].removeprefix("unix://")).is_socket()
     clients = up.folder / ".agentweave" / "clients"
     assert up.facts["clients"] == {CLI: str(clients / "cli.yaml"), OPERATOR: str(clients / "operator.yaml")}
     assert up.facts["seconds"] > 0

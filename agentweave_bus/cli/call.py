@@ -10,7 +10,7 @@ from agentweave_bus.cli.arguments import parse_json, parse_principal, parse_scop
 from agentweave_bus.cli.client_config import add_identity_arguments, find_client_config
 from agentweave_bus.cli.exit_codes import ExitCode, single_error
 from agentweave_bus.cli.output import message, print_result
-from agentweave_bus.cli.stack_agents import unknown_agent
+from agentweave_bus.cli.stack_agents import misspelt
 from agentweave_bus.config import AgentConfig
 from agentweave_bus.exceptions import AgentCallError
 from agentweave_bus.observability.printable import escape_line
@@ -71,9 +71,9 @@ def run(options: argparse.Namespace) -> int:
                 safe=options.safe,
             )
         )
-    except AgentCallError:
-        if (unknown := unknown_agent(options.target)) is not None:
-            message(f"agentweave: {unknown}")
+    except AgentCallError as error:
+        if (meant := misspelt(error, config, options.target, options.capability, "call")) is not None:
+            message(escape_line(f"agentweave: {meant}"))
         raise
     print_result(result.to_json(full=True), json_wanted=True)
     if result.status == "failed":

@@ -7,16 +7,54 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
+from agentweave_bus.authz import Grants
+from agentweave_bus.authz.policy_data import grants_file
 from agentweave_bus.cli.stack_check import capabilities_of
-from agentweave_bus.config import StackConfig, load_stack
+from agentweave_bus.config import AgentConfig, StackConfig, load_stack
 from agentweave_bus.config.stack import DEFAULT_STACK_FILE
-from agentweave_bus.exceptions import AgentWeaveError
+from agentweave_bus.exceptions import AgentCallError, AgentWeaveError, AuthorizationError
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.supervisor.plans import PlannedAgent, planned_agents
 
-__all__ = ["unknown_agent", "unknown_capability", "unknown_identity"]
+__all__ = ["misspelt", "unknown_agent", "unknown_capability", "unknown_identity"]
 
 _ROLES: Final = ("agent", "client")
+
+
+def misspelt(
+    error: AgentCallError, config: AgentConfig, target: str, capability: str, kind: str
+) -> str | None:
+    """Say which name was meant where what ended with ``error`` names nobody, or nothing that is granted."""
+    if (unknown := unknown_agent(target)) is not None:
+        return unknown
+    if not isinstance(error, AuthorizationError) or error.direction != "outbound":
+        return None
+    return _ungranted(config, target, capability, kind)
+
+
+def _ungranted(config: AgentConfig, target: str, name: str, kind: str) -> str | None:
+    """Name what the caller's own grants let it ask ``target`` for, if that is nearly ``name``.
+
+    The agent's class is not looked at, as `agentweave why` does: a call that fails must not run code that
+    happens to lie in this directory, nor wait for it.
+    """
+    try:
+        file = grants_file(config.authorization.bundle)
+        if file is None:
+            return None
+        reaches = Grants.load(file).callees_of(config.agent.spiffe_id)
+    except AgentWeaveError:
+        return None
+    known = {
+        one
+        for reach in reaches
+        if reach.agent == target and kind in reach.kinds
+        for one in reach.capabilities
+    }
+    close = get_close_matches(name, sorted(known), n=1)
+    if not close or known & {name, "*"}:
+        return None
+    return f"No grant of {file} is about {name} there; did you mean {close[0]}?"
 
 
 def unknown_agent(target: str) -> str | None:

@@ -301,6 +301,16 @@ def test_a_misspelt_agent(up: Up) -> None:
     assert "has no agent helo; did you mean hello?" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["call", "submit"])
+def test_a_misspelt_capability(up: Up, command: str) -> None:
+    done = agentweave(up.folder, command, "--target", HELLO, "--capability", "gret")
+    assert done.returncode == 3
+    assert "is about gret there; did you mean greet?" in done.stderr
+    done = agentweave(up.folder, command, "--target", HELLO, "--capability", "refund")
+    assert done.returncode == 3
+    assert "did you mean" not in done.stderr
+
+
 def test_ping(up: Up) -> None:
     done = agentweave(up.folder, "ping", HELLO)
     assert done.returncode == 0, done.stderr

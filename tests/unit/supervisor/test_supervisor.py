@@ -17,6 +17,7 @@ import anyio
 import pytest
 
 from agentweave_bus.exceptions import AgentWeaveError, WorkerError
+from agentweave_bus.supervisor import place
 from agentweave_bus.supervisor.autoscaling import ScaleRule
 from agentweave_bus.supervisor.place import PlaceState
 from agentweave_bus.supervisor.rules import HealthRule, RecycleRule, RestartRule
@@ -444,6 +445,21 @@ def by_load(tmp_path, **rule) -> WorkerPlan:
     (tmp_path / "backlog").write_text("0")
     code = f"time.sleep(0.3)\nready()\nwhile True:\n    beat(backlog=int(open('{tmp_path}/backlog').read() or 0))\n    time.sleep(every)\n"
     return plan(code=code, scale=ScaleRule(1, 4, backlog=10, **rule))
+
+
+async def test_nobody_is_killed_for_being_silent_while_the_whole_machine_stood_still(monkeypatch):
+    monkeypatch.setattr(place, "_LATE_S", 1.0)
+    async with stage() as made:
+        await made.supervisor.start([plan()])
+        pid, before = made.supervisor["a"].pid, made.supervisor["a"].beat
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(2.5)  # noqa: ASYNC251 - nobody gets to anything
+        os.kill(pid, signal.SIGCONT)
+        with anyio.fail_after(30):
+            while made.supervisor["a"].beat is before:  # noqa: ASYNC110 - another process
+                await anyio.sleep(0.02)
+        assert not made.said("is killed")
+        assert made.supervisor["a"].pid == pid
 
 
 async def test_there_are_as_many_workers_as_the_backlog_calls_for(tmp_path):

@@ -6,15 +6,18 @@ says whose. What a worker had counted before it ended is kept, as of its last wo
 sum that went down would look like a process that began anew, and every rate over it would be wrong.
 
 What a worker exposes is its own word. It can't change what another's means, nor keep the others' from whoever
-scrapes, and what is kept of it has a bound.
+scrapes, and what is kept of it has a bound. So of families that can't be on one page, as two types of one
+name, one is left out: the supervisor's own come first, then those that this project declares, then those that
+most workers have; of equal ones, that of the worker which has been seen for longest.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
@@ -24,7 +27,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
+from agentweave_bus.observability.metrics import Metrics
 from agentweave_bus.supervisor.fetching import fetch_all
 from agentweave_bus.supervisor.place import PlaceState
 
@@ -52,6 +57,20 @@ _GREATEST: Final = frozenset(
 a queue is the same one, seen by each replica."""
 
 _ADDS_UP: Final = frozenset({"counter", "histogram", "summary"})
+_SUFFIXES: Final = {
+    "counter": ("_total", "_created"),
+    "gauge": (),
+    "histogram": ("_bucket", "_count", "_sum", "_created"),
+    "summary": ("_count", "_sum", "_created"),
+    "unknown": (),
+}
+"""Of each type, what it may add to its family's name."""
+_BOUNDS: Final = {"histogram": "le", "summary": "quantile"}
+"""The labels that are numbers."""
+_NAME: Final = re.compile("[a-zA-Z_:][a-zA-Z0-9_:]*")
+_LABEL: Final = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
+"""What every format writes as it is. Other names and labels are rewritten, and then two may be the same."""
+_MOST_NAMED: Final = 5
 _LET_GO: Final = 256
 _MOST_KEPT: Final = 20_000
 """Series of workers that have ended, of each agent."""
@@ -60,6 +79,10 @@ _MOST_KEPT: Final = 20_000
 class _Family(NamedTuple):
     name: str
     kind: str
+
+    def names(self) -> frozenset[str]:
+        """Return what no other family on the same page may be called, nor have as a sample's name."""
+        return frozenset((self.name, *(self.name + suffix for suffix in _SUFFIXES[self.kind])))
 
 
 _Key = tuple[_Family, str, tuple[tuple[str, str], ...]]
@@ -103,6 +126,8 @@ class CollectedMetrics(Collector):
         """Of whom the sums hold all that there will be."""
         self._restarts: dict[str, dict[str, tuple[int, int]]] = {}
         """By agent and place: how many there were at places of that name before, and at the present one."""
+        self._declared = frozenset(_Family(one.name, one.type) for one in Metrics.create().registry.collect())
+        self._left_out: frozenset[_Family] = frozenset()
         self.registry.register(self)
 
     def describe(self) -> Iterable[Metric]:
@@ -123,8 +148,9 @@ class CollectedMetrics(Collector):
             if self._asked_at < came_at:
                 self._ask(workers)
                 self._asked_at = time.monotonic()
-            yield from self._sums()
-            yield from self._own(workers)
+            own = list(self._own(workers))
+            yield from self._sums(frozenset().union(*(_Family(one.name, one.type).names() for one in own)))
+            yield from own
 
     # --- the workers' own --------------------------------------------------------------------------------
 
@@ -156,25 +182,61 @@ class CollectedMetrics(Collector):
                 continue  # what it said last goes on to count
             self._note(who, page.text)
 
-    def _sums(self) -> Iterator[Metric]:
+    def _sums(self, taken: frozenset[str]) -> Iterator[Metric]:
+        """Return the sums of the families that have none of the names that are ``taken``."""
         sums: dict[_Family, _Samples] = {}
         about: dict[_Family, str] = {}
+        had: Counter[_Family] = Counter()
         for agent, page in self._by_agent():
-            about.update(page.about)
+            had.update(list(dict.fromkeys(key[0] for key in page.samples)))  # in their order
             for (family, name, labels), value in page.samples.items():
-                key = (family, name, (*labels, ("agent", agent)))
+                about.setdefault(family, page.about[family])
+                key = (family, name, (*(one for one in labels if one[0] != "agent"), ("agent", agent)))
                 into = sums.setdefault(family, {})
                 into[key] = self._joined(family.name, into.get(key), value)
-        for family, samples in sums.items():
+        shown, left_out = self._settled(had, taken)
+        self._tell_left_out(left_out, sums)
+        for family in shown:
             metric = Metric(family.name, about[family], family.kind)
-            for (_, name, labels), value in samples.items():
+            for (_, name, labels), value in sums[family].items():
                 metric.add_sample(name, dict(labels), value)
             yield metric
 
+    def _settled(self, had: Counter[_Family], taken: frozenset[str]) -> tuple[list[_Family], list[_Family]]:
+        """Return the families that can be on one page, and the others.
+
+        ``had`` tells how many have each; of those that as many have, the first goes before.
+        """
+        names = set(taken)
+        shown: list[_Family] = []
+        left_out: list[_Family] = []
+        for family in sorted(had, key=lambda one: (one not in self._declared, -had[one])):
+            if names.isdisjoint(family.names()):
+                names |= family.names()
+                shown.append(family)
+            else:
+                left_out.append(family)
+        return shown, left_out
+
+    def _tell_left_out(self, left_out: list[_Family], sums: dict[_Family, _Samples]) -> None:
+        """Log what is left out, once for as long as it is."""
+        fresh = [one for one in left_out if one not in self._left_out]
+        for family in fresh[:_MOST_NAMED]:
+            agents = sorted({dict(labels)["agent"] for _, _, labels in sums[family]})
+            _log.warning(
+                "%s as a %s is left out, as another metric has that name: it is of %s",
+                *family,
+                ", ".join(agents),
+            )
+        if len(fresh) > _MOST_NAMED:
+            _log.warning("so are %d more", len(fresh) - _MOST_NAMED)
+        self._left_out = frozenset(left_out)
+
     def _by_agent(self) -> Iterator[tuple[str, _Page]]:
-        yield from self._gone.items()
+        """Return the pages, those of who is there first."""
         for who, page in self._last.items():
             yield who[0], _adding_up(page) if who in self._leaving else page
+        yield from self._gone.items()
 
     def _joined(self, family: str, one: float | None, other: float) -> float:
         if one is None:
@@ -226,13 +288,34 @@ def _adding_up(page: _Page) -> _Page:
 
 
 def _read(text: str) -> _Page:
+    """Read what a worker exposes.
+
+    Raises:
+        ValueError: it is not what can be put together with what others expose, and written again.
+        OverflowError: a value is no number that others can read.
+
+    """
     page = _Page({}, {})
     for one in text_string_to_metric_families(text):
         family = _Family(one.name, one.type)
+        if one.type not in _SUFFIXES:
+            raise ValueError(f"the format has no type {one.type!r}")
         page.about[family] = one.documentation
+        names = family.names()
         for sample in one.samples:
-            if not sample.name.startswith(one.name):
+            if sample.name not in names:
                 raise ValueError(f"{sample.name} is none of {one.name}")
+            if not (_NAME.fullmatch(one.name) and all(map(_LABEL.fullmatch, sample.labels))):
+                raise ValueError(f"{one.name} or a label of it has a name that not every format has")
             if not sample.name.endswith("_created"):
-                page.samples[family, sample.name, tuple(sorted(sample.labels.items()))] = sample.value
+                labels = _with_bounds(one.type, sample.labels)
+                page.samples[family, sample.name, tuple(sorted(labels.items()))] = float(sample.value)
     return page
+
+
+def _with_bounds(kind: str, labels: dict[str, str]) -> dict[str, str]:
+    """Return labels with that which has to be a number written as the other readers know it."""
+    bound = _BOUNDS.get(kind)
+    if bound not in labels:
+        return labels
+    return {**labels, bound: floatToGoString(labels[bound])}  # type: ignore[no-untyped-call]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
+import subprocess
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,9 +16,14 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agentweave_bus.config import MetricsConfig
+from agentweave_bus.embedded.nats_server import tools_directory
 from agentweave_bus.observability.exposition import Exposition
 from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
 from agentweave_bus.supervisor.collected_metrics import CollectedMetrics
+
+PROMTOOL = shutil.which("promtool", path=os.pathsep.join((str(tools_directory()), os.environ["PATH"])))
+UNREADABLE = 1
+"""As ``promtool`` ends for a page that it can't read; what it only thinks unwise is another number."""
 
 
 class Worker:
@@ -46,8 +55,9 @@ class Fleet:
         self.workers: list[Worker] = []
         self.counted: deque[tuple[str, int, str]] = deque()
         self.leaving: list[Worker] = []
+        self.said: dict[int, dict[str, Any]] = {}
         self.collected = CollectedMetrics(
-            lambda: [one.status() for one in self.workers],
+            lambda: [*(one.status() for one in self.workers), *self.said.values()],
             lambda: frozenset((one.agent, one.pid) for one in self.leaving),
             self.counted,
         )
@@ -69,6 +79,27 @@ class Fleet:
             if sample.name == name and labels.items() <= sample.labels.items()
         ]
         return found
+
+    def say(self, agent: str, pid: int, page: str) -> None:
+        """Have one that is not asked say what it counts; it is there until its line of ``said`` is gone."""
+        self.counted.append((agent, pid, page))
+        self.said[pid] = {
+            "name": f"{agent}/{pid}", "agent": agent, "pid": pid, "state": "ready", "metrics": None,
+            "restarts": 0, "beat": None,
+        }  # fmt: skip
+
+    def types(self) -> dict[str, str]:
+        """The type of each family on the page, which every reader of it can read."""
+        page = generate_latest(self.collected.registry)
+        lines = [line.split() for line in page.decode().splitlines() if line.startswith("# TYPE ")]
+        assert len({name for _, _, name, _ in lines}) == len(lines)
+        list(text_string_to_metric_families(page.decode()))
+        if PROMTOOL is not None:
+            checked = subprocess.run(
+                [PROMTOOL, "check", "metrics"], input=page, capture_output=True, check=False
+            )
+            assert checked.returncode != UNREADABLE, checked.stderr
+        return {name: kind for _, _, name, kind in lines}
 
     def completed(self, agent: str) -> float:
         return self.value(
@@ -240,3 +271,71 @@ def test_a_worker_that_names_the_supervisors_page_as_its_own(fleet: Fleet) -> No
         assert fleet.completed("a") == 4
         assert fleet.completed("a") == 4
         assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        f"boom_total {'9' * 400}\n",
+        '# TYPE boom histogram\nboom_bucket{le="many"} 1\n',
+        "# TYPE boom histogram\nboom_count 1\n# TYPE boom gauge\n",
+        "# TYPE boom info\nboom 1\n",
+        '# TYPE "agentweave.workers" gauge\n{"agentweave.workers"} 1\n',
+        'boom{"a:b"="1",a_b="2"} 1\n',
+    ],
+    ids=["a number that is none", "a bound", "another's sample", "a type", "a name", "a label"],
+)
+def test_what_can_not_be_written_again_is_the_unreadable_page_of_who_says_it(
+    fleet: Fleet, page: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.start("a", 1).handled(4)
+    fleet.say("b", 2, "# TYPE good_total counter\ngood_total 1\n" + page)
+    assert not {"good_total", "boom", "boom_total"} & fleet.types().keys()
+    assert fleet.completed("a") == 4
+    assert "the metrics of b (process 2) can't be read" in caplog.text
+
+
+@pytest.mark.parametrize("first", [1, 3])
+def test_one_worker_can_not_make_a_page_of_two_types_for_a_name(
+    fleet: Fleet, first: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor take a name from those who are more, from what is known to be of another type, or the supervisor."""
+    fleet.start("a", 5).handled(4)
+    honest = '# TYPE good_total counter\ngood_total 1\n# TYPE time histogram\ntime_bucket{le="+Inf"} 1\n'
+    expected = {
+        "agentweave_workers": "gauge",
+        "agentweave_worker_restarts_total": "counter",
+        "agentweave_requests_total": "counter",
+        "good_total": "counter",
+        **dict.fromkeys(("time_bucket", "time_count", "time_sum")),
+    }
+    evil = "".join(f"# TYPE {name} gauge\n{name} 7\n" for name in (*expected, "own"))
+    others = [pid for pid in (1, 2, 3) if pid != first]
+    for pid in (first, *others):
+        fleet.say("b", pid, evil if pid == 1 else honest)
+    caplog.set_level(logging.WARNING)
+    for _ in range(2):
+        types = fleet.types()
+        assert {name: types.get(name) for name in expected} == expected
+        assert (types["time"], types["own"]) == ("histogram", "gauge")
+        assert (fleet.value("good_total", agent="b"), fleet.completed("a")) == (2, 4)
+        assert fleet.value("agentweave_workers", agent="b", state="ready") == 3
+    assert sum("is left out" in one for one in caplog.messages) == 5  # each once, and how many more there are
+    assert "good_total as a gauge is left out, as another metric has that name: it is of b\n" in caplog.text
+    assert "so are 2 more" in caplog.text
+
+
+def test_of_two_types_that_as_many_have_the_one_that_was_there_first_stays(fleet: Fleet) -> None:
+    fleet.say("b", 1, "# TYPE good_total counter\ngood_total 1\n")
+    fleet.say("c", 2, "# TYPE good_total gauge\ngood_total 1\n")
+    assert fleet.types()["good_total"] == "counter"
+    fleet.say("b", 1, "# TYPE good_total counter\ngood_total 2\n")
+    assert fleet.types()["good_total"] == "counter"
+    fleet.said.clear()  # both have ended
+    fleet.say("c", 3, "# TYPE good_total gauge\ngood_total 1\n")
+    assert fleet.types()["good_total"] == "gauge"  # of who is there
+
+
+def test_whose_metrics_they_are_is_not_for_a_worker_to_say(fleet: Fleet) -> None:
+    fleet.say("b", 2, 'good_total{agent="a"} 1\ngood_total{agent="c"} 2\n')
+    assert fleet.value("good_total", agent="b") == 3

@@ -103,7 +103,7 @@ async def ask_supervisor(path: Path, request: Mapping[str, Any], timeout_s: floa
         raise UnreachableError(f"{path} is another user's: only that one may ask the supervisor") from error
     except TimeoutError as error:
         raise UnreachableError(f"the supervisor at {path} does not answer within {timeout_s:g} s") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last of JSON that is nested too deep
         raise UnreachableError(f"no supervisor answers at {path}: is one running there?") from error
     if "error" in told:
         raise (ConfigurationError if told.get("configuration") else AgentWeaveError)(told["error"])
@@ -124,7 +124,7 @@ async def _answered(reader: asyncio.StreamReader, answer: Answer) -> dict[str, A
     try:
         async with asyncio.timeout(_REQUEST_S):
             request = json.loads(await reader.readline())
-    except (TimeoutError, ValueError):
+    except (TimeoutError, ValueError, RecursionError):  # the last of JSON that is nested too deep
         return {"error": "that is no request"}
     if not isinstance(request, dict):
         return {"error": "that is no request"}

@@ -104,6 +104,37 @@ async def test_it_ends_with_requests_under_way(path: Path) -> None:
         await asking
 
 
+DEEP = b"[" * 100_000 + b"\n"
+"""JSON that Python's parser gives up on with another error than for what is none."""
+
+
+@pytest.mark.parametrize("line", [DEEP, b"{\n", b"[]\n"], ids=["deep", "broken", "no object"])
+async def test_what_is_no_request_is_told_so(
+    tmp_path: Path, line: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "supervisor.sock"
+    async with asyncio.timeout(30), control_socket(path, Answering()):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(line)
+        assert await reader.readline() == b'{"error": "that is no request"}\n'
+        writer.close()
+        assert await ask_supervisor(path, {"do": "status"}, 30) == {"asked": "status"}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("line", [DEEP, b"{\n"], ids=["deep", "broken"])
+async def test_what_is_no_answer_is_none_of_a_supervisor(tmp_path: Path, line: bytes) -> None:
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(line)
+        writer.close()
+
+    path = tmp_path / "supervisor.sock"
+    async with await asyncio.start_unix_server(connected, path):
+        with pytest.raises(UnreachableError, match="is one running there"):
+            await ask_supervisor(path, {"do": "status"}, 30)
+
+
 @pytest.fixture
 def of_nobody() -> Iterator[Path]:
     """A socket that another user has put into a directory where everybody may write."""

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Final
 
+import anyio
 import h11
 import uvicorn
 from starlette.types import ASGIApp
@@ -33,6 +34,8 @@ _SPARE_CONNECTIONS: Final = 8
 
 _MOST_HEADER_BYTES: Final = 16 * 1024
 _END_S: Final = 2
+_SURELY_ENDED_S: Final = 5.0
+"""By when the listener has ended, with all that it waits for; it is only given up then."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -81,7 +84,11 @@ def names_of(host: str, port: int) -> tuple[str, frozenset[str]]:
 async def serving(
     app: ASGIApp, listener: socket.socket, before_end: Callable[[], None]
 ) -> AsyncIterator[None]:
-    """Serve for the length of the block. ``before_end`` has what would go on for ever end."""
+    """Serve for the length of the block. ``before_end`` has what would go on for ever end.
+
+    Nobody is answered any more once it is left, however it is: the listener closes by itself, and is waited
+    for.
+    """
     server = _Server(
         uvicorn.Config(
             app,
@@ -99,14 +106,23 @@ async def serving(
         )
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    unhurried = anyio.CancelScope(shield=True)
+
+    async def serve() -> None:
+        with unhurried:  # cancelled with the block it would leave the listener open
+            await server.serve([listener])
+        for one in tuple(server.server_state.connections):
+            one.transport.abort()  # of who does not take what it is sent; that would wait for ever
+
     async with owned_tasks() as group:
-        group.start_soon(server.serve, [listener])
+        group.start_soon(serve)
         try:
             await server.listening.wait()
             yield
         finally:
-            before_end()
             server.should_exit = True
+            unhurried.deadline = anyio.current_time() + _SURELY_ENDED_S
+            before_end()
 
 
 class _Impatient(H11Protocol):

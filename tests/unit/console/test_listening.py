@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
+import anyio
 import pytest
 from starlette.responses import Response
 
@@ -75,3 +77,24 @@ async def test_who_holds_every_place_keeps_nobody_out(monkeypatch: pytest.Monkey
                 assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
             for one in (*held, writer):
                 one.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("cancelled", [True, False], ids=["cancelled", "an exception"])
+async def test_nobody_is_answered_after_its_block_has_been_left_in_any_way(cancelled: bool) -> None:
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with anyio.CancelScope() as scope, contextlib.suppress(LookupError):
+            async with serving(Response("here"), listener, lambda: None):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+                if not cancelled:
+                    raise LookupError
+                scope.cancel()
+                await anyio.sleep_forever()
+        async with asyncio.timeout(30):
+            assert (await reader.read()).endswith(b"here")  # and is closed
+        writer.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)

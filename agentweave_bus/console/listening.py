@@ -14,7 +14,7 @@ from typing import Final
 import anyio
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from agentweave_bus.bus.task_groups import owned_tasks
@@ -26,7 +26,16 @@ __all__ = ["LOOPBACK", "bind", "names_of", "serving"]
 LOOPBACK: Final = "127.0.0.1"
 
 REQUEST_SECONDS: Final = 5.0
-"""For a whole request, its head and what follows it, however often something of it comes."""
+"""For a whole request, its head and what follows it, however often something of it comes.
+
+And for each part of an answer that has to wait for who asked to take what came before.
+"""
+
+_LEAST_TAKEN: Final = 16 * 1024
+"""Bytes of such a part."""
+
+_STREAM: Final = "agentweave.event_stream"
+"""In a request's scope: its answer is a stream of events."""
 
 _MOST_CONNECTIONS: Final = 64
 _SPARE_CONNECTIONS: Final = 8
@@ -91,7 +100,7 @@ async def serving(
     """
     server = _Server(
         uvicorn.Config(
-            app,
+            _noting_streams(app),
             loop="none",
             http=_Impatient,
             ws="none",
@@ -125,14 +134,37 @@ async def serving(
             before_end()
 
 
-class _Impatient(H11Protocol):
-    """Closes a connection on which a request does not come in time.
+def _noting_streams(app: ASGIApp) -> ASGIApp:
+    """Return ``app``, with a mark on each request that it answers with a stream of events."""
 
-    When places run out a newcomer gets that of whoever has been there for longest and awaits no answer:
-    anybody on this machine can connect, and nobody can keep the others out by that.
+    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                scope[_STREAM] = any(
+                    name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+                    for name, value in message.get("headers", ())
+                )
+            await send(message)
+
+        await app(scope, receive, noted)
+
+    return noting
+
+
+class _Impatient(H11Protocol):
+    """Closes a connection on which a request does not come in time, or whose answers are not taken.
+
+    When places run out a newcomer gets that of whoever has been there for longest and awaits no answer, or
+    takes none: anybody on this machine can connect, and nobody can keep the others out by that. So of
+    requests that come without an answer in between, only the first is answered: who sends thousands of them
+    would always await one.
+
+    A stream of events is sent as its own rule says, and this only ends what is left of it.
     """
 
     _due: asyncio.TimerHandle | None = None
+    _taking: asyncio.TimerHandle | None = None
+    _untaken = 0
     _came_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -148,14 +180,46 @@ class _Impatient(H11Protocol):
             self._stop()
         elif self._due is None:
             self._due = self.loop.call_later(REQUEST_SECONDS, self.transport.close)
+        if self.conn.their_state is h11.DONE and self.conn.trailing_data[0]:
+            self.cycle.keep_alive = False  # the next request is there already
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_taking()
+
+    def resume_writing(self) -> None:
+        self._stop_taking()
+        super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
+        self._stop_taking()
         super().connection_lost(exc)
+
+    def _await_taking(self) -> None:
+        self._untaken = self.transport.get_write_buffer_size()
+        self._taking = self.loop.call_later(REQUEST_SECONDS, self._see_taken)
+
+    def _see_taken(self) -> None:
+        taken = self._untaken - self.transport.get_write_buffer_size()
+        if taken >= _LEAST_TAKEN or self._streams():
+            self._await_taking()
+        else:
+            self.transport.abort()  # to close it would wait for what is not taken
+
+    def _streams(self) -> bool:
+        return self._answers() and bool(self.cycle.scope.get(_STREAM)) and not self.transport.is_closing()
+
+    def _awaited(self) -> bool:
+        return self._answers() and (not self.flow.write_paused or self._streams())
+
+    def _answers(self) -> bool:
+        known = self.cycle is not None  # before the first request there is none
+        return known and not self.cycle.response_complete
 
     def _make_room(self) -> None:
         others = (one for one in self.connections if isinstance(one, _Impatient) and one is not self)
-        idle = [one for one in others if one.cycle is None or one.cycle.response_complete]
+        idle = [one for one in others if not one._awaited()]  # noqa: SLF001 - one of us
         if idle:
             min(idle, key=lambda one: one._came_at).transport.abort()  # noqa: SLF001 - one of us
 
@@ -163,6 +227,11 @@ class _Impatient(H11Protocol):
         if self._due is not None:
             self._due.cancel()
             self._due = None
+
+    def _stop_taking(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
 
 
 class _Server(uvicorn.Server):

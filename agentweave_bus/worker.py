@@ -125,7 +125,7 @@ def run_on_fastest_loop(main: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one worker; returns the exit code: 0 told to stop, 2 configuration, 4 something unreachable."""
+    """Run one worker; returns the exit code: 0 told to stop, 2 configuration, 4 what else kept it back."""
     parser = argparse.ArgumentParser(prog="python -m agentweave_bus.worker", description="Serve one agent.")
     parser.add_argument("config", help="the agent's YAML")
     parser.add_argument("--class", dest="class_path", metavar="MODULE:CLASS", help="instead of agent.class")

@@ -24,7 +24,9 @@ CLIENT_HEAD: Final = "# Written by `agentweave up`"
 _STATE: Final = frozenset(
     {"audit", "authorities", "authority", "broker", "clients", "lock", "supervisor.lock", SOCKET_NAME}
 )
+_IGNORED: Final = ".gitignore"
 _SOCKETS_PREFIX: Final = "agentweave-"  # as embedded/stack.py calls them
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 class StateLock:
@@ -69,8 +71,13 @@ def locked(state_dir: Path) -> Iterator[StateLock]:
     """Hold the state directory for this process alone; the lock ends with the process, however it ends.
 
     What a predecessor left that was killed (its sockets, its clients' files) is removed first.
+
+    Raises:
+        ConfigurationError: another stack holds it, it belongs to another user, or others may write it.
+
     """
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _require_own(state_dir)
     path = state_dir / "lock"
     with path.open("a+") as file:
         try:
@@ -93,6 +100,57 @@ def locked(state_dir: Path) -> Iterator[StateLock]:
         finally:
             with suppress(OSError):
                 file.truncate(0)
+
+
+def _require_own(state_dir: Path) -> None:
+    """Refuse a directory into which another user could put an authority, a lock or a client's file.
+
+    Root's is for root alone: whoever may write a directory of root's is not known from here. What lies in
+    the directory is looked at only where others could write it until now, see :func:`_closed`.
+    """
+    found = state_dir.stat()
+    if found.st_uid != os.geteuid():
+        raise ConfigurationError(
+            f"{state_dir} belongs to user {found.st_uid}, but this process runs as user {os.geteuid()}: "
+            "its owner could take every identity of the stack.",
+            key="state_dir",
+            hint="Run as its owner, or name a directory of your own with --state-dir.",
+        )
+    if found.st_mode & _OTHERS_WRITE and not _closed(state_dir):
+        raise ConfigurationError(
+            f"Other users may write {state_dir} (mode {stat.S_IMODE(found.st_mode):o}): "
+            "they could take every identity of the stack.",
+            key="state_dir",
+            hint="Name a directory of your own with --state-dir, or, if only you use this one and all in it "
+            f"is yours, run: chmod go-w {state_dir}",
+        )
+
+
+def _closed(state_dir: Path) -> bool:
+    """Take from others the right to write there, if it is a state directory and nothing else.
+
+    An agent that was served alone makes it as its umask says, to keep its audit log there, and people make an
+    empty one beforehand. One with other things in it may be meant for others: that is not for a stack to end.
+    """
+    descriptor = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        if mode & stat.S_ISVTX or not _only_ours(descriptor):
+            return False
+        with suppress(OSError):
+            os.fchmod(descriptor, mode & ~_OTHERS_WRITE)
+        # Asked again: a file system may keep no modes, and others could still put something there until now.
+        return not os.fstat(descriptor).st_mode & _OTHERS_WRITE and _only_ours(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _only_ours(directory: int) -> bool:
+    """Return whether all there has a name that stacks and agents use, and belongs to this process's user."""
+    names = os.listdir(directory)
+    return _STATE | {_IGNORED} >= set(names) and all(
+        os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid == os.geteuid() for name in names
+    )
 
 
 def _clear_after(noted: str, state_dir: Path) -> None:
@@ -123,6 +181,6 @@ def _remove_sockets(directory: Path) -> None:
 
 def keep_out_of_git(state_dir: Path) -> None:
     """Keep the keys there out of version control; where somebody else's files lie, nothing is done."""
-    path = state_dir / ".gitignore"
+    path = state_dir / _IGNORED
     if {entry.name for entry in state_dir.iterdir()} <= _STATE and not path.exists():
         path.write_text("# Keys and logs of `agentweave up`.\n*\n")

@@ -7,6 +7,7 @@ under a millisecond. In production SPIRE takes its place; nothing else changes.
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from agentweave_bus.exceptions import IdentityError
 from agentweave_bus.identity.bundle import X509Bundle
 from agentweave_bus.identity.svid import X509Svid
+from agentweave_bus.regular_files import open_regular
 from agentweave_bus.spiffe_id import SpiffeID, check_trust_domain
 
 __all__ = ["Authority"]
@@ -38,6 +40,8 @@ _RENEW_AUTHORITY_BEFORE: Final = timedelta(days=30)
 _CURVES: Final = {"p256": ec.SECP256R1, "p384": ec.SECP384R1}
 _KEY_FILE: Final = "authority.key"
 _BUNDLE_FILE: Final = "authorities.pem"
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+_OTHERS_READ: Final = stat.S_IRGRP | stat.S_IROTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +125,17 @@ class Authority:
 
         A root that is about to expire is replaced, and stays in the bundle until it has expired.
 
+        Folder and files are believed only if they belong to this process's user and nobody else may write
+        them, or read the key: whoever has it can be anyone of the trust domain.
+
         Raises:
-            IdentityError: the files can't be read, are incomplete or belong to another trust domain.
+            IdentityError: the files can't be read, are incomplete or belong to another trust domain, or the
+                folder or files are not this user's alone.
 
         """
         folder = Path(directory)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_own(folder.stat(), folder, folder, _OTHERS_WRITE)
         if not (folder / _KEY_FILE).exists():
             authority = cls(trust_domain)
             authority.save(folder)
@@ -148,8 +157,10 @@ class Authority:
     @classmethod
     def _load(cls, folder: Path, trust_domain: str) -> Authority:
         try:
-            key = load_pem_private_key((folder / _KEY_FILE).read_bytes(), password=None)
-            certificates = x509.load_pem_x509_certificates((folder / _BUNDLE_FILE).read_bytes())
+            key = load_pem_private_key(
+                _read_own(folder, _KEY_FILE, _OTHERS_READ | _OTHERS_WRITE), password=None
+            )
+            certificates = x509.load_pem_x509_certificates(_read_own(folder, _BUNDLE_FILE, _OTHERS_WRITE))
         except (OSError, ValueError, TypeError) as error:
             raise _unusable(folder, str(error)) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -267,6 +278,26 @@ def _check_domain(root: x509.Certificate, trust_domain: str, folder: Path) -> No
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if uris != [SpiffeID.of(trust_domain)]:
         raise _unusable(folder, f"it is the authority of {', '.join(uris)}, not of {trust_domain}")
+
+
+def _read_own(folder: Path, name: str, refused: int) -> bytes:
+    """Return what is in a file of ours, looking at the very file that is read: its name may be given anew."""
+    path = folder / name
+    with open_regular(path) as file:
+        _check_own(os.fstat(file.fileno()), path, folder, refused)
+        return file.read()
+
+
+def _check_own(found: os.stat_result, path: Path, folder: Path, refused: int) -> None:
+    """Refuse what is not this user's, or gives others a right among ``refused``."""
+    if found.st_uid != os.geteuid():
+        reason = f"{path} belongs to user {found.st_uid}, but this process runs as user {os.geteuid()}"
+        raise _unusable(folder, f"{reason}. If it is no stranger's, run as that user")
+    if found.st_mode & refused:
+        verb = "read or write" if refused & _OTHERS_READ else "write"
+        fix = "700" if stat.S_ISDIR(found.st_mode) else "600"
+        reason = f"others may {verb} {path} (mode {stat.S_IMODE(found.st_mode):o})"
+        raise _unusable(folder, f"{reason}; if nobody else has been there, `chmod {fix} {path}` will do")
 
 
 def _unusable(folder: Path, reason: str) -> IdentityError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import time
 from datetime import UTC, datetime, timedelta
@@ -117,3 +118,78 @@ def test_unusable_files_say_what_to_do(tmp_path):
     (tmp_path / "authorities.pem").unlink()
     with pytest.raises(IdentityError, match="can't be used"):
         Authority.load_or_create(tmp_path, "example.test")
+
+
+STRANGER = 65_534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+
+
+@as_root
+@pytest.mark.parametrize("name", ["", "authority.key", "authorities.pem"])
+def test_what_another_user_owns_is_not_believed(tmp_path, name):
+    made = Authority.load_or_create(tmp_path, "example.test")
+    os.chown(tmp_path / name, STRANGER, STRANGER)
+    with pytest.raises(
+        IdentityError, match=rf"belongs to user {STRANGER}, but .* user 0\. .*Remove the folder"
+    ):
+        Authority.load_or_create(tmp_path, "example.test")
+    os.chown(tmp_path / name, 0, 0)
+    assert Authority.load_or_create(tmp_path, "example.test").bundle == made.bundle
+
+
+@as_root
+def test_no_authority_is_made_in_the_folder_of_another_user(tmp_path):
+    os.chown(tmp_path, STRANGER, STRANGER)
+    with pytest.raises(IdentityError, match=f"belongs to user {STRANGER}"):
+        Authority.load_or_create(tmp_path, "example.test")
+    assert list(tmp_path.iterdir()) == []
+
+
+@as_root
+def test_a_link_to_a_key_of_another_user_is_not_believed(tmp_path):
+    Authority.load_or_create(tmp_path / "mine", "example.test")
+    elsewhere = (tmp_path / "mine" / "authority.key").rename(tmp_path / "key")
+    (tmp_path / "mine" / "authority.key").symlink_to(elsewhere)
+    os.chown(elsewhere, STRANGER, STRANGER)
+    with pytest.raises(IdentityError, match=f"belongs to user {STRANGER}"):
+        Authority.load_or_create(tmp_path / "mine", "example.test")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "others", "way_out"),
+    [
+        ("", 0o770, "write", "700"),
+        ("", 0o702, "write", "700"),
+        ("authority.key", 0o640, "read or write", "600"),
+        ("authority.key", 0o604, "read or write", "600"),
+        ("authority.key", 0o620, "read or write", "600"),
+        ("authority.key", 0o602, "read or write", "600"),
+        ("authorities.pem", 0o664, "write", "600"),
+    ],
+)
+def test_what_others_may_change_or_copy_is_not_believed(tmp_path, name, mode, others, way_out):
+    made = Authority.load_or_create(tmp_path, "example.test")
+    path = tmp_path / name
+    path.chmod(mode)
+    said = rf"others may {others} {path} \(mode {mode:o}\); .*`chmod {way_out} {path}` will do"
+    with pytest.raises(IdentityError, match=said):
+        Authority.load_or_create(tmp_path, "example.test")
+    path.chmod(int(way_out, 8))
+    assert Authority.load_or_create(tmp_path, "example.test").bundle == made.bundle
+
+
+def test_others_may_look_into_the_folder_and_read_the_bundle(tmp_path):
+    made = Authority.load_or_create(tmp_path, "example.test")
+    tmp_path.chmod(0o755)
+    (tmp_path / "authorities.pem").chmod(0o644)
+    assert Authority.load_or_create(tmp_path, "example.test").bundle == made.bundle
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o022, 0o077])
+def test_what_it_makes_itself_is_believed_under_any_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        made = Authority.load_or_create(tmp_path / "state" / "authority", "example.test")
+    finally:
+        os.umask(before)
+    assert Authority.load_or_create(tmp_path / "state" / "authority", "example.test").bundle == made.bundle

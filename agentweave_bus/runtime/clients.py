@@ -11,8 +11,8 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import AsyncExitStack
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from agentweave_bus.authz import AuthorizationProvider
 from agentweave_bus.client import TaskOptions
 from agentweave_bus.config import AgentConfig, load_config
 from agentweave_bus.envelope import occurrence_id
-from agentweave_bus.exceptions import AgentWeaveError
+from agentweave_bus.exceptions import AgentWeaveError, ConnectionLostError
 from agentweave_bus.identity import IdentityProvider
 from agentweave_bus.runtime.surroundings import REAL, Surroundings
 from agentweave_bus.runtime.sync_tasks import SyncTaskHandle
@@ -43,6 +43,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _STOP_SECONDS: Final = 10.0
+_NOT_CONNECTED: Final = "the client is not connected: use it inside its `with` block"
 
 
 class AgentWeaveClient:
@@ -262,7 +263,7 @@ class AgentWeaveClient:
 
     def _connected(self) -> Connected:
         if self._parts is None:
-            raise AgentWeaveError("the client is not connected: use it inside its `with` block")
+            raise AgentWeaveError(_NOT_CONNECTED)
         return self._parts
 
 
@@ -270,35 +271,42 @@ class SyncAgentWeaveClient:
     """:class:`AgentWeaveClient` for scripts: ``with SyncAgentWeaveClient("client.yaml") as client: …``.
 
     It runs an event loop on a thread of its own. Calls may come from any thread.
+
+    Should the client itself fail while it is in use, calls under way raise
+    :class:`~agentweave_bus.exceptions.ConnectionLostError` and later ones
+    :class:`~agentweave_bus.exceptions.AgentWeaveError`; their cause is what it failed with.
     """
 
     def __init__(self, config: AgentConfig | str | Path | None = None, **options: Any) -> None:
         self._client = AgentWeaveClient(config, **options)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._leave: asyncio.Event | None = None
+        self._thread: _ClientThread | None = None
 
     def __enter__(self) -> Self:
         """Connect; raises as :meth:`AgentWeaveClient.__aenter__` does."""
-        entered: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=self._live, args=(entered,), name="agentweave-client", daemon=True
-        )
-        self._thread.start()
-        entered.result()
+        thread = _ClientThread(self._client)
+        thread.start()
+        self._thread = thread
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._loop is not None and self._leave is not None:
-            self._loop.call_soon_threadsafe(self._leave.set)
-        if self._thread is not None:
-            self._thread.join(_STOP_SECONDS)
-            if self._thread.is_alive():
-                _log.error("the client has not disconnected within %g s; its thread is left", _STOP_SECONDS)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Disconnect. What the block raised goes on as it is; else what the client failed with is raised."""
+        thread, self._thread = self._thread, None
+        failure = None if thread is None else thread.leave()
+        if failure is None:
+            return
+        if error is None and isinstance(failure, AgentWeaveError):
+            raise failure
+        if error is None:
+            raise _ended_with(failure) from failure
+        if error.__cause__ is not failure:  # else the block's own error tells of it
+            _log.error("the client failed, too", exc_info=failure)
 
     @property
     def spiffe_id(self) -> SpiffeID:
         """The identity as which this client calls."""
+        self._connected().require_open()
         return self._client.spiffe_id
 
     def call(self, target: str, capability: str, payload: Any = None, **options: Any) -> TaskResult:
@@ -341,22 +349,119 @@ class SyncAgentWeaveClient:
         return SyncTaskHandle(self._run(named), self._run)
 
     def _run(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        if self._loop is None or not self._loop.is_running():
-            raise AgentWeaveError("the client is not connected: use it inside its `with` block")
-        return asyncio.run_coroutine_threadsafe(start(), self._loop).result()
+        return self._connected().run(start)
 
-    def _live(self, entered: Future[None]) -> None:
-        asyncio.run(self._until_left(entered))
+    def _connected(self) -> _ClientThread:
+        if self._thread is None:
+            raise AgentWeaveError(_NOT_CONNECTED)
+        return self._thread
 
-    async def _until_left(self, entered: Future[None]) -> None:
+
+class _ClientThread:
+    """A thread with an event loop that holds the connection of ``client`` from beginning to end.
+
+    The loop ends before it is told to when the client fails. Then nobody waits for an answer that never
+    comes, and all who ask are told what the client failed with.
+    """
+
+    def __init__(self, client: AgentWeaveClient) -> None:
+        self._client = client
+        self._thread = threading.Thread(target=self._live, name="agentweave-client", daemon=True)
+        self._entered: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._ending = False  # nothing is begun any more
+        self._failure: BaseException | None = None
+        self._known = threading.Event()  # whether there was a failure is known
+        self._ended: Future[None] = Future()  # nothing will be done any more
+
+    def start(self) -> None:
+        """Connect; raises what keeps the client from it."""
+        self._thread.start()
+        self._entered.result()
+
+    def leave(self) -> BaseException | None:
+        """Disconnect, and return what the client failed with, now or before."""
+        loop, left = self._entered.result()
+        with suppress(RuntimeError):  # its loop has ended already
+            loop.call_soon_threadsafe(left.set)
+        self._thread.join(_STOP_SECONDS)
+        if self._thread.is_alive():
+            _log.error("the client has not disconnected within %g s; its thread is left", _STOP_SECONDS)
+        return self._failure
+
+    def require_open(self) -> None:
+        """Raise an error, with what the client failed with as its cause, when nothing is begun any more."""
+        if self._ending:
+            failure = self._cause()
+            raise AgentWeaveError(_NOT_CONNECTED) if failure is None else _ended_with(failure) from failure
+
+    def run(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do it on the loop, and return or raise what came of it."""
+        self.require_open()
+        loop, _ = self._entered.result()
+        doing = start()
+        try:
+            future = asyncio.run_coroutine_threadsafe(doing, loop)
+        except RuntimeError:  # the loop has ended just now
+            doing.close()
+            self.require_open()
+            raise
+        either: tuple[Future[Any], ...] = (future, self._ended)
+        wait(either, return_when=FIRST_COMPLETED)
+        if future.done():
+            try:
+                return future.result()
+            except CancelledError:  # the loop's end broke it off
+                pass
+            except AgentWeaveError as error:
+                # A client that goes after a failure only says that the connection is lost, or is none.
+                if type(error) not in {AgentWeaveError, ConnectionLostError} or self._cause() is None:
+                    raise
+        failure = self._cause()
+        told = "" if failure is None else f": {_told(failure)}"
+        raise ConnectionLostError(
+            f"the client ended while this was under way, so it may have been done{told}"
+        ) from failure
+
+    def _cause(self) -> BaseException | None:
+        if self._ending:
+            self._known.wait(_STOP_SECONDS)
+        return self._failure
+
+    def _live(self) -> None:
+        try:
+            asyncio.run(self._hold())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the client is used
+            self._failed(error)
+        finally:
+            self._ending = True
+            self._known.set()
+            self._ended.set_result(None)
+
+    async def _hold(self) -> None:
         """Hold the connection in one task from beginning to end, as its task groups need."""
-        self._loop = asyncio.get_running_loop()
-        self._leave = asyncio.Event()
+        left = asyncio.Event()
         try:
             async with self._client:
-                entered.set_result(None)
-                await self._leave.wait()
+                self._entered.set_result((asyncio.get_running_loop(), left))
+                try:
+                    await left.wait()
+                finally:
+                    self._ending = True
         except BaseException as error:
-            if entered.done():
-                raise
-            entered.set_exception(error)
+            self._failed(error)
+            raise
+        finally:
+            self._known.set()
+
+    def _failed(self, error: BaseException) -> None:
+        self._failure = error
+        if not self._entered.done():
+            self._entered.set_exception(error)
+
+
+def _ended_with(failure: BaseException) -> AgentWeaveError:
+    return AgentWeaveError(f"the client is not connected any more, it ended with {_told(failure)}")
+
+
+def _told(failure: BaseException) -> str:
+    return f"{type(failure).__name__}: {failure}"

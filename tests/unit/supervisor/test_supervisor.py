@@ -444,7 +444,8 @@ def by_load(tmp_path, **rule) -> WorkerPlan:
     """Workers that tell a backlog which the test writes into a file."""
     (tmp_path / "backlog").write_text("0")
     code = f"time.sleep(0.3)\nready()\nwhile True:\n    beat(backlog=int(open('{tmp_path}/backlog').read() or 0))\n    time.sleep(every)\n"
-    return plan(code=code, scale=ScaleRule(1, 4, backlog=10, **rule))
+    patient = HealthRule(beat_s=0.1, silent_s=10, deaf_s=10)  # none of them misbehaves
+    return plan(code=code, scale=ScaleRule(1, 4, backlog=10, **rule), health=patient, drain_s=20.0)
 
 
 async def test_nobody_is_killed_for_being_silent_while_the_whole_machine_stood_still(monkeypatch):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from agentweave_bus.agent.context import RequestContext, bind_context, current_context
 from agentweave_bus.agent.failures import (
+    NO_FAILURE,
     being_cancelled,
     broken,
     correlation_id,
@@ -120,9 +121,9 @@ class Performance:
             if being_cancelled():
                 raise
             return self._broken(error)  # the handler awaited something that was cancelled
-        except (KeyboardInterrupt, GeneratorExit):
+        except NO_FAILURE:
             raise
-        except BaseException as error:  # noqa: BLE001 - SystemExit, too, is the handler's and not the worker's
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the handler's; logged below
             return self._broken(error)
 
     def _broken(self, error: BaseException) -> Attempt:

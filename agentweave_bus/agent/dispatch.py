@@ -27,7 +27,14 @@ from agentweave_bus.agent.arguments import Arguments, ValidatedCall
 from agentweave_bus.agent.attempts import Attempt, Performance
 from agentweave_bus.agent.capability import CapabilitySpec, marks_of
 from agentweave_bus.agent.context import bind_context, find_context
-from agentweave_bus.agent.failures import being_cancelled, broken, correlation_id, failed, words_of
+from agentweave_bus.agent.failures import (
+    NO_FAILURE,
+    being_cancelled,
+    broken,
+    correlation_id,
+    failed,
+    words_of,
+)
 from agentweave_bus.agent.peers import PeerRule
 from agentweave_bus.agent.records import StepStore
 from agentweave_bus.agent.saga import Verdict
@@ -223,9 +230,9 @@ class BoundCapability:
             if being_cancelled():
                 raise
             return self._broken(error)  # the handler awaited something that was cancelled
-        except (KeyboardInterrupt, GeneratorExit):
+        except NO_FAILURE:
             raise
-        except BaseException as error:  # noqa: BLE001 - SystemExit, too, is the handler's and not the worker's
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the handler's; logged below
             return self._broken(error)
 
     async def _value(self, arguments: dict[str, Any]) -> TaskResult:

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from agentweave_bus.exceptions import (
     CallRefusedError,
@@ -17,7 +18,22 @@ from agentweave_bus.exceptions import (
 )
 from agentweave_bus.types import TaskResult
 
-__all__ = ["Again", "being_cancelled", "broken", "correlation_id", "failed", "may_be_retried", "words_of"]
+__all__ = [
+    "NO_FAILURE",
+    "Again",
+    "being_cancelled",
+    "broken",
+    "correlation_id",
+    "failed",
+    "may_be_retried",
+    "words_of",
+]
+
+NO_FAILURE: Final = (KeyboardInterrupt, GeneratorExit)
+"""What may come out of a handler and is none of its own: the end of the process, or of the coroutine.
+
+All else is its failure, ``SystemExit`` included: no handler ends a worker that others work in.
+"""
 
 _PASSING = (RetryableError, CallTimeoutError, UnreachableError)
 

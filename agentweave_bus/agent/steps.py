@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from anyio import fail_after, move_on_after, sleep_forever
 
-from agentweave_bus.agent.failures import Again, correlation_id, failed, may_be_retried
+from agentweave_bus.agent.failures import NO_FAILURE, Again, correlation_id, failed, may_be_retried
 from agentweave_bus.agent.records import StepRecord, failure_record, shown_failure, told_again
 from agentweave_bus.agent.saga import Halt, Ledger, Saga, Verdict
 from agentweave_bus.envelope.blob import WIDE_LIMITS
@@ -309,7 +309,7 @@ class Steps:
         try:
             with inner_span(f"undo {name}", {_STEP: name}), fail_after(self._timeout):
                 await self._await(partial(done.compensate, done.value))
-        except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+        except (asyncio.CancelledError, *NO_FAILURE):
             raise
         except BaseException as error:
             number = correlation_id(error)

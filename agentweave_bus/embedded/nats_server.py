@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, Self
 import anyio
 
 from agentweave_bus.exceptions import BusError, ConfigurationError
-from agentweave_bus.supervisor.lifeline import dies_with_this_process
+from agentweave_bus.supervisor.lifeline import start_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -230,17 +230,16 @@ class NatsServer:
     async def _spawn(self, binary: NatsServerBinary) -> None:
         port = str(self._port) if self._port is not None else "-1"
         command = [str(binary.path), "-c", str(self.config_path), "-a", self._host, "-p", port]
-        with anyio.CancelScope(shield=True):  # a moment; what is given up half-way is not reaped
-            self._process = await asyncio.create_subprocess_exec(
-                *dies_with_this_process(command, by=signal.SIGTERM),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                limit=_MAX_LINE_BYTES,
-                # Ctrl-C in a terminal reaches the whole group; who owns the server ends it in good order.
-                start_new_session=True,
-            )
-        assert self._process is not None
+        self._process = await start_child(
+            command,
+            by=signal.SIGTERM,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_MAX_LINE_BYTES,
+            # Ctrl-C in a terminal reaches the whole group; who owns the server ends it in good order.
+            start_new_session=True,
+        )
         assert self._process.stderr is not None
         self._reader = asyncio.create_task(self._read_log(self._process.stderr), name="nats-server log")
 

@@ -10,13 +10,16 @@ The kernel means the *thread* that started the child: start children from one th
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["dies_with_this_process"]
+import anyio
+
+__all__ = ["dies_with_this_process", "start_child"]
 
 _LAUNCHER: Final = """
 import ctypes, os, sys
@@ -35,3 +38,16 @@ def dies_with_this_process(command: Sequence[str], *, by: signal.Signals = signa
     if not sys.platform.startswith("linux"):
         return tuple(command)
     return (sys.executable, "-I", "-S", "-c", _LAUNCHER, str(int(by)), str(os.getpid()), *command)
+
+
+async def start_child(
+    command: Sequence[str], *, by: signal.Signals = signal.SIGKILL, **options: Any
+) -> asyncio.subprocess.Process:
+    """Start ``command`` so that it gets signal ``by`` when this process dies.
+
+    ``options`` are those of :func:`asyncio.create_subprocess_exec`, which says what is raised. Starting takes
+    a moment, and no cancelled scope gives it up half-way: nobody would reap what there is of a child then.
+    """
+    with anyio.CancelScope(shield=True):
+        process = await asyncio.create_subprocess_exec(*dies_with_this_process(command, by=by), **options)
+    return process  # noqa: RET504 - to mypy a scope may be left without returning

@@ -20,12 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-import anyio
-
 from agentweave_bus.exceptions import AgentWeaveError, WorkerError
 from agentweave_bus.observability.heartbeat import BEAT_SECONDS, MAX_LINE_BYTES, READY_FD, Heartbeat
 from agentweave_bus.observability.last_page import LastPage
-from agentweave_bus.supervisor.lifeline import dies_with_this_process
+from agentweave_bus.supervisor.lifeline import start_child
 from agentweave_bus.supervisor.rules import CONFIGURATION_CODE
 
 __all__ = ["WorkerExit", "WorkerProcess", "WorkerProcesses", "WorkerSpec"]
@@ -163,17 +161,16 @@ class WorkerProcess:
             # A pipe of our own: to wait for a process with one of asyncio's is to wait for its children, too.
             pipes += os.pipe()
             ready_read, ready_write, lines_read, lines_write = pipes
-            with anyio.CancelScope(shield=True):  # a moment; what is given up half-way is not reaped
-                self._process = await asyncio.create_subprocess_exec(
-                    *dies_with_this_process(self.spec.command()),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=lines_write,
-                    stderr=asyncio.subprocess.STDOUT,
-                    env={**self.spec.variables(), READY_FD: str(ready_write)},
-                    pass_fds=(ready_write,),
-                    start_new_session=True,
-                    **self.spec.rights(),
-                )
+            self._process = await start_child(
+                self.spec.command(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=lines_write,
+                stderr=asyncio.subprocess.STDOUT,
+                env={**self.spec.variables(), READY_FD: str(ready_write)},
+                pass_fds=(ready_write,),
+                start_new_session=True,
+                **self.spec.rights(),
+            )
         except BaseException as error:
             for one in pipes:
                 os.close(one)

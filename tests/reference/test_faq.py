@@ -9,7 +9,6 @@ import runpy
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from agentweave_bus.embedded.stack import EmbeddedStack, StackSettings, embedded
 from agentweave_bus.exceptions import AuthorizationError, ConfigurationError
 from agentweave_bus.observability.metrics import BreakerState, Direction, Metrics, RequestStatus
 from agentweave_bus.spiffe_id import SpiffeID
+from tests.opa_socket import wait_until_healthy
 
 pytestmark = pytest.mark.anyio
 
@@ -315,18 +315,11 @@ def opa() -> Iterator[Callable[..., Any]]:
         ]
         server = subprocess.Popen([binary, *arguments], stderr=subprocess.PIPE)
         try:
-            wait_for(path, server)
+            wait_until_healthy(path, server)
             yield lambda method, url, body=None: ask(path, method, url, body)
         finally:
             server.terminate()
             server.communicate(timeout=10)
-
-
-def wait_for(path: Path, server: subprocess.Popen[bytes]) -> None:
-    """Wait until the server listens; it has no other way to say so."""
-    give_up = time.monotonic() + 10
-    while not path.exists() and server.poll() is None and time.monotonic() < give_up:
-        time.sleep(0.02)
 
 
 def ask(path: Path, method: str, url: str, body: Any) -> tuple[int, Any]:

@@ -10,7 +10,6 @@ import asyncio
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -28,6 +27,7 @@ from agentweave_bus.authz.policy_input import MAX_NESTING, parse_strict, write_i
 from agentweave_bus.authz.policy_source import find_opa
 from agentweave_bus.authz.wasm import EmbeddedEngine
 from agentweave_bus.exceptions import PayloadError, PolicyUnavailableError
+from tests.opa_socket import wait_until_healthy
 
 pytestmark = pytest.mark.skipif(
     find_opa() is None, reason="no opa binary: 'make tools' builds the other engine"
@@ -134,10 +134,7 @@ def pair() -> Iterator[Pair]:
     command = [str(find_opa()), "run", "--server", "--addr", f"unix://{socket}", "--log-level", "error"]
     process = subprocess.Popen([*command, "--skip-version-check", "-b", str(folder / "bundle.tar.gz")])
     try:
-        deadline = time.monotonic() + 10
-        while not socket.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until_healthy(socket, process)
         with asyncio.Runner() as runner:
             server = OpaServerEngine([f"unix://{socket}"], OpaSettings(budget_ms=5000))
             yield Pair(EmbeddedEngine.from_directory(policies, cache=folder / "cache"), server, runner)

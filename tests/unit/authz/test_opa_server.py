@@ -30,6 +30,7 @@ from agentweave_bus.identity.rotation import IdentitySource
 from agentweave_bus.identity.svid import X509Svid
 from agentweave_bus.identity.tls import client_context
 from agentweave_bus.spiffe_id import SpiffeID
+from tests.opa_socket import wait_until_healthy
 
 ORDER = "spiffe://agentweave.io/agent/order"
 PAYMENT = "spiffe://agentweave.io/agent/payment"
@@ -97,22 +98,7 @@ class RealOpa:
             "-b",
         ]
         self._process = subprocess.Popen([str(find_opa()), *arguments, self._bundle])
-        deadline = time.monotonic() + 30
-        while not self._says_healthy():
-            assert self._process.poll() is None, "opa ended"
-            assert time.monotonic() < deadline, "opa did not start"
-            time.sleep(0.01)
-
-    def _says_healthy(self) -> bool:
-        """Ask it: its socket is there before anybody listens."""
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(5)
-            try:
-                connection.connect(str(self.socket))
-                connection.sendall(b"GET /health HTTP/1.1\r\nHost: opa\r\nConnection: close\r\n\r\n")
-                return b" 200 " in connection.recv(64)
-            except OSError:
-                return False
+        wait_until_healthy(self.socket, self._process)
 
     def stop(self) -> None:
         if self._process is not None:
@@ -299,7 +285,7 @@ def fds_of(svid: X509Svid) -> list[int]:
 
 
 async def listening(port: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)

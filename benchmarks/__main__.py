@@ -42,6 +42,7 @@ from benchmarks.run import compare
 from benchmarks.stages import measure_stages
 
 _DEFAULT: Final = "run"
+_USUAL: Final = ",".join(row.name for row in ROWS if not row.aside)
 (_OURS,) = chosen_tasks("tasks")
 
 
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="the comparison (what is done when no command is named)")
-    run.add_argument("--rows", default=",".join(row.name for row in ROWS), help="which, by commas")
+    run.add_argument("--rows", default=_USUAL, help="which, by commas; also: floor")
     run.add_argument("--rounds", type=int, default=5)
     run.add_argument("--seconds", type=float, default=1.6, help="of each measurement")
     run.add_argument("--no-stages", action="store_true", help="leave the stages out")

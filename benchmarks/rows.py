@@ -13,7 +13,7 @@ class Row:
     """One thing measured. ``peer`` names a module of :mod:`benchmarks.peers`.
 
     Rows of this project name the ``capability`` that is called, and whether ``opa`` decides as a server.
-    A ``quiet`` one has its log switched off.
+    A ``quiet`` one has its log switched off. One that stands ``aside`` is measured only when it is named.
     """
 
     name: str
@@ -22,10 +22,12 @@ class Row:
     capability: str = ""
     opa: bool = False
     quiet: bool = False
+    aside: bool = False
 
 
 ROWS: Final = (
     Row("raw", "nats-py over mTLS", "raw"),
+    Row("floor", "the least that signs and decides", "floor", aside=True),
     Row("safe", "safe, standing answer", "bus", "echo"),
     Row("payload", "safe, policy reads the payload", "bus", "limited"),
     Row("claimed", "not safe, claimed", "bus", "claimed"),

@@ -131,7 +131,7 @@ class World:
             options = {"quiet": "yes" if row.quiet else ""}
             return Place(row.name, row.peer, server.url, options), _running(broker=server.pid)
         broker = _running(broker=stack.nats.pid)
-        if row.peer == "raw":
+        if row.peer in ("raw", "floor"):
             return Place(row.name, row.peer, stack.bus_url, await svid_files(stack, self._folder)), broker
         authorization: dict[str, object] = {"bundle": str(self._grants)}
         if row.opa:

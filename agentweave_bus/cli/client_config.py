@@ -1,7 +1,8 @@
 """As whom the command line acts: which configuration ``call`` and its like take.
 
-``--config``, else ``AGENTWEAVE_CONFIG``, else what a running ``agentweave up`` has written in this
-directory. Directories above are not searched: whoever can write there could choose an identity for you.
+``--config``, or ``--as`` (a client of the stack here), else ``AGENTWEAVE_CONFIG``, else what a running
+``agentweave up`` has written in this directory. Directories above are not searched: whoever can write there
+could choose an identity for you.
 """
 
 from __future__ import annotations
@@ -33,15 +34,18 @@ def add_identity_arguments(parser: argparse.ArgumentParser) -> None:
         "--as",
         dest="client",
         metavar="NAME",
-        default="cli",
-        help="which of the stack's clients to be, when `up` wrote the configuration (default: cli)",
+        help="which of the clients of the stack here to be (default: cli)",
     )
 
 
-def named_or_written(client: str = "cli") -> tuple[Path, bool]:
-    """Return what ``AGENTWEAVE_CONFIG`` names and True, else where `up` writes that client's and False."""
+def named_or_written() -> tuple[Path, bool]:
+    """Return what ``AGENTWEAVE_CONFIG`` names and True, else where `up` writes the client's and False."""
     named = os.environ.get("AGENTWEAVE_CONFIG")
-    return (Path(named), True) if named else (STATE_DIR / "clients" / f"{client}.yaml", False)
+    return (Path(named), True) if named else (_written("cli"), False)
+
+
+def _written(client: str) -> Path:
+    return STATE_DIR / "clients" / f"{client}.yaml"
 
 
 def find_client_config(options: argparse.Namespace) -> AgentConfig:
@@ -52,16 +56,16 @@ def find_client_config(options: argparse.Namespace) -> AgentConfig:
         UnreachableError: it is that of a stack which was killed.
 
     """
-    path, named = (Path(options.config), True) if options.config else named_or_written(options.client)
+    path, named = _chosen(options)
     if named or path.is_file():
         config = load_config(path)
         _require_stack(path, config)
         return config
     known = sorted(one.stem for one in (STATE_DIR / "clients").glob("*.yaml"))
     if known:
-        close = get_close_matches(options.client, known, n=1)
+        close = get_close_matches(path.stem, known, n=1)
         raise ConfigurationError(
-            f"The stack here has no client {options.client!r}.",
+            f"The stack here has no client {path.stem!r}.",
             key="--as",
             hint=(f"Did you mean {close[0]!r}? " if close else "") + f"It has: {', '.join(known)}.",
         )
@@ -70,6 +74,21 @@ def find_client_config(options: argparse.Namespace) -> AgentConfig:
         key="--config",
         hint="Start `agentweave up` in this directory, or name a configuration.",
     )
+
+
+def _chosen(options: argparse.Namespace) -> tuple[Path, bool]:
+    """Return which file it is, and whether somebody named it rather than that it is looked for."""
+    if options.config and options.client:
+        raise ConfigurationError(
+            "Two identities are named: --config is one, and --as is a client of the stack here.",
+            key="--as",
+            hint="Leave one of them out.",
+        )
+    if options.config:
+        return Path(options.config), True
+    if options.client:
+        return _written(options.client), False
+    return named_or_written()
 
 
 def _require_stack(path: Path, config: AgentConfig) -> None:

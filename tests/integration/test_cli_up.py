@@ -276,6 +276,7 @@ def test_nobody_there(up: Up) -> None:
         (["--scope", "everything"], "--scope 'everything' is no SPIFFE_ID#CAPABILITY"),
         (["--data", "@nothing.json"], "nothing.json: No such file"),
         (["--as", "bob"], "no client 'bob'"),
+        (["--as", "cli", "--config", ".agentweave/clients/cli.yaml"], "Two identities are named"),
     ],
 )
 def test_mistakes_in_a_call(up: Up, more: list[str], says: str) -> None:

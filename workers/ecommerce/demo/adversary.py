@@ -43,7 +43,7 @@ from workers.ecommerce.demo.screen import DidNotHappenError
 
 __all__ = ["Message", "Wire", "on_the_wire", "refused_without_svid", "sealed_by", "stolen_identity"]
 
-_SECONDS: Final = 5.0
+_SECONDS: Final = 20.0
 _HEARD: Final = ("aw.call.>", "aw.task.>", "aw.state.>", "aw.inbox.*.*.*.rpc.>", "demo.>")
 _LIFETIME_MS: Final = 20_000
 _INSTANCE_LENGTH: Final = 22

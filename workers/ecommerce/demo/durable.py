@@ -28,7 +28,7 @@ must = Check.must
 
 KEY: Final = "cart-17"
 _WEB: Final = SpiffeID.of(TRUST_DOMAIN, "client", "web")
-_SECONDS: Final = 15.0
+_SECONDS: Final = 30.0
 _ACKNOWLEDGED: Final = "demo.stored"
 
 

@@ -19,7 +19,7 @@ __all__ = ["ConsolePage"]
 
 must = Check.must
 
-_SECONDS: Final = 15.0
+_SECONDS: Final = 30.0
 _FORBIDDEN: Final = 403
 
 

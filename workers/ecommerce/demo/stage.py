@@ -26,6 +26,7 @@ HOSTILE: Final = SpiffeID.of(TRUST_DOMAIN, "demo", "hostile-broker")
 MISSED_AFTER_S: Final = 1
 """After so many seconds without a word from a worker its task goes to another one; in service it is 30."""
 
+_SECONDS: Final = 30.0
 _LATE: Final = RestartConfig(first=60.0, longest=60.0)
 """A worker that is killed stays away until it is asked for, so that the demo can show what then is."""
 
@@ -51,11 +52,11 @@ class Stage:
     async def route(self, service: str, action: str, payload: Mapping[str, Any]) -> TaskResult:
         """Ask the gateway as the web shop does, for Alice."""
         request = {"service": service, "action": action, "payload": dict(payload)}
-        return await self.web.call(GATEWAY, "route", request, principal=PRINCIPAL, timeout=15.0)
+        return await self.web.call(GATEWAY, "route", request, principal=PRINCIPAL, timeout=_SECONDS)
 
     async def administer(self, action: str, payload: Mapping[str, Any]) -> TaskResult:
         """Ask the admin agent as an operator does."""
-        return await self.operator.call(ADMIN, action, dict(payload), timeout=15.0)
+        return await self.operator.call(ADMIN, action, dict(payload), timeout=_SECONDS)
 
     async def kill(self, name: str) -> None:
         """Kill a worker, as a crash would, and wait until it is gone."""

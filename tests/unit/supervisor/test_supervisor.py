@@ -227,6 +227,30 @@ async def test_a_replacement_that_fails_leaves_the_old_one(tmp_path):
         assert (made.supervisor["a"].pid, alive(pid)) == (pid, True)
 
 
+async def beaten(made: Stage, name: str, times: int) -> None:
+    """Wait for so many more beats of a worker, each of which its supervisor acts on."""
+    for _ in range(times):
+        beat = made.supervisor[name].beat
+        with anyio.fail_after(30):
+            while made.supervisor[name].beat is beat:  # noqa: ASYNC110 - another process
+                await anyio.sleep(0.02)
+
+
+@pytest.mark.parametrize(("longest_s", "again"), [(60, False), (0.05, True)])
+async def test_a_replacement_that_failed_is_tried_again_after_the_longest_pause(tmp_path, longest_s, again):
+    code = f"if os.path.exists('{tmp_path}/x'): sys.exit(1)\nopen('{tmp_path}/x', 'w')\n"
+    rule = RestartRule(first_s=0.02, longest_s=longest_s)
+    async with stage() as made:
+        recycled = plan(code=code + BEATS, restart=rule, recycle=RecycleRule(after_s=0.2))
+        await made.supervisor.start([recycled])
+        await made.until(lambda: made.said("a goes on as it is, its replacement failed"))
+        if again:
+            await made.until(lambda: sum("a is replaced by" in one for one in made.events) > 1)
+        else:
+            await beaten(made, "a", 5)
+            assert sum("a is replaced by" in one for one in made.events) == 1
+
+
 async def test_without_descriptors_for_a_replacement_the_old_one_goes_on(monkeypatch):
     def no_pipe():
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -497,12 +521,25 @@ async def test_no_more_are_added_while_those_that_were_added_can_not_start(tmp_p
         rule = RestartRule(first_s=60, longest_s=60)
         await made.supervisor.start([plan(code=code, restart=rule, scale=ScaleRule(1, 8))])
         await made.until(lambda: made.supervisor.states.get("a/2") is PlaceState.WAITING)
-        beat = made.supervisor["a/1"].beat
-        with anyio.fail_after(30):
-            while made.supervisor["a/1"].beat is beat:  # noqa: ASYNC110 - another process
-                await anyio.sleep(0.02)
-        await anyio.sleep(0.3)
+        await beaten(made, "a/1", 4)
         assert list(made.supervisor.states) == ["a/1", "a/2"]
+
+
+async def test_their_number_stays_while_they_are_rolled(tmp_path):
+    scaled = by_load(tmp_path)
+    held = f"while os.path.exists('{tmp_path}/hold'): time.sleep(0.02)\n"
+    slow = dataclasses.replace(scaled, spec=program("a", held + scaled.spec.class_path), ready_s=60.0)
+    async with stage() as made:
+        await made.supervisor.start([slow])
+        (tmp_path / "hold").touch()
+        async with anyio.create_task_group() as group:
+            group.start_soon(made.supervisor.roll)
+            await made.until(lambda: made.said("a/1 is replaced by a fresh worker"))
+            (tmp_path / "backlog").write_text("33")
+            await beaten(made, "a/1", 4)
+            assert not made.said("instead of")
+            (tmp_path / "hold").unlink()
+        await made.until(lambda: made.said("a: 4 workers instead of 2"))
 
 
 async def test_a_number_that_somebody_chose_stays_until_told_otherwise(tmp_path):

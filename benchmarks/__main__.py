@@ -25,6 +25,7 @@ from benchmarks.durable.results import rounds_of as task_rounds_of
 from benchmarks.durable.rows import ONE, TASK_ROWS, TaskRow
 from benchmarks.durable.rows import chosen as chosen_tasks
 from benchmarks.durable.run import compare_tasks
+from benchmarks.instructions import Instructions, count_instructions, instructions_table
 from benchmarks.machine import describe
 from benchmarks.memory import MemorySample, memory_report, sample_memory
 from benchmarks.plot import draw
@@ -97,10 +98,16 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--seconds", type=float, default=5.0)
     profile.set_defaults(act=_profile)
 
+    instructions = commands.add_parser("instructions", help="how many instructions a call takes, by perf")
+    instructions.add_argument("--rows", default="raw,floor,safe,faststream,a2a", help="which, by commas")
+    instructions.add_argument("--tasks", type=int, default=64)
+    instructions.add_argument("--seconds", type=float, default=5.0)
+    instructions.set_defaults(act=_instructions)
+
     show = commands.add_parser("show", help="print (and write) the results that are in build/ again")
     show.set_defaults(act=_show)
 
-    for command in (run, stages, memory, tasks, large, kept, show):
+    for command in (run, stages, memory, tasks, large, kept, instructions, show):
         command.add_argument("--write", action="store_true", help="update docs/benchmarks.md")
     return parser
 
@@ -172,6 +179,14 @@ async def _memory_tasks(options: argparse.Namespace) -> None:
     _print_memory_tasks(options.write)
 
 
+async def _instructions(options: argparse.Namespace) -> None:
+    machine = describe()
+    found = await count_instructions(chosen(options.rows), tasks=options.tasks, seconds=options.seconds)
+    kept = {"machine": machine, "rows": {name: asdict(one) for name, one in found.items()}}
+    documents.save("instructions", kept)
+    _print_instructions(options.write)
+
+
 async def _show(options: argparse.Namespace) -> None:
     kept = documents.load()
     for part, show in (
@@ -181,6 +196,7 @@ async def _show(options: argparse.Namespace) -> None:
         ("tasks", _print_tasks),
         ("large", _print_large),
         ("memory-tasks", _print_memory_tasks),
+        ("instructions", _print_instructions),
     ):
         if part in kept:
             show(options.write)
@@ -262,6 +278,12 @@ def _print_memory_tasks(write: bool) -> None:
     kept = documents.load()["memory-tasks"]
     text = memory_report([MemorySample(**one) for one in kept["samples"]], kept["wanted"], "tasks")
     _put("memory-tasks", f"{machine_line(kept['machine'])}\n\n{text}", write)
+
+
+def _print_instructions(write: bool) -> None:
+    kept = documents.load()["instructions"]
+    text = instructions_table({name: Instructions(**one) for name, one in kept["rows"].items()})
+    _put("instructions", f"{machine_line(kept['machine'])}\n\n{text}", write)
 
 
 def _put(part: str, text: str, write: bool) -> None:

@@ -10,6 +10,7 @@ from benchmarks.rows import ROWS
 from benchmarks.targets import Verdict, judge
 
 __all__ = [
+    "TITLES",
     "failures_list",
     "figures_table",
     "machine_line",
@@ -21,7 +22,7 @@ __all__ = [
     "verdicts_table",
 ]
 
-_TITLES = {row.name: row.title for row in ROWS}
+TITLES = {row.name: row.title for row in ROWS}
 _BASES = ("raw", "faststream", "a2a")
 
 
@@ -56,7 +57,7 @@ def figures_table(found: Mapping[str, Rounds]) -> str:
         "broker CPU µs",
         "worker MB",
     ]
-    return table(head, [[_TITLES[name], *_cells(figures_of(rounds))] for name, rounds in found.items()])
+    return table(head, [[TITLES[name], *_cells(figures_of(rounds))] for name, rounds in found.items()])
 
 
 def _cells(one: RowFigures) -> Iterator[str]:
@@ -76,7 +77,7 @@ def failures_list(found: Mapping[str, Rounds]) -> str:
                 made = failed + sum(one[tasks].calls for one in rounds)
                 why = next(one[tasks].failure for one in rounds if one[tasks].failed)
                 lines.append(
-                    f"- {_TITLES[name]}, {tasks} in flight: {failed:,} of {made:,} failed ({why:.200})"
+                    f"- {TITLES[name]}, {tasks} in flight: {failed:,} of {made:,} failed ({why:.200})"
                 )
     return "\n".join(["Calls that failed, and are in no other figure:", "", *lines]) if lines else ""
 
@@ -102,11 +103,11 @@ def ratios_tables(found: Mapping[str, Rounds]) -> Iterator[str]:
     for base in _BASES:
         if base in found and len(found) > 1:
             lines = [
-                [_TITLES[name], *(spread(ratio(rounds, found[base], m), ".2f") for m in _MEASURES.values())]
+                [TITLES[name], *(spread(ratio(rounds, found[base], m), ".2f") for m in _MEASURES.values())]
                 for name, rounds in found.items()
                 if name != base
             ]
-            yield table([f"times {_TITLES[base]}", *_MEASURES], lines)
+            yield table([f"times {TITLES[base]}", *_MEASURES], lines)
 
 
 def targets_table(found: Mapping[str, Rounds]) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks import documents, machine
 from benchmarks.gauges import cpu_seconds, resident_bytes
+from benchmarks.instructions import Instructions, instructions_table
 from benchmarks.load import Load, Sample, closed_loop, percentile
 from benchmarks.memory import MemorySample, growth_of, memory_report
 from benchmarks.peers import WrongAnswerError
@@ -185,9 +186,16 @@ def test_a_part_of_the_document_is_replaced_and_nothing_else():
             documents.replace_part(broken, "x", "new")
 
 
+def test_instructions_are_shown_as_times_the_first_row():
+    found = {"raw": Instructions(90_000, 160_000), "safe": Instructions(1_200_400, 1_050_000)}
+    *_, raw, safe = instructions_table(found).splitlines()
+    assert raw.split()[-8:] == ["90", "|", "160", "|", "250", "|", "1.0", "|"]
+    assert safe.split()[-8:] == ["1,200", "|", "1,050", "|", "2,250", "|", "9.0", "|"]
+
+
 def test_the_document_has_a_place_for_each_part_and_explains_each_row():
     text = documents.DOCUMENT.read_text()
-    for part in ("comparison", "stages", "memory"):
+    for part in ("comparison", "stages", "instructions", "memory"):
         documents.replace_part(text, part, "")
     for row in ROWS:
         assert f"\n| {row.title} | " in text, row.name

@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from agentweave_bus.observability.tallies import Spread, Tallied, Tally
 
 __all__ = [
     "DECLARATIONS",
@@ -92,16 +95,28 @@ _QUEUED_STATES: Final = ("working", "completed", "failed", "canceled", "rejected
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """One metric: its name, what it counts, and its labels; ``buckets`` make it a histogram."""
+    """One metric: its name, what it counts, and its labels; ``buckets`` are a histogram's.
+
+    What is ``tallied`` is changed by every call, on the event loop only; see :mod:`.tallies`.
+    """
 
     kind: type[Counter | Gauge | Histogram]
     name: str
     meaning: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    tallied: bool = False
 
-    def in_registry(self, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+    def in_registry(self, registry: CollectorRegistry) -> Any:
         """Make the metric in ``registry``."""
+        if not self.tallied:
+            return self._made(registry)
+        make = partial(Spread, self.buckets) if issubclass(self.kind, Histogram) else Tally
+        tallied = Tallied[Any](self._made(None), self.labels, make)
+        registry.register(tallied)
+        return tallied
+
+    def _made(self, registry: CollectorRegistry | None) -> Counter | Gauge | Histogram:
         if issubclass(self.kind, Histogram):
             return Histogram(self.name, self.meaning, self.labels, buckets=self.buckets, registry=registry)
         return self.kind(self.name, self.meaning, self.labels, registry=registry)
@@ -113,6 +128,7 @@ DECLARATIONS: Final[Mapping[str, Declaration]] = {
         "agentweave_requests_total",
         "Requests that ended, by how they ended.",
         ("direction", "capability", "status"),
+        tallied=True,
     ),
     "request_duration": Declaration(
         Histogram,
@@ -120,6 +136,7 @@ DECLARATIONS: Final[Mapping[str, Declaration]] = {
         "From a request's arrival (or sending) to its answer.",
         ("direction", "capability"),
         _REQUEST_BUCKETS,
+        tallied=True,
     ),
     "task_duration": Declaration(
         Histogram,
@@ -127,26 +144,33 @@ DECLARATIONS: Final[Mapping[str, Declaration]] = {
         "Time spent in handlers.",
         ("capability",),
         _TASK_BUCKETS,
+        tallied=True,
     ),
     "calls_in_flight": Declaration(
-        Gauge, "agentweave_calls_in_flight", "Requests that have not ended yet.", ("direction",)
+        Gauge,
+        "agentweave_calls_in_flight",
+        "Requests that have not ended yet.",
+        ("direction",),
+        tallied=True,
     ),
     "queue_depth": Declaration(
         Gauge, "agentweave_queue_depth", "Tasks that no worker has been given yet.", ("capability",)
     ),
     "authz_allowed": Declaration(
-        Counter, "agentweave_authz_allowed_total", "Decisions to allow.", ("direction",)
+        Counter, "agentweave_authz_allowed_total", "Decisions to allow.", ("direction",), tallied=True
     ),
     "authz_denied": Declaration(
         Counter,
         "agentweave_authz_denied_total",
         "Decisions to deny; that a task waits for an approval is one.",
         ("direction",),
+        tallied=True,
     ),
     "authz_standing_reused": Declaration(
         Counter,
         "agentweave_authz_standing_reused_total",
         "Requests that an earlier, standing answer allowed.",
+        tallied=True,
     ),
     "authz_breaker_state": Declaration(
         Gauge,
@@ -269,14 +293,14 @@ class Metrics:
     """
 
     registry: CollectorRegistry
-    requests: Counter
-    request_duration: Histogram
-    task_duration: Histogram
-    calls_in_flight: Gauge
+    requests: Tallied[Tally]
+    request_duration: Tallied[Spread]
+    task_duration: Tallied[Spread]
+    calls_in_flight: Tallied[Tally]
     queue_depth: Gauge
-    authz_allowed: Counter
-    authz_denied: Counter
-    authz_standing_reused: Counter
+    authz_allowed: Tallied[Tally]
+    authz_denied: Tallied[Tally]
+    authz_standing_reused: Tallied[Tally]
     authz_breaker_state: Gauge
     authz_endpoint_breaker_state: Gauge
     opa_requests: Counter
@@ -303,7 +327,10 @@ class Metrics:
     audit_write_failures: Counter
     _capabilities: set[tuple[str, str]] = field(default_factory=set, repr=False)
     _series: dict[tuple[str, ...], Any] = field(default_factory=dict, repr=False)
-    """Series by what finds them, so that a call looks up its labels once and not each time."""
+    """Series by what finds them, so that their labels are looked up once and not each time."""
+    _ended: dict[tuple[str, str, str], tuple[Tally, Spread]] = field(default_factory=dict, repr=False)
+    _handled: dict[str, Spread] = field(default_factory=dict, repr=False)
+    """Likewise, those of what every call counts; only under names that are exposed."""
     _endpoint_states: dict[str, BreakerState] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -350,32 +377,38 @@ class Metrics:
         self, direction: Direction, capability: str, status: RequestStatus, seconds: float
     ) -> None:
         """Count a request that took ``seconds``."""
-        name = self._known(direction, capability)
-        self._one("requests", direction, name, status).inc()
-        self._one("request_duration", direction, name).observe(seconds)
+        ended = self._ended.get((direction, capability, status))
+        if ended is None:
+            ended = self._ended_as(direction, self._known(direction, capability), status)
+        count, duration = ended
+        count.inc()
+        duration.observe(seconds)
 
-    def in_flight(self, direction: Direction) -> Gauge:
+    def in_flight(self, direction: Direction) -> Tally:
         """Return the series that counts requests which have not ended."""
-        series: Gauge = self._one("calls_in_flight", direction)
-        return series
+        return self.calls_in_flight.labels(direction)
 
     def now_serving(self) -> int:
         """Return how many requests are being served."""
-        return int(_total(self.calls_in_flight, "agentweave_calls_in_flight", direction=Direction.INBOUND))
+        return self.in_flight(Direction.INBOUND).value
 
     def handled(self) -> int:
         """Return how often a handler has run until now."""
-        return int(_total(self.task_duration, "_count"))
+        return sum(each.count() for each in self.task_duration.series())
 
     def handler_ended(self, capability: str, seconds: float) -> None:
         """Count the ``seconds`` that a handler ran."""
-        self._one("task_duration", self._known(Direction.INBOUND, capability)).observe(seconds)
+        duration = self._handled.get(capability)
+        if duration is None:
+            name = self._known(Direction.INBOUND, capability)
+            duration = self._handled[name] = self.task_duration.labels(name)
+        duration.observe(seconds)
 
     def decided(self, direction: Direction, *, allowed: bool, standing: bool = False) -> None:
         """Count a decision; ``standing`` when it reused an earlier answer."""
-        self._one("authz_allowed" if allowed else "authz_denied", direction).inc()
+        (self.authz_allowed if allowed else self.authz_denied).labels(direction).inc()
         if standing:
-            self.authz_standing_reused.inc()
+            self.authz_standing_reused.labels().inc()
 
     def breaker_changed(self, endpoint: str, state: BreakerState) -> None:
         """Note the ``state`` of the breaker of a policy ``endpoint``."""
@@ -430,6 +463,11 @@ class Metrics:
             series = self._series[key] = getattr(self, metric).labels(*labels)
         return series
 
+    def _ended_as(self, direction: str, name: str, status: str) -> tuple[Tally, Spread]:
+        series = self.requests.labels(direction, name, status), self.request_duration.labels(direction, name)
+        self._ended[direction, name, status] = series
+        return series
+
     def _known(self, direction: str, capability: str) -> str:
         return capability if (direction, capability) in self._capabilities else OTHER
 
@@ -447,13 +485,3 @@ class Metrics:
             self.mtls_handshakes.labels(result)
         for reason in DropReason:
             self.replies_dropped.labels(reason)
-
-
-def _total(metric: Any, ending: str, **labels: str) -> float:
-    """Sum the samples of a metric whose name ends so and that have these labels."""
-    return sum(
-        float(sample.value)
-        for family in metric.collect()
-        for sample in family.samples
-        if sample.name.endswith(ending) and labels.items() <= sample.labels.items()
-    )

@@ -37,6 +37,9 @@ __all__ = [
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 """What JSON can say (RFC 8259), as Python values."""
 
+_set: Final = object.__setattr__
+"""Sets what is frozen, while it is made: once each, for each call makes several of these."""
+
 _MAX_NESTING: Final = 64  # of what is written here; the envelope's own, lower bound is checked there
 
 
@@ -74,6 +77,11 @@ class ResultStatus(StrEnum):
 
 
 _STATUSES: Final = {str(status): status for status in ResultStatus}
+_WIRE_FORM: Final[Mapping[str, str]] = {
+    ResultStatus.COMPLETED: "completed",
+    ResultStatus.FAILED: "failed",
+    ResultStatus.DEGRADED: "completed",
+}
 
 
 class Artifact(TypedDict):
@@ -134,7 +142,7 @@ Part: TypeAlias = DataPart | TextPart
 _ROLES: Final = ("assistant", "user")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Message:
     """What one side says: ``role`` is ``assistant`` (the agent) or ``user`` (who asked).
 
@@ -146,9 +154,10 @@ class Message:
     role: str
     parts: Sequence[Part] = ()
 
-    def __post_init__(self) -> None:
-        _one_of(self.role, _ROLES, "role")
-        object.__setattr__(self, "parts", _instances(self.parts, (DataPart, TextPart), "parts"))
+    def __init__(self, role: str, parts: Sequence[Part] = ()) -> None:
+        _one_of(role, _ROLES, "role")
+        _set(self, "role", role)
+        _set(self, "parts", _instances(parts, (DataPart, TextPart), "parts"))
 
     def to_json(self) -> dict[str, Any]:
         """Return ``{"role": …, "parts": […]}``.
@@ -168,7 +177,7 @@ class Message:
         return cls(fields["role"], [_part(part, f"{where}.parts[{i}]") for i, part in enumerate(parts)])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class TaskResult:
     """What a capability answers.
 
@@ -186,16 +195,22 @@ class TaskResult:
     artifacts: Sequence[Mapping[str, Any]] = ()
     error: str | None = None
 
-    def __post_init__(self) -> None:
-        _one_of(self.status, _STATUSES, "status")
-        messages = _instances(self.messages, (Message,), "messages")
-        given = _items(self.artifacts, "artifacts")
-        artifacts = [_artifact(item, f"artifacts[{i}]") for i, item in enumerate(given)]
-        if self.error is not None:
-            _expect(self.error, str, "error")
-        object.__setattr__(self, "status", _STATUSES[self.status])
-        object.__setattr__(self, "messages", messages)
-        object.__setattr__(self, "artifacts", artifacts or _artifacts_of(messages))
+    def __init__(
+        self,
+        status: str,
+        messages: Sequence[Message] = (),
+        artifacts: Sequence[Mapping[str, Any]] = (),
+        error: str | None = None,
+    ) -> None:
+        _one_of(status, _STATUSES, "status")
+        said = _instances(messages, (Message,), "messages")
+        given = [_artifact(item, f"artifacts[{i}]") for i, item in enumerate(_items(artifacts, "artifacts"))]
+        if error is not None:
+            _expect(error, str, "error")
+        _set(self, "status", _STATUSES[status])
+        _set(self, "messages", said)
+        _set(self, "artifacts", given or _artifacts_of(said))
+        _set(self, "error", error)
 
     @property
     def data(self) -> Any:
@@ -219,7 +234,7 @@ class TaskResult:
 
         """
         wire: dict[str, Any] = {
-            "status": self._wire_status(),
+            "status": _WIRE_FORM[self.status],
             "messages": _written(self.messages, "messages"),
         }
         artifacts = self.artifacts if full else self._own_artifacts()
@@ -242,9 +257,6 @@ class TaskResult:
             artifacts=_items(fields.get("artifacts", []), "result.artifacts"),
             error=fields.get("error"),
         )
-
-    def _wire_status(self) -> str:
-        return "completed" if self.status == ResultStatus.DEGRADED else str(self.status)
 
     def _own_artifacts(self) -> Sequence[Mapping[str, Any]]:
         return () if self.artifacts == _artifacts_of(self.messages) else self.artifacts
@@ -358,8 +370,12 @@ class AgentCard:
 
 
 def _artifacts_of(messages: Iterable[Message]) -> list[Mapping[str, Any]]:
-    parts = (part for message in messages for part in message.parts)
-    return [Artifact(type="data", data=part.data) for part in parts if isinstance(part, DataPart)]
+    return [
+        {"type": "data", "data": part.data}
+        for message in messages
+        for part in message.parts
+        if isinstance(part, DataPart)
+    ]
 
 
 def _converted(part: Part, convert: Callable[[Any], JsonValue]) -> Part:
@@ -388,16 +404,17 @@ def _keys(
     value: Any, where: str, *, required: Sequence[str], optional: Sequence[str] = ()
 ) -> Mapping[str, Any]:
     _expect(value, dict, where)
+    fields: Mapping[str, Any] = value
     for key in required:
-        if key not in value:
+        if key not in fields:
             raise PayloadError(f"{where}: {key!r} is missing")
-    if len(value) == len(required):
-        return cast("Mapping[str, Any]", value)
+    if len(fields) == len(required):
+        return fields
     allowed = (*required, *optional)
-    for key in value:
+    for key in fields:
         if key not in allowed:
             raise PayloadError(f"{where}: {key!r:.80} is no known key; use {', '.join(allowed)}")
-    return cast("Mapping[str, Any]", value)
+    return fields
 
 
 def _expect(value: Any, kind: type, where: str) -> None:
@@ -446,6 +463,10 @@ def _written(items: Sequence[Part | Message], where: str) -> list[dict[str, Any]
     return written
 
 
+_PLAIN: Final = frozenset({str, int, bool, type(None)})
+"""The types of JSON whose every value is one of JSON."""
+
+
 def _check_json(value: Any, where: str) -> None:
     """Refuse what is no JSON value. The place is worked out only when there is something to say."""
     if not _is_json(value, 0):
@@ -454,23 +475,22 @@ def _check_json(value: Any, where: str) -> None:
 
 def _is_json(value: Any, depth: int) -> bool:
     kind = type(value)
-    if kind is str or value is None:
+    if kind in _PLAIN:
         return True
     if depth >= _MAX_NESTING:
         return _is_scalar(value)
+    items: Iterable[Any]
     if kind is dict or isinstance(value, Mapping):
         for key in value:  # loops take half the time of all() here
             if not isinstance(key, str):
                 return False
-        return _are_json(value.values(), depth + 1)
-    if kind is list or isinstance(value, (list, tuple)):
-        return _are_json(value, depth + 1)
-    return _is_scalar(value)
-
-
-def _are_json(values: Iterable[Any], depth: int) -> bool:
-    for value in values:  # noqa: SIM110 - as above
-        if type(value) is not str and not _is_json(value, depth):
+        items = value.values()
+    elif kind is list or isinstance(value, (list, tuple)):
+        items = value
+    else:
+        return _is_scalar(value)
+    for item in items:  # noqa: SIM110 - as above
+        if type(item) not in _PLAIN and not _is_json(item, depth + 1):
             return False
     return True
 

@@ -204,7 +204,9 @@ class TaskResult:
     ) -> None:
         _one_of(status, _STATUSES, "status")
         said = _instances(messages, (Message,), "messages")
-        given = [_artifact(item, f"artifacts[{i}]") for i, item in enumerate(_items(artifacts, "artifacts"))]
+        given: list[Mapping[str, Any]] = _items(artifacts, "artifacts")
+        if given:
+            given = [_artifact(item, f"artifacts[{i}]") for i, item in enumerate(given)]
         if error is not None:
             _expect(error, str, "error")
         _set(self, "status", _STATUSES[status])

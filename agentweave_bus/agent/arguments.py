@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic import (
     BaseModel,
@@ -51,8 +51,7 @@ _MUTABLE: Final = (list, dict, set)
 _to_json: Final = StrictEncoder()
 
 
-@dataclass(frozen=True, slots=True)
-class ValidatedCall:
+class ValidatedCall(NamedTuple):
     """A payload that passed: ``arguments`` for the handler, ``policy_payload`` for the policy.
 
     The policy's form has the defaults filled in. Its values are JSON, except that a ``Decimal`` stays
@@ -152,14 +151,18 @@ class Arguments:
         if extra and self._check_extra is None:
             problems.add((self._unknown(key) for key in extra), len(extra))
         model = self._checked(self._check, known, problems)
-        extras = self._checked_extra(extra, problems)
+        extras = self._checked_extra(extra, problems) if extra else {}
         if problems or model is None:
             raise PayloadError(f"{self._name}: {problems}")
         return self._call(self._given(model), extras)
 
     def _call(self, given: dict[str, Any], extras: dict[str, Any]) -> ValidatedCall:
-        arguments = {**self._fresh_defaults(given), **given, **extras}
-        policy = {**self._defaults, **{key: policy_form(arguments[key]) for key in (*given, *extras)}}
+        arguments = {**given, **extras}
+        policy = self._defaults.copy()
+        for key, value in arguments.items():
+            policy[key] = policy_form(value)
+        if self._mutable:
+            arguments |= self._fresh_defaults(given)
         return ValidatedCall(arguments, policy)
 
     def _fresh_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +175,7 @@ class Arguments:
 
     def _checked_extra(self, extra: dict[str, Any], problems: _Problems) -> dict[str, Any]:
         check = self._check_extra
-        if not extra or check is None:
+        if check is None:
             return {}
         return self._checked(check, extra, problems) or {}
 

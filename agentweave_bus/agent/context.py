@@ -73,7 +73,8 @@ class RequestContext:
 
     def remaining(self) -> float:
         """Return the seconds until the deadline, at least 0; infinite when there is none."""
-        return max(0.0, self._expires - self.monotonic_ns() / 1e9)
+        left = self._expires - self.monotonic_ns() / 1e9
+        return left if left > 0 else 0.0
 
     async def step(
         self,

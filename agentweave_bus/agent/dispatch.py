@@ -79,9 +79,7 @@ def to_result(value: Any) -> TaskResult:
     """
     if isinstance(value, TaskResult):
         return value.converted(_to_json_value)
-    return TaskResult(
-        status="completed", messages=[Message(role="assistant", parts=[DataPart(_to_json_value(value))])]
-    )
+    return TaskResult("completed", [Message("assistant", [DataPart(to_json_value(value, WIDE_LIMITS))])])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,6 +105,11 @@ class BoundCapability:
     content_type: str = JSON_CONTENT_TYPE
     concurrency: int | None = None
     retry: Retry | None = None
+    _is_async: bool = field(init=False, repr=False)
+    """Of ``function``; looked up once, for it takes some looking."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_is_async", inspect.iscoroutinefunction(self.function))
 
     @property
     def schema(self) -> Mapping[str, Any]:
@@ -239,9 +242,9 @@ class BoundCapability:
         return to_result(await self._run(arguments))
 
     async def _run(self, arguments: dict[str, Any]) -> Any:
+        if self._is_async:
+            return await self.function(**arguments)
         call = functools.partial(self.function, **arguments)
-        if inspect.iscoroutinefunction(self.function):
-            return await call()
         context = find_context()
         value = await self.threads.run(call, None if context is None else context.caller_spiffe_id)
         return await value if inspect.isawaitable(value) else value
@@ -250,8 +253,8 @@ class BoundCapability:
         context = find_context()
         remaining = context.remaining() if context else math.inf
         # Who calls stops waiting at the deadline, and the answer that says so has to be there by then.
-        remaining -= min(_ANSWER_SECONDS, remaining / 10)
-        return min(remaining, self.timeout or math.inf)
+        remaining -= _ANSWER_SECONDS if remaining > 10 * _ANSWER_SECONDS else remaining / 10
+        return self.timeout if self.timeout and self.timeout < remaining else remaining
 
     def _broken(self, error: BaseException) -> TaskResult:
         number = correlation_id(error)

@@ -38,6 +38,8 @@ def policy_form(value: Any) -> Any:
         return _mapping(value)
     if kind is list:
         return [policy_form(item) for item in value]
+    if kind is int or kind is float:
+        return to_json_value(value)
     return _converted(value)
 
 

@@ -426,8 +426,8 @@ MUTANTS = (
     ARGUMENTS(
         what="defaults, as the policy sees them",
         function="Arguments._call",
-        find="{**self._defaults, **{key: policy_form(arguments[key]) for key in (*given, *extras)}}",
-        put="{key: policy_form(arguments[key]) for key in (*given, *extras)}",
+        find="self._defaults.copy()",
+        put="{}",
         tests=("test_two_readings.py::test_a_field_left_out", "test_evaluator.py::test_an_argument_left_out"),
     ),
     # --- 11. authorization

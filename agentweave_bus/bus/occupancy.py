@@ -42,6 +42,7 @@ class Occupancy:
 
     def __init__(self, places: int, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         self.taken_in = places * _TAKEN_IN_PER_PLACE
+        self._taken_in_of_one = max(1, self.taken_in // 2)
         self.max_bytes = max_bytes
         self._bytes = 0
         self._places = asyncio.Semaphore(places)
@@ -53,7 +54,7 @@ class Occupancy:
         known = self._callers.get(caller)
         if known is None:
             known = _Caller(asyncio.Semaphore(self._share))
-        if known.taken_in >= max(1, self.taken_in // 2) or not self._has_room(known, size):
+        if known.taken_in >= self._taken_in_of_one or not self._has_room(known, size):
             return False
         self._callers[caller] = known
         known.taken_in += 1

@@ -62,6 +62,8 @@ __all__ = ["Runner"]
 _log = logging.getLogger(__name__)
 
 _ON_STOP_SECONDS: Final = 10.0
+_KIND_TOLD: Final = {kind: (Kind.TASK if kind is Kind.REISSUE else kind).value for kind in Kind}
+"""What a handler is told of a request's kind: what the control role reissues is a task."""
 
 
 class _ConnectedAgent:
@@ -394,7 +396,7 @@ class _Served:
             request_time=datetime.fromtimestamp(head.iat / 1000, UTC),
             task_id=head.id,
             deadline_ms=head.exp,
-            kind=Kind.TASK.value if head.kind is Kind.REISSUE else head.kind.value,
+            kind=_KIND_TOLD[head.kind],
             transport="bus",
             via=asks.via,
             principal=asks.principal,

@@ -174,7 +174,7 @@ class Message:
         fields = _keys(value, where, required=("role", "parts"))
         parts = _items(fields["parts"], f"{where}.parts")
         _one_of(fields["role"], _ROLES, f"{where}.role")
-        return cls(fields["role"], [_part(part, f"{where}.parts[{i}]") for i, part in enumerate(parts)])
+        return cls(fields["role"], [_part(part, where, i) for i, part in enumerate(parts)])
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -204,9 +204,10 @@ class TaskResult:
     ) -> None:
         _one_of(status, _STATUSES, "status")
         said = _instances(messages, (Message,), "messages")
-        given: list[Mapping[str, Any]] = _items(artifacts, "artifacts")
-        if given:
-            given = [_artifact(item, f"artifacts[{i}]") for i, item in enumerate(given)]
+        given: list[Mapping[str, Any]] = []
+        if artifacts != ():
+            items = _items(artifacts, "artifacts")
+            given = [_artifact(item, f"artifacts[{i}]") for i, item in enumerate(items)]
         if error is not None:
             _expect(error, str, "error")
         _set(self, "status", _STATUSES[status])
@@ -256,7 +257,7 @@ class TaskResult:
         return cls(
             status=fields["status"],
             messages=[Message.from_json(m, where=f"messages[{i}]") for i, m in enumerate(messages)],
-            artifacts=_items(fields.get("artifacts", []), "result.artifacts"),
+            artifacts=_items(fields["artifacts"], "result.artifacts") if "artifacts" in fields else (),
             error=fields.get("error"),
         )
 
@@ -392,7 +393,13 @@ def _artifact(value: Any, where: str) -> Artifact:
     return cast("Artifact", fields)
 
 
-def _part(value: Any, where: str) -> Part:
+_DATA_KEYS: Final = frozenset({"type", "data"})
+
+
+def _part(value: Any, message: str, index: int) -> Part:
+    if type(value) is dict and value.keys() == _DATA_KEYS and value["type"] == "data":
+        return DataPart(value["data"])  # most are; of others it is worked out where they stand
+    where = f"{message}.parts[{index}]"
     kind = value.get("type") if isinstance(value, dict) else None
     _one_of(kind, ("data", "text"), f"{where}.type")
     fields = _keys(value, where, required=("type", cast("str", kind)))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StrictEncoder"]
 
+_DEL: Final = 0x7F
 _ONLY_JSON: Final = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 
@@ -48,7 +49,7 @@ class StrictEncoder:
             data = orjson.dumps(value, self._default, _ONLY_JSON)
         except TypeError:  # no JSON, or larger or deeper than orjson goes: decided below
             return self._strict(value).encode()
-        # The null may stand for NaN.
-        if b"null" in data or b"\x7f" in data or not data.isascii():
+        # The null may stand for NaN. Looked for so, and not with "in", which tries bytes as a number first.
+        if data.find(b"null") >= 0 or _DEL in data or not data.isascii():
             return self._strict(value).encode()
         return data

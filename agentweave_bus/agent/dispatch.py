@@ -52,7 +52,7 @@ from agentweave_bus.exceptions import (
 )
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.retry import Retry
-from agentweave_bus.types import Capability, DataPart, JsonValue, Message, ResultStatus, TaskResult
+from agentweave_bus.types import Capability, DataPart, JsonValue, Message, TaskResult
 
 __all__ = ["BoundCapability", "CapabilityTable", "ValidatedCall", "to_result"]
 
@@ -149,7 +149,7 @@ class BoundCapability:
             raise
         if result is None:
             result = self._too_late(seconds)
-        return result if result.status is not ResultStatus.FAILED else await _undone(result)
+        return result if result.status != "failed" else await _undone(result)
 
     async def attempt(
         self,

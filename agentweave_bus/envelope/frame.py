@@ -19,7 +19,7 @@ __all__ = ["Frame", "Link", "Proof", "check_size", "decode_frame", "encode_frame
 _HASH_BYTES = 32
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, init=False)
 class Proof:
     """A signature over a tree of ``size`` heads, and the way from head number ``index`` to its root.
 
@@ -31,8 +31,13 @@ class Proof:
     index: int
     path: tuple[bytes, ...]
 
+    def __init__(self, signature: bytes, size: int, index: int, path: tuple[bytes, ...]) -> None:
+        # Four of these and four links are made for each call. What dataclasses would write here, a call of
+        # object.__setattr__ for each field, takes twice as long.
+        self.__dict__.update(signature=signature, size=size, index=index, path=path)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, init=False)
 class Link:
     """An envelope without its payload: enough to show later who asked whom for what.
 
@@ -43,8 +48,18 @@ class Link:
     head_bytes: bytes
     proof: Proof
     chain: tuple[bytes, ...]
-    _head: Head | None = field(default=None, repr=False, compare=False)
-    _digest: bytes | None = field(default=None, repr=False, compare=False)
+    _head: Head | None = field(repr=False, compare=False)
+    _digest: bytes | None = field(repr=False, compare=False)
+
+    def __init__(
+        self,
+        head_bytes: bytes,
+        proof: Proof,
+        chain: tuple[bytes, ...],
+        _head: Head | None = None,
+        _digest: bytes | None = None,
+    ) -> None:
+        self.__dict__.update(head_bytes=head_bytes, proof=proof, chain=chain, _head=_head, _digest=_digest)
 
     @property
     def head(self) -> Head:
@@ -55,7 +70,7 @@ class Link:
 
         """
         if self._head is None:
-            object.__setattr__(self, "_head", parse_head(self.head_bytes))
+            self.__dict__["_head"] = parse_head(self.head_bytes)
         assert self._head is not None
         return self._head
 
@@ -63,7 +78,7 @@ class Link:
     def digest(self) -> bytes:
         """The digest of the head, 32 bytes."""
         if self._digest is None:
-            object.__setattr__(self, "_digest", head_digest(self.head_bytes))
+            self.__dict__["_digest"] = head_digest(self.head_bytes)
         assert self._digest is not None
         return self._digest
 

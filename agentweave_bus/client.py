@@ -22,6 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision, Grants
@@ -31,7 +32,7 @@ from agentweave_bus.bus.blobs import Blobs
 from agentweave_bus.bus.outbound import as_call_errors, check_arguments, noting_attempts, outbound_denial
 from agentweave_bus.bus.records import decision_facts, sealed_facts
 from agentweave_bus.bus.requests import Answer, Request
-from agentweave_bus.bus.subjects import call_subject
+from agentweave_bus.bus.subjects import call_subject, check_capability
 from agentweave_bus.envelope import (
     DEFAULT_LIMITS,
     JSON_CONTENT_TYPE,
@@ -318,9 +319,10 @@ class Client:
 
             async def record(sealed: Sealed) -> None:
                 entry = {"event": "submit", **sealed_facts(sealed), **decision_facts(facts, decision)}
-                schedule = _schedule(sealed.head)
-                times = {} if schedule is None else schedule.facts()
-                await self.audit.record({**entry, "pd": sealed.head.pd.hex(), **times})
+                entry["pd"] = sealed.head.pd.hex()
+                if (schedule := _schedule(sealed.head)) is not None:
+                    entry |= schedule.facts()
+                await self.audit.record(entry)
 
             with as_call_errors("task", f"the task could not be stored for {task.agent}"):
                 on_sealed = noting_attempts(record) if self.tracing.enabled else record
@@ -390,8 +392,7 @@ class Client:
     ) -> tuple[SpiffeID, JsonValue, bytes]:
         """Return the callee, the payload as it will be read, and its bytes, if all can be."""
         try:
-            callee = SpiffeID(target)
-            call_subject(callee, capability)  # refuses what no agent can have as an ID or a name
+            callee = _addressed(target, check_capability(capability))
             value, data = convert_payload({} if payload is None else payload, limits)
         except AgentWeaveError as error:
             raise CallRefusedError(str(error), step="local", reason=str(error)) from error
@@ -495,6 +496,14 @@ class Client:
 
     def _denied(self, facts: AuthzContext, decision: AuthzDecision) -> AuthorizationError:
         return outbound_denial(facts, decision, audit=self.audit, metrics=self.metrics)
+
+
+@lru_cache(1024)  # many calls and tasks go to few
+def _addressed(target: str, capability: str) -> SpiffeID:
+    """Return the callee that ``target`` names. It and the capability are what can stand in a subject."""
+    callee = SpiffeID(target)
+    call_subject(callee, capability)
+    return callee
 
 
 def _schedule(head: Head) -> Schedule | None:

@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import anyio
 import nats.errors
@@ -113,13 +113,6 @@ class NotPermittedError(BusError):
         self.subject = subject
 
 
-class _Question(NamedTuple):
-    """What the broker was asked, and has not answered yet."""
-
-    subject: str
-    answer: asyncio.Future[Msg]
-
-
 class Session:
     """One live connection. Made by :class:`Keeper`; others subscribe, publish and ask through it."""
 
@@ -130,7 +123,7 @@ class Session:
         self._client = client
         self._serving: list[Subscription] = []
         self._taken_back: set[str] = set()
-        self._answers: dict[str, _Question] = {}
+        self._answers: dict[str, tuple[str, asyncio.Future[Msg]]] = {}  # by where the answer goes
         self._waiting: set[asyncio.Future[Any]] = set()
         self._api = api_inbox(me, self.instance)
         self._secret = _token()  # the instance's token is known to peers; this is known to the broker alone
@@ -308,10 +301,10 @@ class Session:
         Return whether anybody did.
         """
         told = False
-        for asked in list(self._answers.values()):
+        for asked_on, answer in list(self._answers.values()):
             # The client library gives the broker's words in lower case.
-            if asked.subject.lower() == subject.lower() and not asked.answer.done():
-                asked.answer.set_exception(NotPermittedError(asked.subject))
+            if asked_on.lower() == subject.lower() and not answer.done():
+                answer.set_exception(NotPermittedError(asked_on))
                 told = True
         return told
 
@@ -324,7 +317,7 @@ class Session:
         """Have ``answer`` get the broker's answer to what is asked on ``subject``; return where to."""
         self._asked += 1
         reply = f"{self._api}.{self._secret}{self._asked:x}"
-        self._answers[reply] = _Question(subject, answer)
+        self._answers[reply] = subject, answer
         self._keep_open_for(answer)
         return reply
 
@@ -419,8 +412,8 @@ class Session:
 
     async def _on_api_answer(self, message: Msg) -> None:
         asked = self._answers.get(message.subject)
-        if asked is not None and not asked.answer.done():
-            asked.answer.set_result(message)
+        if asked is not None and not asked[1].done():
+            asked[1].set_result(message)
 
 
 class _LastSession(Session):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import Final
 
 from agentweave_bus.authz import AuditLog, AuthzContext, AuthzDecision
@@ -90,20 +90,30 @@ def outbound_denial(
     return AuthorizationError(told, reason=decision.reason, audit_id=audit_id, direction="outbound")
 
 
-@contextmanager
-def as_call_errors(what: str, could_not: str) -> Iterator[None]:
+class as_call_errors:  # noqa: N801 - a context manager, and none of a generator: each call enters one
     """Make one of the branches of ``AgentCallError`` of whatever keeps something from being sent.
 
     ``what`` is a ``call``, a ``task`` or an ``event``; ``could_not`` says what could not be done where
     nothing was.
     """
-    try:
-        yield
-    except AgentCallError:
-        raise
-    except AuditError as error:
-        raise CallRefusedError(f"the {what} could not be recorded: {error}", step="local") from error
-    except EnvelopeError as error:
-        raise CallRefusedError(f"the {what} can't be sealed: {error}", step="local") from error
-    except AgentWeaveError as error:
-        raise UnreachableError(f"{could_not}: {error}") from error
+
+    __slots__ = ("_could_not", "_what")
+
+    def __init__(self, what: str, could_not: str) -> None:
+        self._what = what
+        self._could_not = could_not
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Raise the branch in place of an error that is none."""
+        if error is None or isinstance(error, AgentCallError) or not isinstance(error, AgentWeaveError):
+            return
+        if isinstance(error, AuditError):
+            told = f"the {self._what} could not be recorded: {error}"
+            raise CallRefusedError(told, step="local") from error
+        if isinstance(error, EnvelopeError):
+            raise CallRefusedError(f"the {self._what} can't be sealed: {error}", step="local") from error
+        raise UnreachableError(f"{self._could_not}: {error}") from error

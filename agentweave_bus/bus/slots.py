@@ -141,7 +141,7 @@ class Slots:
 
 def acknowledged(message: Msg, stream: str) -> SlotOutcome:
     """Read JetStream's acknowledgement of something that was to be stored in ``stream``."""
-    if _status(message) == _NO_RESPONDERS:
+    if not message.data and _status(message) == _NO_RESPONDERS:
         return SlotOutcome.NOWHERE
     try:
         answer: Any = orjson.loads(message.data)

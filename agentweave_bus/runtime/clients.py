@@ -173,20 +173,18 @@ class AgentWeaveClient:
             AgentWeaveError: the client is not connected.
 
         """
-        parts = self._connected()
-        options = TaskOptions(
-            idempotency_key=idempotency_key,
+        said = self._said(
             deadline=deadline,
             delay=delay,
             at=at,
             every=every,
             priority=priority,
-            retry=None if retry is None else retry.to_map(),
-            timeout=self.config.bus.call_timeout if timeout is None else timeout,
+            retry=retry,
+            timeout=timeout,
             principal=principal,
             scope=scope,
         )
-        return parts.handles.of(*await parts.client.submit(target, capability, payload, options))
+        return await self._submit(target, capability, payload, said, idempotency_key)
 
     def submit_many(
         self,
@@ -204,12 +202,46 @@ class AgentWeaveClient:
         options are those of :meth:`submit`. What it raises for one of them is raised in its place; those that
         are under way behind it may have been stored, so to try again safely give them keys.
         """
+        said = self._said(**options)
 
         def start(payload: Any) -> Callable[[], Coroutine[Any, Any, TaskHandle]]:
             key = None if idempotency_key is None else idempotency_key(payload)
-            return partial(self.submit, target, capability, payload, idempotency_key=key, **options)
+            return partial(self._submit, target, capability, payload, said, key)
 
         return pipelined(start(payload) for payload in payloads)
+
+    def _said(
+        self,
+        *,
+        deadline: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        every: str | None = None,
+        priority: int | None = None,
+        retry: Retry | None = None,
+        timeout: float | None = None,
+        principal: Mapping[str, str] | None = None,
+        scope: Sequence[str] | None = None,
+    ) -> TaskOptions:
+        """Return what :meth:`submit` was told that is the same for every task of :meth:`submit_many`."""
+        return TaskOptions(
+            deadline=deadline,
+            delay=delay,
+            at=at,
+            every=every,
+            priority=priority,
+            retry=None if retry is None else retry.to_map(),
+            timeout=self.config.bus.call_timeout if timeout is None else timeout,
+            principal=principal,
+            scope=scope,
+        )
+
+    async def _submit(
+        self, target: str, capability: str, payload: Any, said: TaskOptions, key: str | None
+    ) -> TaskHandle:
+        parts = self._connected()
+        options = said if key is None else said._replace(idempotency_key=key)
+        return parts.handles.of(*await parts.client.submit(target, capability, payload, options))
 
     async def publish(
         self,

@@ -13,7 +13,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
+from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
@@ -102,6 +103,16 @@ class TaskReference(NamedTuple):
         return f"{self.target}#{self.capability}/{self.id}{by}"
 
 
+class _Means(NamedTuple):
+    """What all handles of one identity work with. ``own_log`` is where a task's submission may stand."""
+
+    desk: Desk
+    hints: Hints
+    cancels: CancelSender
+    approver: Approver
+    own_log: str | Path | None
+
+
 class TaskHandle:
     """A task that was submitted; ``Client.submit`` and :meth:`Handles.named` make them.
 
@@ -112,36 +123,38 @@ class TaskHandle:
     def __init__(
         self,
         ref: TaskRef,
+        means: _Means,
         *,
-        desk: Desk,
-        hints: Hints,
-        cancels: CancelSender,
-        approver: Approver,
         digest: bytes | None = None,
         pd: bytes | None = None,
         expires_ms: int | None = None,
         schedule: Schedule | None = None,
-        log: str | Path | None = None,
         parked: ParkedSubmissions | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ref = ref
-        self._desk = desk
-        self._hints = hints
-        self._cancels = cancels
-        self._approver = approver
+        self._desk, self._hints, self._cancels, self._approver, self._own_log = means
         self._digest = digest
         self._pd = None if pd is None else pd.hex()
         self._expires_ms = expires_ms
-        self._own_log = log  # in which its submission may stand
         self._schedule = schedule
         self._parked = parked  # where its schedule may be found, if it is not known
-        self._last_occurrence = LastOccurrence(desk, ref)
-        self._monotonic = monotonic
-        self._log = TaskLog(desk, ref)
-        self._reading = asyncio.Lock()  # one log has one reader
         self._trouble: BusError | None = None
         self._result: tuple[bytes, TaskResult] | None = None  # one that lay apart, and its record's digest
+
+    # Of many handles only the ids are wanted: what reads the task's log is made when it is first needed.
+
+    @cached_property
+    def _log(self) -> TaskLog:
+        return TaskLog(self._desk, self._ref)
+
+    @cached_property
+    def _reading(self) -> asyncio.Lock:
+        """One log has one reader."""
+        return asyncio.Lock()
+
+    @cached_property
+    def _last_occurrence(self) -> LastOccurrence:
+        return LastOccurrence(self._desk, self._ref)
 
     @property
     def id(self) -> str:
@@ -254,8 +267,8 @@ class TaskHandle:
                         waiting.found()
                     if self._log.ended:
                         return await self._status()
-                    if self._monotonic() >= said_at + _REPEAT_S and await self._say_cancel(reason):
-                        said_at = self._monotonic()
+                    if time.monotonic() >= said_at + _REPEAT_S and await self._say_cancel(reason):
+                        said_at = time.monotonic()
                     await _first(waiting, _REPEAT_S)
         except TimeoutError:
             why = self._why()
@@ -492,13 +505,15 @@ class Handles:
     def __init__(
         self, *, desk: Desk, keeper: Keeper, me: SpiffeID, audit: AuditLog, log: str | Path | None = None
     ) -> None:
-        self._desk = desk
         self._me = me
-        self._own_log = log
         self._parked = None if log is None else ParkedSubmissions(log, me)
-        self._hints = Hints(me=me, keeper=keeper)
-        self._cancels = CancelSender(desk=desk, keeper=keeper, me=me, audit=audit)
-        self._approver = Approver(desk=desk, keeper=keeper, me=me, audit=audit)
+        self._means = _Means(
+            desk=desk,
+            hints=Hints(me=me, keeper=keeper),
+            cancels=CancelSender(desk=desk, keeper=keeper, me=me, audit=audit),
+            approver=Approver(desk=desk, keeper=keeper, me=me, audit=audit),
+            own_log=log,
+        )
 
     def of(
         self,
@@ -512,18 +527,9 @@ class Handles:
 
         ``schedule`` is when it is due, of one that was parked.
         """
+        parked = self._parked if digest is None and ref.sender == self._me else None
         return TaskHandle(
-            ref,
-            desk=self._desk,
-            hints=self._hints,
-            cancels=self._cancels,
-            approver=self._approver,
-            digest=digest,
-            pd=pd,
-            expires_ms=expires_ms,
-            schedule=schedule,
-            log=self._own_log,
-            parked=self._parked if digest is None and ref.sender == self._me else None,
+            ref, self._means, digest=digest, pd=pd, expires_ms=expires_ms, schedule=schedule, parked=parked
         )
 
     def named(self, reference: str) -> TaskHandle:
@@ -538,7 +544,7 @@ class Handles:
     @property
     def cancels(self) -> CancelSender:
         """What says that a task is to be cancelled, also of those whose records are not this identity's."""
-        return self._cancels
+        return self._means.cancels
 
 
 def _audit_id(message: str) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 
@@ -84,10 +85,14 @@ class Submission(NamedTuple):
     @property
     def place(self) -> tuple[str, str]:
         """The subject on which it is published, and the stream that stores it."""
-        if self.due_ms is not None:
-            return park_subject(self.agent, self.capability), parked_stream_name(self.agent)
-        subject = task_subject(self.agent, self.capability, Priority.of(self.priority))
-        return subject, tasks_stream_name(self.agent)
+        return _place(self.agent, self.capability, self.priority, parked=self.due_ms is not None)
+
+
+@lru_cache(1024)  # many tasks go to few
+def _place(agent: SpiffeID, capability: str, priority: int | None, *, parked: bool) -> tuple[str, str]:
+    if parked:
+        return park_subject(agent, capability), parked_stream_name(agent)
+    return task_subject(agent, capability, Priority.of(priority)), tasks_stream_name(agent)
 
 
 class Submissions:
@@ -131,13 +136,12 @@ class Submissions:
         """
         began = self._monotonic()
         until, patient_until = began + timeout_s, began + min(timeout_s, self._patience_s)
-        pause, in_doubt = _FIRST_PAUSE_S, False
+        pause, in_doubt, left = _FIRST_PAUSE_S, False, timeout_s
         while True:
-            left = until - self._monotonic()
             outcome, sealed = await self._attempt(task, on_sealed, left, in_doubt=in_doubt)
-            now = self._monotonic()
             if outcome is SlotOutcome.WRITTEN:
                 return sealed
+            now = self._monotonic()
             if outcome is SlotOutcome.FULL:
                 raise QueueFullError(f"the queue of {task.agent} is full; nothing was stored")
             if outcome is SlotOutcome.NOWHERE and not in_doubt and now + pause > patient_until:
@@ -150,7 +154,7 @@ class Submissions:
                     f"no clear word from the broker in time; the task {task.id} may have been stored"
                 )
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _LAST_PAUSE_S)
+            pause, left = min(2 * pause, _LAST_PAUSE_S), until - self._monotonic()
 
     async def _attempt(
         self,

@@ -118,7 +118,7 @@ async def test_what_a_hint_says_is_believed_in_nothing(world: World, handle: Tas
 async def test_nobody_listens_before_somebody_waits_and_nothing_is_kept_after(world: World) -> None:
     parts = world.parts["client"]
     handles = Handles(desk=parts.desk, keeper=parts.keeper, me=parts.me, audit=parts.audit)
-    handle, heard = handles.of(world.ref), handles._hints
+    handle, heard = handles.of(world.ref), handles._means.hints
     assert not heard._hearing
     with pytest.raises(CallTimeoutError):
         await handle.result(0.05)

@@ -310,31 +310,34 @@ class Session:
 
     def watch(self, future: asyncio.Future[Any]) -> None:
         """Keep the session open until ``future`` is done; it fails with ``BusError`` if the session dies."""
-        self._keep_open_for(future)
-        future.add_done_callback(self._unwatch)
+        self._waiting.add(future)
+        self._hold_for(future)
+        future.add_done_callback(self._no_longer_watched)
 
     def _expect(self, subject: str, answer: asyncio.Future[Msg]) -> str:
         """Have ``answer`` get the broker's answer to what is asked on ``subject``; return where to."""
         self._asked += 1
         reply = f"{self._api}.{self._secret}{self._asked:x}"
         self._answers[reply] = subject, answer
-        self._keep_open_for(answer)
+        self._hold_for(answer)
         return reply
 
-    def _keep_open_for(self, future: asyncio.Future[Any]) -> None:
-        self._waiting.add(future)
+    def _hold_for(self, future: asyncio.Future[Any]) -> None:
         self.take_hold()
         if self.closed.is_set():
             future.set_exception(BusError("the connection to the broker is lost"))
 
-    def _no_longer_asked(self, reply: str, future: asyncio.Future[Any]) -> None:
-        self._answers.pop(reply, None)
-        self._unwatch(future)
+    def _no_longer_asked(self, reply: str, answer: asyncio.Future[Msg]) -> None:
+        del self._answers[reply]
+        self._let_go_of(answer)
 
-    def _unwatch(self, future: asyncio.Future[Any]) -> None:
+    def _no_longer_watched(self, future: asyncio.Future[Any]) -> None:
+        self._waiting.discard(future)
+        self._let_go_of(future)
+
+    def _let_go_of(self, future: asyncio.Future[Any]) -> None:
         if not future.cancelled():
             future.exception()  # now it counts as seen, should its owner have failed already
-        self._waiting.discard(future)
         self.release_hold()
 
     def take_hold(self) -> None:
@@ -389,7 +392,7 @@ class Session:
         """Record that the connection is gone; everyone who waits on it is told."""
         self._retire()
         self.closed.set()
-        for future in list(self._waiting):
+        for future in (*self._waiting, *(answer for _, answer in self._answers.values())):
             if not future.done():
                 future.set_exception(BusError("the connection to the broker is lost"))
 

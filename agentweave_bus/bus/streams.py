@@ -209,11 +209,11 @@ def event_consumer_name(subscriber: SpiffeID, *, ordered: bool) -> str:
     return f"{'o' if ordered else 'e'}-{_hashed(agent_prefix(Family.EVENT, subscriber))}"
 
 
+@lru_cache(4096)  # asked for with each read of a slot
 def _name(kind: str, family: Family, agent: SpiffeID) -> str:
     return f"{kind}-{_hashed(agent_prefix(family, agent))}"
 
 
-@lru_cache(4096)  # asked for with each read of a slot
 def _hashed(text: str) -> str:
     return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=").lower()
 

@@ -388,7 +388,12 @@ def _agent_of(domain: str, path: str) -> SpiffeID:
 
 
 def _numbered(family: Family, agent: SpiffeID, sender: SpiffeID, key: str, number: int) -> str:
-    return _bounded(f"aw.{family}.{_tokens(agent)}.{_tokens(sender)}.{_checked_key(key)}.{_count(number)}")
+    return _bounded(f"{_shared_prefix(family, agent, sender)}.{_checked_key(key)}.{_count(number)}")
+
+
+@lru_cache(_REMEMBERED)  # of one pair's tasks each has several such subjects
+def _shared_prefix(family: Family, agent: SpiffeID, sender: SpiffeID) -> str:
+    return f"aw.{family}.{_tokens(agent)}.{_tokens(sender)}"
 
 
 def _checked_key(key: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Final
 
 from agentweave_bus.agent import BoundCapability
 from agentweave_bus.agent.lifecycle import HEALTH
@@ -34,6 +35,9 @@ from agentweave_bus.tasks.traced_deliveries import traced_deliveries
 from agentweave_bus.types import Artifact
 
 __all__ = ["Steps", "TaskService", "Telling"]
+
+_RETRY: Final = Retry()
+"""How a task is tried again whose capability does not say."""
 
 
 class TaskService:
@@ -136,7 +140,7 @@ class TaskService:
 
     def _rule_of(self, opened: OpenedTask) -> Retry:
         bound = self._table[opened.capability.name]
-        return (bound.retry or Retry()).narrowed(opened.request.head.retry)
+        return (bound.retry or _RETRY).narrowed(opened.request.head.retry)
 
     def _seconds_of(self, opened: OpenedTask) -> float:
         return self._table[opened.capability.name].timeout or self._seconds

@@ -98,12 +98,12 @@ class TaskLog:
     @property
     def ended(self) -> bool:
         """Whether the task has come to a terminal state."""
-        return self.last is not None and self.last.state.terminal
+        return bool(self.records) and self.records[-1].body.state.terminal
 
     @property
     def closed(self) -> bool:
         """Whether nothing can follow: it has ended, and not by failing, which a redrive can take back."""
-        return self.ended and self.last is not None and self.last.state is not TaskState.FAILED
+        return self.ended and self.records[-1].body.state is not TaskState.FAILED
 
     @property
     def redriven(self) -> int:
@@ -113,8 +113,11 @@ class TaskLog:
     @property
     def given_back(self) -> int:
         """How many attempts of the present run do not count, because their worker was told to stop."""
-        ended = sum(one.body.given_back is True for one in self.records if one.epoch >= self.redriven)
-        return min(ended, _MOST_GIVEN_BACK)
+        given_back = [one.epoch for one in self.records if one.body.given_back is True]
+        if not given_back:
+            return 0
+        since = self.redriven
+        return min(sum(epoch >= since for epoch in given_back), _MOST_GIVEN_BACK)
 
     @property
     def crowded(self) -> bool:
@@ -124,7 +127,7 @@ class TaskLog:
     @property
     def undoing(self) -> bool:
         """Whether whatever is left of the present run is to undo what was done."""
-        return self.last is not None and not self.ended and self.last.body.undoes is True
+        return bool(self.records) and self.records[-1].body.undoes is True and not self.ended
 
     def runs(self, since: int = 0) -> int:
         """Return how often the handler was run, from an attempt on: passes that only undo do not count."""
@@ -151,7 +154,7 @@ class TaskLog:
     @property
     def epoch(self) -> int:
         """How many attempts have begun."""
-        return 0 if self.last is None else self.last.epoch
+        return self.records[-1].epoch if self.records else 0
 
     async def refresh(self) -> bool:
         """Read what was recorded since; return whether there was anything.

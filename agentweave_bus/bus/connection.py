@@ -47,6 +47,7 @@ __all__ = [
     "NotPermittedError",
     "PermissionListener",
     "Session",
+    "too_late",
 ]
 
 _log = logging.getLogger(__name__)
@@ -236,6 +237,26 @@ class Session:
         except nats.errors.Error as error:
             raise BusError("the connection to the broker is lost") from error
 
+    async def publish_within(
+        self,
+        timeout_s: float,
+        subject: str,
+        data: bytes,
+        reply: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Do as :meth:`publish`, and wait at most so many seconds for room in the connection's buffer.
+
+        Raises:
+            TimeoutError: there was none.
+
+        """
+        if self._client.pending_data_size + len(data) <= _NEVER_WAITS_BYTES:
+            await self.publish(subject, data, reply, headers)  # needs no timer: there is room
+            return
+        async with asyncio.timeout(timeout_s):
+            await self.publish(subject, data, reply, headers)
+
     async def post(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None
     ) -> asyncio.Future[Msg]:
@@ -273,14 +294,10 @@ class Session:
         # Each task asks several times: this is post() without callbacks, and with one timer for everything.
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Msg] = loop.create_future()
-        timer = loop.call_later(timeout_s, _too_late, answer)
+        timer = loop.call_later(timeout_s, too_late, answer)
         reply = self._expect(subject, answer)
         try:
-            if self._client.pending_data_size + len(data) <= _NEVER_WAITS_BYTES:
-                await self.publish(subject, data, reply, headers)
-            else:
-                async with asyncio.timeout(timeout_s):
-                    await self.publish(subject, data, reply, headers)
+            await self.publish_within(timeout_s, subject, data, reply, headers)
             return await answer
         finally:
             timer.cancel()
@@ -309,10 +326,14 @@ class Session:
         return told
 
     def watch(self, future: asyncio.Future[Any]) -> None:
-        """Keep the session open until ``future`` is done; it fails with ``BusError`` if the session dies."""
+        """Keep the session open until :meth:`unwatch`; ``future`` fails with ``BusError`` if it dies."""
         self._waiting.add(future)
         self._hold_for(future)
-        future.add_done_callback(self._no_longer_watched)
+
+    def unwatch(self, future: asyncio.Future[Any]) -> None:
+        """Let the session go, as far as ``future`` is concerned. Once for each :meth:`watch`."""
+        self._waiting.discard(future)
+        self._let_go_of(future)
 
     def _expect(self, subject: str, answer: asyncio.Future[Msg]) -> str:
         """Have ``answer`` get the broker's answer to what is asked on ``subject``; return where to."""
@@ -330,10 +351,6 @@ class Session:
     def _no_longer_asked(self, reply: str, answer: asyncio.Future[Msg]) -> None:
         del self._answers[reply]
         self._let_go_of(answer)
-
-    def _no_longer_watched(self, future: asyncio.Future[Any]) -> None:
-        self._waiting.discard(future)
-        self._let_go_of(future)
 
     def _let_go_of(self, future: asyncio.Future[Any]) -> None:
         if not future.cancelled():
@@ -819,7 +836,8 @@ async def _then_cancel(event: asyncio.Event, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-def _too_late(answer: asyncio.Future[Msg]) -> None:
+def too_late(answer: asyncio.Future[Any]) -> None:
+    """Have whoever waits for ``answer`` wait no more: for a timer, where it is all that can block."""
     if not answer.done():
         answer.set_exception(TimeoutError())
 

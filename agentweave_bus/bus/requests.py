@@ -36,7 +36,7 @@ from typing import Any, Final, NamedTuple
 import anyio
 from nats.aio.msg import Msg
 
-from agentweave_bus.bus.connection import Keeper, Session
+from agentweave_bus.bus.connection import Keeper, Session, too_late
 from agentweave_bus.bus.dropped import DropLog, WhyDropped, dropped_words
 from agentweave_bus.bus.subjects import call_subject, reply_subject
 from agentweave_bus.bus.turns import Turns
@@ -309,11 +309,11 @@ class Requests:
         session = await self._keeper.session(self._until(call.deadline))
         woken = call.renew()
         session.watch(woken)
-        share = 1 if final else 2
+        within_s = max(0.001, self._until(call.deadline) / (1 if final else 2))
+        timer = asyncio.get_running_loop().call_later(within_s, too_late, woken)
         try:
-            async with asyncio.timeout(max(0.001, self._until(call.deadline) / share)):
-                await self._send(session, call)
-                signal = await woken
+            await self._send(session, call, within_s)
+            signal = await woken
         except BusError as error:
             if final:
                 raise ConnectionLostError(
@@ -328,7 +328,9 @@ class Requests:
                 ) from None
             return _Signal.NO_ANSWER
         finally:
+            timer.cancel()
             woken.cancel()
+            session.unwatch(woken)
         return self._conclude(signal, request)
 
     @staticmethod
@@ -350,7 +352,7 @@ class Requests:
                 await call.renew()  # what is no answer ends no pause
         return call.answer
 
-    async def _send(self, session: Session, call: _Call) -> None:
+    async def _send(self, session: Session, call: _Call, within_s: float) -> None:
         request, now_ms = call.request, self._clock_ms()
         subject = call_subject(request.callee, request.capability)
         reply = reply_subject(session.me, session.instance, call.id)
@@ -380,7 +382,7 @@ class Requests:
         call.attempts[sealed.digest] = False
         call.subjects.add(reply)
         self._calls[reply] = call
-        await session.publish(subject, sealed.frame, reply)
+        await session.publish_within(within_s, subject, sealed.frame, reply)
 
     def _until(self, instant: float) -> float:
         return max(0.0, instant - self._monotonic())

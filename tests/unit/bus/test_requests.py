@@ -32,7 +32,9 @@ class Session:
     def watch(self, _future):
         pass
 
-    async def publish(self, subject, _data, reply):
+    unwatch = watch
+
+    async def publish_within(self, _timeout_s, subject, _data, reply):
         self.sent.append(time.monotonic())
         if not self.silent:
             nobody = SimpleNamespace(subject=reply, data=b"", headers={"Status": "503"})
@@ -149,8 +151,8 @@ class Answering(Session):
         self.world, self.script = world, script
         self.heads, self.replies = [], []
 
-    async def publish(self, subject, data, reply):
-        await super().publish(subject, data, reply)
+    async def publish_within(self, timeout_s, subject, data, reply):
+        await super().publish_within(timeout_s, subject, data, reply)
         self.heads.append(decode_frame(data).head)
         for attempt, answer in self.script[len(self.heads) - 1]:
             await self.on_reply(self.message(reply, self.heads[attempt], answer))

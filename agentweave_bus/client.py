@@ -481,7 +481,7 @@ class Client:
             if before is None:
                 return
             entry = {"event": "call", **sealed_facts(sealed), **decision_facts(facts, decision)}
-            await self.audit.record(entry | before)
+            await self.audit.record(entry | before if before else entry)
             if watching:
                 self.repeats.recorded(kind, self.clock_ms())
 

@@ -8,8 +8,8 @@ sentence of who sent it.
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Final
 
@@ -74,7 +74,7 @@ class DropLog:
         )
 
 
-def dropped_words(dropped: Counter[WhyDropped]) -> str:
+def dropped_words(dropped: Mapping[WhyDropped, int]) -> str:
     """Return what is to be added to the words about a call without an answer; empty if nothing is."""
     if not dropped:
         return ""

@@ -25,7 +25,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -112,11 +111,11 @@ class Request(NamedTuple):
     safe: bool = False
     trace: str | None = None
     on_sealed: Callable[[Sealed], Awaitable[None]] | None = None
-    """Awaited with each sealed attempt before it is sent; what it raises ends the call."""
+    """Awaited with each sealed attempt before it is sent; what it raises ends the call. The last field."""
 
     def recorded_by(self, on_sealed: Callable[[Sealed], Awaitable[None]]) -> Request:
         """Return the same request whose sealed attempts are shown to ``on_sealed``."""
-        return self._replace(on_sealed=on_sealed)
+        return Request(*self[:-1], on_sealed)
 
 
 class Answer(NamedTuple):
@@ -143,7 +142,7 @@ class _Call:
         self.deadline = deadline  # by the monotonic clock, in seconds
         self.attempts: dict[bytes, bool] = {}
         self.in_doubt = False  # an attempt ended without a signed answer, so it may have been received
-        self.dropped: Counter[WhyDropped] = Counter()
+        self.dropped: dict[WhyDropped, int] = {}
         self.subjects: set[str] = set()
         self.answer: OpenedEnvelope | None = None
         self.woken: asyncio.Future[_Signal | OpenedEnvelope] = asyncio.get_running_loop().create_future()
@@ -243,8 +242,9 @@ class Requests:
             self._pending -= 1
 
     async def _call(self, request: Request) -> Answer:
-        deadline = self._monotonic() + (request.deadline_ms - self._clock_ms()) / 1000
-        call = _Call(request, new_id(self._clock_ms()), deadline)
+        now_ms = self._clock_ms()
+        deadline = self._monotonic() + (request.deadline_ms - now_ms) / 1000
+        call = _Call(request, new_id(now_ms), deadline)
         try:
             opened = await self._answered(call)
             asked = 1
@@ -406,11 +406,11 @@ class Requests:
             call.nobody_there()
         elif call.is_answered:
             self._metrics.reply_dropped(DropReason.DUPLICATE)
-        elif call.dropped.total() >= _MOST_FORGED:
+        elif sum(call.dropped.values()) >= _MOST_FORGED:
             self._metrics.reply_dropped(DropReason.FORGED)  # unopened, or they would keep all others waiting
         elif isinstance(opened := self._open(me, call, message), WhyDropped):
             self._metrics.reply_dropped(DropReason.FORGED)
-            call.dropped[opened] += 1
+            call.dropped[opened] = call.dropped.get(opened, 0) + 1
             self._drop_log.note(call.request.callee, call.request.capability, opened)
         elif opened.head.kind is Kind.REPLY or self._all_refused(call, opened):
             call.wake(opened)

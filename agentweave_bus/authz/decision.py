@@ -10,9 +10,11 @@ This module knows no engine, no file and no network.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from agentweave_bus.spiffe_id import SpiffeID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -169,7 +171,7 @@ def _verdict(allowed: object, allow: object) -> bool:
     return verdict
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False)
 class AuthzContext:
     """One action that somebody is about to take.
 
@@ -200,23 +202,68 @@ class AuthzContext:
     callee: str
     action: str
     direction: Direction
-    payload: Any = None
-    task_id: str = ""
-    kind: str = "call"
-    transport: str = "bus"
-    via: Sequence[Mapping[str, Any]] = ()
-    principal: Mapping[str, Any] | None = None
-    scope: Sequence[str] | None = None
-    evidence: str = "envelope"
-    stored_at: int | None = None
-    sender_expired: bool = False
-    reissued_by: str | None = None
-    approval: Mapping[str, Any] | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    payload: Any
+    task_id: str
+    kind: str
+    transport: str
+    via: Sequence[Mapping[str, Any]]
+    principal: Mapping[str, Any] | None
+    scope: Sequence[str] | None
+    evidence: str
+    stored_at: int | None
+    sender_expired: bool
+    reissued_by: str | None
+    approval: Mapping[str, Any] | None
+    extra: Mapping[str, Any]
+
+    def __init__(
+        self,
+        *,
+        caller: str,
+        callee: str,
+        action: str,
+        direction: Direction,
+        payload: Any = None,
+        task_id: str = "",
+        kind: str = "call",
+        transport: str = "bus",
+        via: Sequence[Mapping[str, Any]] = (),
+        principal: Mapping[str, Any] | None = None,
+        scope: Sequence[str] | None = None,
+        evidence: str = "envelope",
+        stored_at: int | None = None,
+        sender_expired: bool = False,
+        reissued_by: str | None = None,
+        approval: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        # One is made for each call on both its sides. What dataclasses would write here, object.__setattr__
+        # for each of the seventeen, costs twice as much; hence no slots, either.
+        self.__dict__.update(
+            caller=caller,
+            callee=callee,
+            action=action,
+            direction=direction,
+            payload=payload,
+            task_id=task_id,
+            kind=kind,
+            transport=transport,
+            via=via,
+            principal=principal,
+            scope=scope,
+            evidence=evidence,
+            stored_at=stored_at,
+            sender_expired=sender_expired,
+            reissued_by=reissued_by,
+            approval=approval,
+            extra={} if extra is None else extra,
+        )
 
     @property
     def caller_trust_domain(self) -> str:
         """The trust domain of ``caller``; empty if that is no SPIFFE ID."""
+        if isinstance(self.caller, SpiffeID):
+            return self.caller.trust_domain
         scheme, _, rest = self.caller.partition("spiffe://")
         return "" if scheme else rest.partition("/")[0]
 
@@ -234,7 +281,7 @@ class AuthzContext:
         context = self._shared_facts()
         context["payload"] = self.payload
         context["task_id"] = self.task_id
-        context["via"] = [dict(link) for link in self.via]
+        context["via"] = [dict(link) for link in self.via] if self.via else []
         context["evidence"] = self.evidence
         context["sender_expired"] = self.sender_expired
         if self.stored_at is not None:

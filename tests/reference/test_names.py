@@ -143,7 +143,7 @@ def importable(name: str) -> bool:
         except ModuleNotFoundError:
             continue
         for part in parts[split:]:
-            if not hasattr(found, part) and part not in getattr(found, "__slots__", ()):
+            if not hasattr(found, part) and part not in getattr(found, "__annotations__", ()):
                 return False
             found = getattr(found, part, None)
         return True

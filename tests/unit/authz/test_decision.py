@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 from decimal import Decimal
 
@@ -61,6 +62,14 @@ class TestDecision:
 
 
 class TestContext:
+    def test_it_is_frozen_and_can_be_replaced_and_copied(self) -> None:
+        asked = context(payload={"a": 1})
+        for name in ("action", "further"):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(asked, name, "x")
+        assert copy.deepcopy(asked) == dataclasses.replace(asked) == asked
+        assert dataclasses.replace(asked, action="put") == context(payload={"a": 1}, action="put") != asked
+
     def test_input_has_the_shape_that_policies_read(self) -> None:
         link = {"iss": CALLEE, "aud": CALLER, "cap": "route", "kind": "task", "sender_expired": True}
         asked = context(

@@ -94,6 +94,8 @@ class Authorizer:
         _check_default_action(default_action, environment)
         _check_provider(engine, environment)
         self._engine = engine
+        # Told apart here, because each use of a standing answer asks for the revision.
+        self._policy = None if isinstance(engine, AuthorizationProvider) else engine
         self._package = package_of(policy_path)
         self._own_grants = grants
         self._watch = watch
@@ -123,8 +125,7 @@ class Authorizer:
     @property
     def revision(self) -> str:
         """Names the policy in use; empty for a provider of your own."""
-        engine = self._engine
-        return "" if isinstance(engine, AuthorizationProvider) else engine.revision
+        return "" if self._policy is None else self._policy.revision
 
     async def authorize(self, context: AuthzContext) -> AuthzDecision:
         """Decide whether the action may happen. Never raises for trouble with the policy: it denies."""

@@ -110,7 +110,7 @@ def outcome_facts(digest: bytes, status: str, seconds: float, result: bytes) -> 
         "event": "outcome",
         "digest": digest.hex(),
         "status": status,
-        "ms": round(seconds * 1000, 3),
+        "ms": round(seconds * 1_000_000) / 1000,
         "result": result.hex(),
     }
 
@@ -119,7 +119,7 @@ def _head_facts(head: Head, digest: bytes) -> dict[str, Any]:
     return {
         "digest": digest.hex(),
         "id": head.id,
-        "kind": head.kind.value,
+        "kind": str(head.kind),
         "iss": str(head.iss),
         "aud": str(head.aud),
         "cap": head.cap,

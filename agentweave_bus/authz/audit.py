@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import anyio.to_thread
 
@@ -64,23 +64,8 @@ class LogWitness(NamedTuple):
     hash: bytes
 
 
-class _Queued(NamedTuple):
-    """A line that is in the chain and not written yet, and who is told what became of it."""
-
-    line: bytes
-    waiter: asyncio.Future[None] | None
-    on_failure: Callable[[AuditError], None] | None
-
-    def settle(self, error: AuditError | None) -> None:
-        if self.waiter is not None:
-            if self.waiter.done():  # cancelled: nobody waits any more
-                return
-            if error is None:
-                self.waiter.set_result(None)
-            else:
-                self.waiter.set_exception(AuditError(str(error)))
-        elif error is not None and self.on_failure is not None:
-            self.on_failure(error)
+_Queued: TypeAlias = "tuple[bytes, asyncio.Future[None] | None, Callable[[AuditError], None] | None]"
+"""A line that is in the chain and not written yet, and who is told what became of it."""
 
 
 class AuditLog:
@@ -304,7 +289,7 @@ class AuditLog:
                 self._rotate()
             entry, line = self._next(body)
             self._advance(entry)
-            self._queued.append(_Queued(line, waiter, on_failure))
+            self._queued.append((line, waiter, on_failure))
             self._queued_bytes += len(line)
             self._settle_soon()
         return entry
@@ -322,8 +307,8 @@ class AuditLog:
             self._write_queued()
             settled, self._settled = self._settled, []
         for queued, error in settled:
-            for one in queued:
-                one.settle(error)
+            for _, waiter, on_failure in queued:
+                _tell(waiter, on_failure, error)
 
     def _write_queued(self) -> None:
         """Write what is queued. Who waits is told by :meth:`_settle`, on the loop that they wait on.
@@ -335,7 +320,7 @@ class AuditLog:
             return
         self._queued_bytes, error = 0, None
         try:
-            self._write(b"".join([one.line for one in queued]))
+            self._write(b"".join([line for line, _, _ in queued]))
             self._written = self._seq, self._hash
         except AuditError as problem:
             error = problem
@@ -388,6 +373,23 @@ class AuditLog:
                 self._refusal = f"fsync failed: {problem.strerror}"
         else:
             self._witness = reached
+
+
+def _tell(
+    waiter: asyncio.Future[None] | None,
+    on_failure: Callable[[AuditError], None] | None,
+    error: AuditError | None,
+) -> None:
+    """Tell who waits for a record, or who only wants to hear of a failure, what became of it."""
+    if waiter is not None:
+        if waiter.done():  # cancelled: nobody waits any more
+            return
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(AuditError(str(error)))
+    elif error is not None and on_failure is not None:
+        on_failure(error)
 
 
 def _sync_directory(directory: Path) -> None:

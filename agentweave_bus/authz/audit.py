@@ -251,7 +251,9 @@ class AuditLog:
         if not RESERVED_KEYS.isdisjoint(record):
             raise AuditError(f"{', '.join(sorted(RESERVED_KEYS))} are written by the log itself")
         if self._redaction and isinstance(record.get("input"), dict):
-            record = {**record, "input": self._redaction.apply(record["input"])}
+            cleaned = self._redaction.apply(record["input"])
+            if cleaned is not record["input"]:
+                record = {**record, "input": cleaned}
         return encode_record(record)
 
     def _append(self, body: bytes) -> AuditEntry:

@@ -32,16 +32,19 @@ class Redaction:
     def __bool__(self) -> bool:
         return bool(self._names or self._paths)
 
-    def apply(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``document`` (a policy's ``input``) with the values replaced; it is not changed."""
-        # Nearly every document has nothing to replace, and to see that is cheaper than to copy it.
-        cleaned = dict(self._without_names(document) if self._has_name(document) else document)
+    def apply(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return ``document`` (a policy's ``input``) with the values replaced.
+
+        It is not changed; one in which there is nothing to replace is returned as it is.
+        """
+        # Nearly every document is such a one, and to see that is cheaper than to copy it.
+        cleaned = self._without_names(document) if self._has_name(document) else document
         context = cleaned.get("context")
         if self._paths and isinstance(context, dict) and "payload" in context:
             payload = context["payload"]
             for path in self._paths:
                 payload = _without_path(payload, path)
-            cleaned["context"] = {**context, "payload": payload}
+            cleaned = {**cleaned, "context": {**context, "payload": payload}}
         return cleaned
 
     def _has_name(self, value: Any) -> bool:

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -62,6 +62,8 @@ _UNREADABLE: Final = (
     x509.UnsupportedGeneralNameType,
     Warning,  # about oddities, where warnings are errors
 )
+_ChainKey: TypeAlias = tuple[bytes, ...] | bytes
+_MAX_KEY_BYTES: Final = 4096  # the chains of SVIDs have a third of that
 _BOTH_ROLES: Final = frozenset({ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH})
 
 
@@ -172,10 +174,10 @@ def verify_chain(chain: Sequence[bytes], bundle: X509Bundle, *, at_ms: int) -> V
 class ChainVerifier:
     """Verifies chains against the bundle of their own trust domain, and remembers those that verified.
 
-    A remembered chain is found by SHA-256 over all its bytes. On every use the trust source is asked
-    again, the anchoring authority must still be in the bundle, the moment must lie in the validity of
-    the whole path, and the revocation list must not name it. At most ``max_entries`` chains are kept;
-    the least recently used leave first. One instance belongs to one event loop or thread.
+    A remembered chain is found by all its bytes, a long one by SHA-256 over them. On every use the trust
+    source is asked again, the anchoring authority must still be in the bundle, the moment must lie in the
+    validity of the whole path, and the revocation list must not name it. At most ``max_entries`` chains are
+    kept; the least recently used leave first. One instance belongs to one event loop or thread.
 
     ``retired`` are authorities that have left their bundle. :meth:`verify` knows nothing of them.
     """
@@ -191,9 +193,9 @@ class ChainVerifier:
         self._trust = trust
         self._revocations = revocations if revocations is not None else RevocationList()
         self._max_entries = max_entries
-        self._verified: OrderedDict[bytes, VerifiedChain] = OrderedDict()
+        self._verified: OrderedDict[_ChainKey, VerifiedChain] = OrderedDict()
         self._retired = retired
-        self._once_verified: OrderedDict[bytes, VerifiedChain] = OrderedDict()  # by retired ones, apart
+        self._once_verified: OrderedDict[_ChainKey, VerifiedChain] = OrderedDict()  # by retired ones, apart
 
     @property
     def revocations(self) -> RevocationList:
@@ -292,7 +294,7 @@ class ChainVerifier:
             raise ChainRefusedError(f"no authority that has left the bundle of {domain} since is known here")
         return verify_chain(chain, bundle, at_ms=at_ms)
 
-    def _recall(self, key: bytes, at_ms: int) -> VerifiedChain | None:
+    def _recall(self, key: _ChainKey, at_ms: int) -> VerifiedChain | None:
         verified = self._verified.get(key)
         if verified is None:
             return None
@@ -309,13 +311,18 @@ class ChainVerifier:
         bundle = self._trust.bundle_for(claimed_spiffe_id(chain[0]).trust_domain)
         return verify_chain(chain, bundle, at_ms=at_ms)
 
-    def _remember(self, key: bytes, verified: VerifiedChain) -> None:
+    def _remember(self, key: _ChainKey, verified: VerifiedChain) -> None:
         self._verified[key] = verified
         while len(self._verified) > self._max_entries:
             self._verified.popitem(last=False)
 
 
-def _chain_key(chain: Sequence[bytes]) -> bytes:
+def _chain_key(chain: Sequence[bytes]) -> _ChainKey:
+    # To look for the bytes themselves is half the work of a digest. Long chains are kept as one, for room.
+    return tuple(chain) if sum(map(len, chain)) <= _MAX_KEY_BYTES else _chain_digest(chain)
+
+
+def _chain_digest(chain: Sequence[bytes]) -> bytes:
     # With the lengths, so that bytes can't move between certificates.
     parts = [part for der in chain for part in (len(der).to_bytes(8, "big"), der)]
     return hashlib.sha256(b"".join(parts)).digest()

@@ -280,13 +280,13 @@ MUTANTS = (
     CHAIN(
         what="a remembered chain by its leaf alone",
         function="_chain_key",
-        find="chain",
-        put="chain[:1]",
+        find="tuple(chain)",
+        put="tuple(chain[:1])",
         tests=(BEHIND,),
     ),
     CHAIN(
         what="the lengths in the key of the memory",
-        function="_chain_key",
+        function="_chain_digest",
         find="len(der).to_bytes(8, 'big')",
         put="b''",
         tests=(BEHIND,),

@@ -225,6 +225,12 @@ def test_an_unknown_domain_is_a_federation_error():
         verifier.verify(Authority("example.test").issue(X).cert_chain, at_ms=now_ms())
 
 
+@pytest.fixture(params=[4096, 0], ids=["by its bytes", "by a digest"])
+def remembered(request, monkeypatch):
+    monkeypatch.setattr("agentweave_bus.identity.chain._MAX_KEY_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("remembered")
 def test_a_remembered_chain_is_not_verified_again(monkeypatch):
     authority = Authority("example.test")
     svid = authority.issue(X)
@@ -297,6 +303,7 @@ def test_memory_is_bounded_and_the_used_stay(monkeypatch):
         verifier.verify(kept.cert_chain, at_ms=now_ms())
 
 
+@pytest.mark.usefixtures("remembered")
 def test_bytes_can_not_move_between_certificates():
     authority = Authority("example.test", intermediate=True)
     leaf, middle = authority.issue(X).cert_chain

@@ -27,7 +27,10 @@ StandingKey: TypeAlias = "tuple[object, ...]"
 
 def standing_key(context: AuthzContext) -> StandingKey:
     """Return what two actions agree in if and only if their standing inputs are the same."""
-    principal, scope = context.principal, context.scope
+    principal, scope, via = context.principal, context.scope, context.via
+    links = (
+        [(link.get("iss"), link.get("aud"), link.get("cap"), link.get("kind")) for link in via] if via else ()
+    )
     return (
         context.caller,
         context.callee,
@@ -35,9 +38,7 @@ def standing_key(context: AuthzContext) -> StandingKey:
         context.direction,
         context.kind,
         context.transport,
-        tuple(
-            [(link.get("iss"), link.get("aud"), link.get("cap"), link.get("kind")) for link in context.via]
-        ),
+        tuple(links),
         # As text: as Python values True and 1 would be the same key, and a policy tells them apart.
         None if principal is None else json.dumps(principal, sort_keys=True, default=repr),
         None if scope is None else tuple(scope),

@@ -112,6 +112,7 @@ class Place:
         self._news = asyncio.Event()
         self._asked: list[Wish] = []
         self._not_before = 0.0
+        self._killed_for = ""
         self._down = False
         self._scope = anyio.CancelScope()
         self._leaving: set[WorkerProcess] = set()
@@ -291,6 +292,7 @@ class Place:
                 return await gone
             if why := hangs(rule, loop.time() - process.heard_at):
                 self._on_event(f"{self.name} is killed: {why}")
+                self._killed_for = why
                 process.kill()
                 return await gone
             if await self._is_replaced(process, group):
@@ -353,18 +355,20 @@ class Place:
 
     async def _after(self, ended: WorkerExit) -> None:
         """Do what the rules say about a worker that has ended."""
+        killed_for, self._killed_for = self._killed_for, ""
+        said = f"{self.name} was killed: {killed_for}" if killed_for else str(ended)
         if self._down:
             self._set(PlaceState.DRAINED)
             return
         self._exits += 1
         verdict = after_exit(self.plan.restart, self._exits, ended.code, chance=random.random())  # noqa: S311
         if verdict.next is not Next.RESTART:
-            self._on_event(f"{ended}; it is not started again: {verdict.why}")
+            self._on_event(f"{said}; it is not started again: {verdict.why}")
             state = PlaceState.GIVEN_UP if verdict.next is Next.GIVE_UP else PlaceState.ENDED
-            self._empty(state, f"{ended}: {verdict.why}")
+            self._empty(state, f"{said}: {verdict.why}")
             return
-        self._on_event(f"{ended}; it is started again in {verdict.after_s:.1f} s")
-        self._set(PlaceState.WAITING, str(ended))
+        self._on_event(f"{said}; it is started again in {verdict.after_s:.1f} s")
+        self._set(PlaceState.WAITING, said)
         self.restarts += 1
         self._news.clear()
         with anyio.move_on_after(verdict.after_s):

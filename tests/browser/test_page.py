@@ -40,6 +40,27 @@ async def test_shows_what_is_known_and_complains_of_nothing(stage, new_tab):
     assert await tab.page.get_attribute("#tasks tr:first-child .c-from", "title") == CLIENT
 
 
+async def test_on_a_phone_what_waits_for_a_person_stands_before_the_long_lists(stage, new_tab):
+    stage.model.add_records([record(n) for n in range(40)] + [record(99, TaskState.AUTH_REQUIRED)])
+    stage.model.add_decisions(decision(number) for number in range(9))
+    stage.model.set_workers([worker(1, beat=BEAT)])
+    stage.model.set_letters([letter(3)], more=False)
+    tab = await new_tab(stage.url, viewport={"width": 390, "height": 844})
+    tops = [
+        await tab.page.evaluate(f"document.querySelector('.{name}').getBoundingClientRect().top")
+        for name in (
+            "flow",
+            "agents-panel",
+            "approvals-panel",
+            "letters-panel",
+            "tasks-panel",
+            "decisions-panel",
+        )
+    ]
+    assert tops == sorted(tops)
+    assert await tab.page.evaluate("document.documentElement.scrollWidth") == 390
+
+
 @pytest.mark.slow  # a browser takes its time
 async def test_ten_thousand_tasks_are_painted_as_soon_as_two_hundred_and_in_as_many_rows(stage, new_tab):
     """How soon that is in seconds is the machine's affair: 0.5 to 1.6 s on two processors with other work."""

@@ -192,6 +192,16 @@ async def test_one_whose_loop_hangs_is_killed_and_started_again(tmp_path):
         assert made.said("a is killed: it has said nothing for 1 s: its event loop hangs")
 
 
+async def test_why_one_was_killed_is_told_while_it_waits_for_its_restart():
+    rule = RestartRule(first_s=60, longest_s=60)
+    async with stage() as made:
+        hung = "ready()\nbeat()\ntime.sleep(60)\n"
+        await made.supervisor.start([plan(code=hung, restart=rule)])
+        await made.until(lambda: made.supervisor.states["a"] is PlaceState.WAITING)
+        (told,) = made.supervisor.status()
+        assert told["why"] == "a was killed: it has said nothing for 1 s: its event loop hangs"
+
+
 @pytest.mark.parametrize(
     ("beats", "rule", "why"),
     [

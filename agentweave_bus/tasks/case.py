@@ -8,7 +8,7 @@ from agentweave_bus.bus.admitted import OpenedTask
 from agentweave_bus.tasks.log import TaskLog
 from agentweave_bus.tasks.parking import Parked
 from agentweave_bus.tasks.queue import Delivery
-from agentweave_bus.tasks.record import RecordBody, TaskNamed
+from agentweave_bus.tasks.record import RecordBody
 from agentweave_bus.tasks.redrive import redrive_evidence, redriven_attempt
 from agentweave_bus.types import TaskState
 
@@ -42,9 +42,8 @@ class Case(NamedTuple):
         return Parked(self.delivery, self.log, self.opened.request.head.pd.hex(), self.digest)
 
     def body(self, state: TaskState, **more: Any) -> RecordBody:
-        """Return what the record of a state says, with the task's name if it is the first."""
-        named = None if self.log.records else TaskNamed.of(self.log.ref)
-        return RecordBody(state=state, pd=self.opened.request.head.pd.hex(), task=named, **more)
+        """Return what the record of a state says."""
+        return RecordBody(state=state, pd=self.opened.request.head.pd.hex(), **more)
 
     def working(self, *, undoes: bool) -> RecordBody:
         """Return what the record says with which the next attempt, or a pass that only undoes, begins."""

@@ -119,11 +119,6 @@ class TaskNamed(BaseModel):
     capability: Annotated[str, Field(strict=True, max_length=64)]
     id: Annotated[str, Field(strict=True, max_length=64)]
 
-    @classmethod
-    def of(cls, ref: TaskRef) -> Self:
-        """Name a task."""
-        return cls(capability=ref.capability, id=ref.id)
-
 
 class RecordBody(BaseModel):
     """The payload of a record.
@@ -160,7 +155,7 @@ class RecordBody(BaseModel):
 
     def naming(self, ref: TaskRef) -> Self:
         """Return the same, as the first record of a task."""
-        return self if self.task is not None else self.model_copy(update={"task": TaskNamed.of(ref)})
+        return self.model_copy(update={"task": TaskNamed(capability=ref.capability, id=ref.id)})
 
     def encoded(self) -> bytes:
         """Return it as an envelope's payload. Raises PayloadError."""

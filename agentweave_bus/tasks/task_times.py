@@ -64,8 +64,7 @@ def task_times(said: SaidOfTimes, now_ms: int) -> TaskTimes:
         raise _refused(
             f"a deadline lies above 0 and at most {_LONGEST_S:.0f} seconds ahead, not {said.deadline!r}"
         )
-    begins_now = said.delay is None and said.at is None and said.every is None  # which is what most say
-    due_ms = None if begins_now else _due_ms(said, now_ms)
+    due_ms = _due_ms(said, now_ms)
     if due_ms is None:
         return TaskTimes(None, now_ms + int(deadline_s * 1000))
     expires_ms = min(due_ms + int(deadline_s * 1000), now_ms + _LONGEST_MS)

@@ -7,19 +7,19 @@ import subprocess
 import time
 from pathlib import Path
 
-__all__ = ["says_healthy", "wait_until_healthy"]
+__all__ = ["wait_until_healthy"]
 
 
 def wait_until_healthy(path: Path, process: subprocess.Popen[bytes], seconds: float = 30) -> None:
     """Return when the server answers; fail if it ends before that, or takes longer than ``seconds``."""
     deadline = time.monotonic() + seconds
-    while not says_healthy(path):
+    while not _says_healthy(path):
         assert process.poll() is None, "opa ended"
         assert time.monotonic() < deadline, "opa did not start"
         time.sleep(0.01)
 
 
-def says_healthy(path: Path) -> bool:
+def _says_healthy(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(5)
         try:

@@ -83,14 +83,14 @@ def claim_key(iss: SpiffeID | str, aud: SpiffeID | str, cap: str, unique: str) -
     It is SHA-256 over the four texts, each as its length (4 bytes, big-endian) and its UTF-8 bytes.
     ``unique`` is the head's ``id`` or ``idk``.
     """
-    return sha256(_of_pair(iss, aud, cap) + _measured(unique)).hexdigest()
+    return sha256(_claim_prefix(iss, aud, cap) + _with_length(unique)).hexdigest()
 
 
 @lru_cache(1024)  # who asks whom for what comes again with each request
-def _of_pair(iss: str, aud: str, cap: str) -> bytes:
-    return _measured(iss) + _measured(aud) + _measured(cap)
+def _claim_prefix(iss: str, aud: str, cap: str) -> bytes:
+    return _with_length(iss) + _with_length(aud) + _with_length(cap)
 
 
-def _measured(text: str) -> bytes:
+def _with_length(text: str) -> bytes:
     data = text.encode()
     return len(data).to_bytes(4, "big") + data

@@ -47,15 +47,16 @@ class SpiffeID(str):
 
     ``SpiffeID("spiffe://acme-corp.io/agent/billing")`` parses and checks; ``trust_domain`` and
     ``path`` are its parts. The path keeps its leading slash and is empty for a trust domain's own ID
-    (``spiffe://acme-corp.io``).
+    (``spiffe://acme-corp.io``). ``text`` is the same as a plain ``str``, for encoders that take nothing else.
 
     Raises:
         InvalidSpiffeIdError: the text breaks the grammar; the message names the part and the way out.
 
     """
 
-    __slots__ = ("path", "trust_domain")
+    __slots__ = ("path", "text", "trust_domain")
 
+    text: str
     trust_domain: str
     path: str
 
@@ -65,6 +66,7 @@ class SpiffeID(str):
             return text
         trust_domain, path = _parse(text)
         self = super().__new__(cls, text)
+        self.text = str.__str__(self)
         self.trust_domain = trust_domain
         self.path = path
         return self

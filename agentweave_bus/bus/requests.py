@@ -356,20 +356,20 @@ class Requests:
         request, now_ms = call.request, self._clock_ms()
         subject = call_subject(request.callee, request.capability)
         reply = reply_subject(session.me, session.instance, call.id)
-        draft = Draft(
-            kind=Kind.CALL,
-            id=call.id,
-            aud=request.callee,
-            cap=request.capability,
-            sub=subject,
-            iat=now_ms,
-            exp=max(request.deadline_ms, now_ms + 1),
-            reply=session.instance,
-            scope=request.scope,
-            prn=None if request.via else request.principal,
-            log=self._witness(),
-            trace=request.trace,
-        )
+        draft: Draft = {
+            "kind": Kind.CALL,
+            "id": call.id,
+            "aud": request.callee,
+            "cap": request.capability,
+            "sub": subject,
+            "iat": now_ms,
+            "exp": max(request.deadline_ms, now_ms + 1),
+            "reply": session.instance,
+            "scope": request.scope,
+            "prn": None if request.via else request.principal,
+            "log": self._witness(),
+            "trace": request.trace,
+        }
         sealed = await self._sealer.seal(draft, request.payload, request.via)
         if len(sealed.frame) > session.max_message_bytes:
             raise CallRefusedError(

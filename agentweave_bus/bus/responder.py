@@ -205,18 +205,18 @@ class Responder:
         head = request.head
         assert head.reply is not None  # admission checked it against the arrival
         now_ms = self._clock_ms()
-        draft = Draft(
-            kind=kind,
-            id=new_id(now_ms),
-            aud=head.iss,
-            cap=head.cap,
-            sub=reply_subject(head.iss, head.reply, head.id),
-            iat=now_ms,
-            exp=now_ms + _REPLY_LIFETIME_MS,
-            re=request.digest,
-            log=self._audit.witness(),
-            trace=head.trace,
-        )
+        draft: Draft = {
+            "kind": kind,
+            "id": new_id(now_ms),
+            "aud": head.iss,
+            "cap": head.cap,
+            "sub": reply_subject(head.iss, head.reply, head.id),
+            "iat": now_ms,
+            "exp": now_ms + _REPLY_LIFETIME_MS,
+            "re": request.digest,
+            "log": self._audit.witness(),
+            "trace": head.trace,
+        }
         return await self._sealer.seal(draft, payload)
 
     def _record(self, admitted: Admitted, status: str, seconds: float, sealed: Sealed) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256 as _sha256
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -142,11 +142,8 @@ class Head(NamedTuple):
     trace: str | None = None
 
 
-class Draft(NamedTuple):
-    """What a sender says. The sealer adds ``iss``, ``x5t``, ``pd`` and ``par``. Always made with keywords.
-
-    ``scope`` left out is inherited from the last link of ``via``, where that has one.
-    """
+class _Stated(TypedDict):
+    """What each draft states."""
 
     kind: Kind
     id: str
@@ -155,22 +152,31 @@ class Draft(NamedTuple):
     sub: str
     iat: int
     exp: int
-    ct: str = JSON_CONTENT_TYPE
-    nbf: int | None = None
-    re: bytes | None = None
-    scope: tuple[str, ...] | None = None
-    prn: Mapping[str, str] | None = None
-    reply: str | None = None
-    att: int | None = None
-    seq: int | None = None
-    prev: bytes | None = None
-    ctx: str | None = None
-    idk: str | None = None
-    prio: int | None = None
-    retry: Mapping[str, int] | None = None
-    every: str | None = None
-    log: LogWitness | None = None
-    trace: str | None = None
+
+
+class Draft(_Stated, total=False):
+    """What a sender says. The sealer adds ``iss``, ``x5t``, ``pd`` and ``par``.
+
+    A key that is left out or ``None`` is not sent, but ``ct`` is JSON then; ``scope`` is inherited from the
+    last link of ``via``, where that has one. A dictionary, because what is sent is one, too.
+    """
+
+    ct: str
+    nbf: int | None
+    re: bytes | None
+    scope: tuple[str, ...] | None
+    prn: Mapping[str, str] | None
+    reply: str | None
+    att: int | None
+    seq: int | None
+    prev: bytes | None
+    ctx: str | None
+    idk: str | None
+    prio: int | None
+    retry: Mapping[str, int] | None
+    every: str | None
+    log: LogWitness | None
+    trace: str | None
 
 
 def sha256(data: bytes | memoryview) -> bytes:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from agentweave_bus.envelope.codec import pack, unpack_exact
-from agentweave_bus.envelope.envelope import DEFAULT_LIMITS, Draft, Head, Kind, Limits
+from agentweave_bus.envelope.envelope import DEFAULT_LIMITS, JSON_CONTENT_TYPE, Draft, Head, Kind, Limits
 from agentweave_bus.exceptions import InvalidSpiffeIdError, MalformedEnvelopeError
 from agentweave_bus.names import CAPABILITY_NAME, EVENT_NAME
 from agentweave_bus.spiffe_id import SpiffeID
@@ -121,18 +121,18 @@ def _checked(key: Any, item: Any, limits: Limits) -> Any:
     return passed
 
 
-_DRAFT_FIELDS: Final = Draft._fields[2:]  # after kind and id; in the order of Head
 _PLAIN: Final = frozenset({str, int, bytes})
 
 
 def map_from_draft(
     draft: Draft, *, iss: SpiffeID, x5t: bytes, pd: bytes, par: bytes | None
 ) -> dict[str, Any]:
-    """Build the map of a head, in a fixed order of keys, without those that are not set."""
-    value: dict[str, Any] = {"kind": str(draft.kind), "id": draft.id, "iss": str.__str__(iss), "x5t": x5t}
-    for name, item in zip(_DRAFT_FIELDS, draft[2:], strict=True):
-        if item is not None:
+    """Build the map of a head, in the order of the draft, without those keys that are not set."""
+    value: dict[str, Any] = {"kind": str(draft["kind"]), "id": draft["id"], "iss": iss.text, "x5t": x5t}
+    for name, item in draft.items():
+        if item is not None and name not in value:
             value[name] = item if type(item) in _PLAIN else _plain(item)
+    value.setdefault("ct", JSON_CONTENT_TYPE)
     value["pd"] = pd
     if par is not None:
         value["par"] = par
@@ -140,6 +140,8 @@ def map_from_draft(
 
 
 def _plain(item: Any) -> Any:
+    if type(item) is SpiffeID:
+        return item.text
     if isinstance(item, str):
         return str.__str__(item)
     if isinstance(item, tuple):

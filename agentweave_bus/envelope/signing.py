@@ -98,7 +98,7 @@ class Sealer:
         value = map_from_draft(
             draft, iss=svid.spiffe_id, x5t=svid.x5t, pd=sha256(payload), par=via[-1].digest if via else None
         )
-        if via and draft.scope is None and (inherited := via[-1].head.scope) is not None:
+        if via and draft.get("scope") is None and (inherited := via[-1].head.scope) is not None:
             value["scope"] = list(inherited)
         head = head_from_map(value, self._limits)
         check_rules(head, via, self._limits)

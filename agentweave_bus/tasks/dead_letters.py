@@ -207,7 +207,7 @@ class DeadLetters:
         )
         payload = encode_payload(body.model_dump(mode="json", exclude_none=True))
         sealed = await desk.sealer.seal(draft, payload)
-        if await desk.slots.put(self._stream, draft.sub, sealed.frame) is None:
+        if await desk.slots.put(self._stream, draft["sub"], sealed.frame) is None:
             name = capability if event is None else event.name
             self._on_written(name, DeadCause.UNVERIFIED if digest is None else cause)
 

@@ -153,7 +153,7 @@ class Publisher:
                 draft, value, payload = self._prepared(name, data, key, deadline, span.traceparent)
                 if span.recorder is not None:
                     declared = parts.metrics.declares(Direction.OUTBOUND, name)
-                    describe_sending(span, "publish", draft.sub, draft.id, len(payload), named=declared)
+                    describe_sending(span, "publish", draft["sub"], draft["id"], len(payload), named=declared)
                 facts = self._facts(name, value, parent)
                 decision = await parts.authorizer.authorize(facts)
                 parts.metrics.decided(
@@ -287,7 +287,7 @@ class Publisher:
     def _now(self, draft: Draft) -> Draft:
         """Return the head to be as of now: an event counts as old when its ``iat`` is."""
         now_ms = self._parts.clock_ms()
-        return draft._replace(iat=now_ms, exp=max(draft.exp, now_ms + 1), log=self._witness())
+        return {**draft, "iat": now_ms, "exp": max(draft["exp"], now_ms + 1), "log": self._witness()}
 
     def _witness(self) -> LogWitness | None:
         return self._parts.audit.witness()
@@ -332,7 +332,7 @@ class Publisher:
 
 
 def _perhaps(draft: Draft) -> str:
-    return f"the event {draft.id} may have been stored"
+    return f"the event {draft['id']} may have been stored"
 
 
 def _is_number(value: object) -> bool:

@@ -174,25 +174,25 @@ class Submissions:
             ) from None
         now_ms = self._clock_ms()
         subject, stream = task.place
-        draft = Draft(
-            kind=Kind.TASK,
-            id=task.id,
-            aud=task.agent,
-            cap=task.capability,
-            sub=subject,
-            ct=task.content_type,
-            iat=now_ms,
-            exp=max(task.expires_ms, now_ms + 1),
-            scope=task.scope,
-            prn=None if task.via else task.principal,
-            idk=task.idempotency_key,
-            prio=task.priority,
-            retry=task.retry,
-            nbf=task.due_ms,
-            every=task.every,
-            log=self._witness(),
-            trace=task.trace,
-        )
+        draft: Draft = {
+            "kind": Kind.TASK,
+            "id": task.id,
+            "aud": task.agent,
+            "cap": task.capability,
+            "sub": subject,
+            "ct": task.content_type,
+            "iat": now_ms,
+            "exp": max(task.expires_ms, now_ms + 1),
+            "scope": task.scope,
+            "prn": None if task.via else task.principal,
+            "idk": task.idempotency_key,
+            "prio": task.priority,
+            "retry": task.retry,
+            "nbf": task.due_ms,
+            "every": task.every,
+            "log": self._witness(),
+            "trace": task.trace,
+        }
         sealed = await self._sealer.seal(draft, task.payload, task.via)
         most = session.max_message_bytes - (0 if task.due_ms is None else _REISSUE_BYTES)
         if len(sealed.frame) > most:

@@ -293,7 +293,7 @@ def payment_request(svid: X509Svid, trace: str) -> tuple[str, str, bytes]:
         "description": "d",
     }
     sealed = Sealer(lambda: svid).seal_now(draft, encode_payload(payload))
-    return subject, reply_subject(svid.spiffe_id, instance, draft.id), sealed.frame
+    return subject, reply_subject(svid.spiffe_id, instance, draft["id"]), sealed.frame
 
 
 async def refusals(world: World, step: str) -> float:

@@ -175,7 +175,7 @@ async def test_a_forged_record_of_an_approval(approval_stage, writer):
     decided = Decided(by=str(OTHER), at=now_ms, control="0d" * 32)
     payload = RecordBody(state=TaskState.SUBMITTED, pd=first.body.pd, decided=decided).encoded()
     head = pack(map_from_draft(draft, iss=writer, x5t=svid.x5t, pd=sha256(payload), par=None))
-    await stage.mallory.send(draft.sub, sealed_by(svid, head, payload).frame)
+    await stage.mallory.send(draft["sub"], sealed_by(svid, head, payload).frame)
     await asyncio.sleep(0.1)
     await nothing_came_of_it(stage, handle)
 

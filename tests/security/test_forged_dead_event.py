@@ -67,7 +67,8 @@ class Den(NamedTuple):
             sub=event_subject(client, "order.created"),
             iat=now_ms,
             exp=now_ms + 60_000,
-        )._replace(**changes)
+        )
+        draft |= changes
         svid = self.bus.domain().issue(key)
         values = map_from_draft(draft, iss=client, x5t=svid.x5t, pd=sha256(payload), par=None)
         return sealed_by(svid, pack(values), payload)

@@ -277,8 +277,8 @@ async def test_nothing_is_fetched_for_who_has_no_grant(stage: BlobStage) -> None
         ct=BLOB_CONTENT_TYPE,
     )
     head = map_from_draft(draft, iss=FRONT, x5t=svid.x5t, pd=sha256(payload), par=None)
-    await stage.mallory.send(draft.sub, sealed_by(svid, pack(head), payload).frame)
-    refusal = await stage.world.refusal("echo", id=draft.id)
+    await stage.mallory.send(draft["sub"], sealed_by(svid, pack(head), payload).frame)
+    refusal = await stage.world.refusal("echo", id=draft["id"])
     assert (refusal["step_name"], stage.fetched) == ("authorization", 0)
     assert "neither a grant nor a standing answer" in refusal["reason"]
 

@@ -132,7 +132,7 @@ def reissued(scene: Scene, by: str, *, name: str | None = None, **changed: Any) 
     svid = scene.bus.domain().issue(by)
     iss = scene.bus.id(name or by)
     value = map_from_draft(
-        draft._replace(**changed), iss=iss, x5t=svid.x5t, pd=sha256(parts.payload), par=link.digest
+        {**draft, **changed}, iss=iss, x5t=svid.x5t, pd=sha256(parts.payload), par=link.digest
     )
     return sealed_by(svid, pack(value), parts.payload, (link,)).frame
 

@@ -21,8 +21,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from agentweave_bus.envelope import (
+    JSON_CONTENT_TYPE,
     Draft,
     EnvelopeVerifier,
+    Head,
     Kind,
     Link,
     Sealed,
@@ -285,7 +287,8 @@ def draft(number: int, aud: SpiffeID, **changes: Any) -> Draft:
         "exp": NOW + 30_000,
         "reply": "A" * 22,
     }
-    return Draft(**{key: value for key, value in (values | changes).items() if value is not None})
+    said = {"ct": JSON_CONTENT_TYPE, **values, **changes}
+    return Draft(**{key: said[key] for key in Head._fields if said.get(key) is not None})
 
 
 def seal(iss: SpiffeID, one: Draft, value: Any, via: tuple[Link, ...] = ()) -> Sealed:

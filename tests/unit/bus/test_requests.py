@@ -64,7 +64,7 @@ class Sealer:
         self.ids = []
 
     async def seal(self, draft, _payload, _via):
-        self.ids.append(draft.id)
+        self.ids.append(draft["id"])
         return SimpleNamespace(frame=b"frame", digest=str(len(self.ids)).encode())
 
 

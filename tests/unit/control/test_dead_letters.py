@@ -330,19 +330,27 @@ async def planted(ward: Ward, *, again: bool = False, spoilt: bool = False, stat
     assert client is not None
     now_ms = client.desk.clock_ms()
     place = task_subject(ward.target, "work")
-    draft = Draft(Kind.TASK, new_id(now_ms), ward.target, "work", place, now_ms, now_ms + 60_000)
+    draft = Draft(
+        kind=Kind.TASK,
+        id=new_id(now_ms),
+        aud=ward.target,
+        cap="work",
+        sub=place,
+        iat=now_ms,
+        exp=now_ms + 60_000,
+    )
     payload = encode_payload({"name": "well" if state == "completed" else "refused"})
     sealed = await client.sealer.seal(draft, payload)
     ward.bus.broker.jetstream.streams[tasks_stream_name(ward.target)].store(place, sealed.frame, None)
     await ward.idle()
-    log = TaskLog(agent.desk, TaskRef(ward.target, client.me, "work", draft.id))
+    log = TaskLog(agent.desk, TaskRef(ward.target, client.me, "work", draft["id"]))
     await log.refresh()
     assert log.last is not None
     assert log.last.state == state
     assert await ward.letters(all=True) == []
     frame = sealed.frame
     if again:
-        frame = (await client.sealer.seal(draft._replace(iat=now_ms + 1), payload)).frame
+        frame = (await client.sealer.seal({**draft, "iat": now_ms + 1}, payload)).frame
     if spoilt:
         frame = with_part(
             frame, "proof", lambda proof: [proof[0][:-1] + bytes([proof[0][-1] ^ 1]), *proof[1:]]

@@ -100,7 +100,7 @@ async def forged(world: World, who: str, slot: int, **changed: object) -> bytes:
         seq=0,
         att=0,
     )
-    draft = draft._replace(**{name: value for name, value in changed.items() if name != "says"})
+    draft |= {name: value for name, value in changed.items() if name != "says"}
     sealed = await parts.sealer.seal(draft, changed.get("says") or body(TaskState.CANCELED).encoded())
     return sealed.frame
 

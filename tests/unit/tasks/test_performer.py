@@ -112,7 +112,7 @@ class Yard:
             iat=now_ms,
             exp=now_ms + 60_000,
         )
-        sealed = await parts.sealer.seal(draft._replace(**changed), encode_payload({"name": "smuggled"}))
+        sealed = await parts.sealer.seal({**draft, **changed}, encode_payload({"name": "smuggled"}))
         self.put(sealed.frame, changed.get("cap", "work"))
 
     def put(self, frame: bytes, capability: str = "work") -> None:

@@ -142,12 +142,21 @@ class Trial:
         original = Link(frame.head, frame.proof, frame.chain)
         head, now_ms = parse_head(frame.head), self.client.desk.clock_ms()
         if sealed_again:
-            draft = Draft(Kind.TASK, head.id, head.aud, head.cap, head.sub, now_ms, head.exp)
+            draft = Draft(
+                kind=Kind.TASK,
+                id=head.id,
+                aud=head.aud,
+                cap=head.cap,
+                sub=head.sub,
+                iat=now_ms,
+                exp=head.exp,
+            )
             original = (await self.client.sealer.seal(draft, frame.payload)).link
         assert head.kind is Kind.TASK
         draft = reissue_draft(
             head, task_id=head.id, now_ms=now_ms, expires_ms=now_ms + 60_000, attempt=attempt
-        )._replace(**changes)
+        )
+        draft |= changes
         return await self.control.seal(draft, frame.payload, (*frame.via, original))
 
     def put(self, sealed: Sealed) -> None:

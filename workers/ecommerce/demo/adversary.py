@@ -218,8 +218,8 @@ def sealed_by(
         reply="".join(secrets.choice(_ALPHANUMERIC) for _ in range(_INSTANCE_LENGTH)),
     )
     sealed = Sealer(lambda: svid).seal_now(draft, encode_payload(payload))
-    reply = reply_subject(sealed.head.iss, str(draft.reply), draft.id)
-    return Message(draft.sub, sealed.frame, reply, sealed.digest)
+    reply = reply_subject(sealed.head.iss, str(draft["reply"]), draft["id"])
+    return Message(draft["sub"], sealed.frame, reply, sealed.digest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ Identity, policy and transport come from outside; ``runtime/wiring.py`` puts the
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,14 @@ from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecisi
 from agentweave_bus.authz.circuit_breaker import BreakerSettings, CircuitBreaker, Permit
 from agentweave_bus.authz.repeats import Repeats
 from agentweave_bus.bus.blobs import Blobs
-from agentweave_bus.bus.outbound import as_call_errors, check_arguments, noting_attempts, outbound_denial
+from agentweave_bus.bus.outbound import (
+    as_call_error,
+    as_call_errors,
+    attempt_notes,
+    check_arguments,
+    noting_attempts,
+    outbound_denial,
+)
 from agentweave_bus.bus.records import decision_facts, sealed_facts
 from agentweave_bus.bus.requests import Answer, Request
 from agentweave_bus.bus.subjects import call_subject, check_capability
@@ -66,7 +74,7 @@ from agentweave_bus.exceptions import (
 )
 from agentweave_bus.observability.conventions import call_attributes, describe_sending
 from agentweave_bus.observability.metrics import Direction, Metrics, RequestStatus
-from agentweave_bus.observability.spans import Span
+from agentweave_bus.observability.spans import Span, handed_on
 from agentweave_bus.observability.tracing import Tracing
 from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.record import TaskRef
@@ -162,6 +170,15 @@ class TaskOptions(NamedTuple):
     parent: Parent | None = None
     principal: Mapping[str, str] | None = None
     scope: Sequence[str] | None = None
+
+
+class _Allowed(NamedTuple):
+    """A task that the own policy allows: the how many-th of those asked about, and why."""
+
+    number: int
+    task: Submission
+    facts: AuthzContext
+    decision: AuthzDecision
 
 
 @dataclass(slots=True)
@@ -301,7 +318,6 @@ class Client:
                 says why.
 
         """
-        assert self.submissions is not None  # who is wired to the bus has them
         parent = options.parent
         position = trace or (parent.trace if parent else None)
         with self.tracing.span("submit", kind="producer", parent=position) as span:
@@ -310,32 +326,99 @@ class Client:
                 declared = self.metrics.declares(Direction.OUTBOUND, capability)
                 size = len(task.payload)
                 describe_sending(span, "submit", task.place[0], task.id, size, named=declared)
-            decision = await self.authorizer.authorize(facts)  # 2
+            (outcome,) = await self._submitted([(task, facts)], options.timeout)
+        if isinstance(outcome, AgentCallError):
+            raise outcome
+        return outcome
+
+    async def submit_all(
+        self, target: str, capability: str, payloads: Sequence[tuple[Any, str | None]], options: TaskOptions
+    ) -> list[Submitted | Exception]:
+        """Have a task stored for each payload, beside which stands its idempotency key, all at once.
+
+        Returns for each what :meth:`submit` would return or raise.
+        """
+        if self.tracing.enabled:  # each has a span, and they lie beside each other
+            alone = [
+                self.submit(target, capability, payload, _with_key(options, key)) for payload, key in payloads
+            ]
+            return [_outcome(one) for one in await asyncio.gather(*alone, return_exceptions=True)]
+        outcomes: list[Submitted | Exception | None] = [None] * len(payloads)
+        prepared: dict[int, tuple[Submission, AuthzContext]] = {}
+        with handed_on(options.parent.trace if options.parent else None) as position:
+            for number, (payload, key) in enumerate(payloads):
+                try:
+                    prepared[number] = self._prepare_task(
+                        target, capability, payload, _with_key(options, key), position.traceparent
+                    )
+                except Exception as error:  # noqa: BLE001 - it is raised where this one's outcome is asked for
+                    outcomes[number] = error
+        submitted = await self._submitted([*prepared.values()], options.timeout)
+        for number, outcome in zip(prepared, submitted, strict=True):
+            outcomes[number] = outcome
+        return [one for one in outcomes if one is not None]
+
+    async def _submitted(
+        self, tasks: Sequence[tuple[Submission, AuthzContext]], timeout_s: float
+    ) -> list[Submitted | AgentCallError]:
+        """Take steps 2 and 4 for some tasks at once; return what came of each."""
+        outcomes: list[Submitted | AgentCallError | None] = [None] * len(tasks)
+        allowed: list[_Allowed] = []
+        decisions = await self.authorizer.authorize_all([facts for _, facts in tasks])  # 2
+        for number, ((task, facts), decision) in enumerate(zip(tasks, decisions, strict=True)):
             self.metrics.decided(Direction.OUTBOUND, allowed=decision.allowed, standing=decision.standing)
             if task.content_type == BLOB_CONTENT_TYPE:
-                facts = replace(facts, payload=blob_summary(len(task.payload), sha256(task.payload)))
-            if not decision.allowed:
-                raise self._denied(facts, decision)
+                told = replace(facts, payload=blob_summary(len(task.payload), sha256(task.payload)))
+            else:
+                told = facts
+            if decision.allowed:
+                allowed.append(_Allowed(number, task, told, decision))
+            else:
+                outcomes[number] = self._denied(told, decision)
+        for together in _storable(allowed):
+            stored = await self._stored(together, timeout_s)  # 4
+            for one, outcome in zip(together, stored, strict=True):
+                outcomes[one.number] = (
+                    outcome if isinstance(outcome, AgentCallError) else self._named(*outcome)
+                )
+        return [one for one in outcomes if one is not None]
 
-            async def record(sealed: Sealed) -> None:
-                entry = {"event": "submit", **sealed_facts(sealed), **decision_facts(facts, decision)}
-                entry["pd"] = sealed.head.pd.hex()
-                if (schedule := _schedule(sealed.head)) is not None:
-                    entry |= schedule.facts()
-                await self.audit.record(entry)
+    async def _stored(
+        self, tasks: Sequence[_Allowed], timeout_s: float
+    ) -> list[tuple[Submission, Sealed] | AgentCallError]:
+        """Store what is allowed, each attempt with a record of the decision before it leaves."""
+        assert self.submissions is not None  # who is wired to the bus has them
+        note_attempt = attempt_notes() if self.tracing.enabled else None
 
-            with as_call_errors("task", f"the task could not be stored for {task.agent}"):
-                on_sealed = noting_attempts(record) if self.tracing.enabled else record
-                task, left_s = await self._stored_apart(task, options.timeout)
-                sealed = await self.submissions.store(task, on_sealed, timeout_s=left_s)  # 4
-            ref = TaskRef(task.agent, self.me, task.capability, task.id)
-            head = sealed.head
-            return Submitted(ref, sealed.digest, head.pd, head.exp, _schedule(head))
+        async def record(attempts: Sequence[tuple[int, Sealed]]) -> None:
+            entries = []
+            for number, sealed in attempts:
+                if note_attempt is not None:
+                    note_attempt(sealed)
+                entries.append(_entry(tasks[number], sealed))
+            await self.audit.record_all(entries)
+
+        submissions, left_s = [one.task for one in tasks], timeout_s
+        stored: Sequence[Sealed | AgentWeaveError]
+        try:
+            if submissions[0].content_type == BLOB_CONTENT_TYPE:
+                submissions[0], left_s = await self._stored_apart(submissions[0], timeout_s)
+            stored = await self.submissions.store(submissions, record, timeout_s=left_s)
+        except AgentWeaveError as error:
+            stored = [error] * len(tasks)
+        could_not = f"the task could not be stored for {submissions[0].agent}"
+        return [
+            as_call_error(one, "task", could_not) if isinstance(one, AgentWeaveError) else (task, one)
+            for task, one in zip(submissions, stored, strict=True)
+        ]
+
+    def _named(self, task: Submission, sealed: Sealed) -> Submitted:
+        head = sealed.head
+        ref = TaskRef(task.agent, self.me, task.capability, task.id)
+        return Submitted(ref, sealed.digest, head.pd, head.exp, _schedule(head))
 
     async def _stored_apart(self, task: Submission, timeout_s: float) -> tuple[Submission, float]:
         """Store a payload that is too large for a message; return what refers to it, and the time left."""
-        if task.content_type != BLOB_CONTENT_TYPE:
-            return task, timeout_s
         assert self.blobs is not None  # who is wired to the bus has them
         began = self.monotonic_ms()
         ref = TaskRef(task.agent, self.me, task.capability, task.id)
@@ -504,6 +587,32 @@ def _addressed(target: str, capability: str) -> SpiffeID:
     callee = SpiffeID(target)
     call_subject(callee, capability)
     return callee
+
+
+def _with_key(options: TaskOptions, key: str | None) -> TaskOptions:
+    return options if key is None else options._replace(idempotency_key=key)
+
+
+def _outcome(gathered: Submitted | BaseException) -> Submitted | Exception:
+    if isinstance(gathered, (Submitted, Exception)):
+        return gathered
+    raise gathered
+
+
+def _storable(tasks: Sequence[_Allowed]) -> list[list[_Allowed]]:
+    """Return which are stored together: what is too large for a message takes a time of its own."""
+    small = [one for one in tasks if one.task.content_type != BLOB_CONTENT_TYPE]
+    large = [[one] for one in tasks if one.task.content_type == BLOB_CONTENT_TYPE]
+    return [small, *large] if small else large
+
+
+def _entry(one: _Allowed, sealed: Sealed) -> dict[str, Any]:
+    """Return what the audit log says of an attempt to submit a task."""
+    entry = {"event": "submit", **sealed_facts(sealed), **decision_facts(one.facts, one.decision)}
+    entry["pd"] = sealed.head.pd.hex()
+    if (schedule := _schedule(sealed.head)) is not None:
+        entry |= schedule.facts()
+    return entry
 
 
 def _schedule(head: Head) -> Schedule | None:

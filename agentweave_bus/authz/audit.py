@@ -37,7 +37,7 @@ from agentweave_bus.authz.redaction import Redaction
 from agentweave_bus.exceptions import AuditError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["AuditEntry", "AuditLog", "LogWitness"]
@@ -160,9 +160,31 @@ class AuditLog:
 
         """
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = self._queue(record, waiter, None)
+        entry = self._queue(self._body(record), waiter, None)
         await waiter
         return entry
+
+    async def record_all(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Do as :meth:`record` for several records, in one write.
+
+        Raises:
+            AuditError: one of them can't be written. Nothing may happen that was to be recorded by any.
+
+        """
+        bodies = [self._body(record) for record in records]
+        loop = asyncio.get_running_loop()
+        waiters: list[asyncio.Future[None]] = []
+        try:
+            for body in bodies:
+                waiter: asyncio.Future[None] = loop.create_future()
+                self._queue(body, waiter, None)
+                waiters.append(waiter)
+            for waiter in waiters:
+                await waiter
+        finally:
+            for waiter in waiters:
+                if not waiter.cancel() and not waiter.cancelled():
+                    waiter.exception()  # now it counts as seen
 
     def record_soon(self, record: Mapping[str, Any], on_failure: Callable[[AuditError], None]) -> None:
         """Record what has happened already, in the same write; ``on_failure`` hears if that fails.
@@ -171,7 +193,7 @@ class AuditLog:
             AuditError: it can't even be queued.
 
         """
-        self._queue(record, None, on_failure)
+        self._queue(self._body(record), None, on_failure)
 
     def keep_frame(self, digest: bytes, frame: bytes) -> None:
         """Keep a whole frame under the digest of its head, within the bounds configured.
@@ -280,11 +302,10 @@ class AuditLog:
 
     def _queue(
         self,
-        record: Mapping[str, Any],
+        body: bytes,
         waiter: asyncio.Future[None] | None,
         on_failure: Callable[[AuditError], None] | None,
     ) -> AuditEntry:
-        body = self._body(record)
         with self._lock:
             if self._size + self._queued_bytes >= self._max_file_bytes:
                 self._write_queued()

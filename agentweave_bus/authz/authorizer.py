@@ -29,7 +29,7 @@ from agentweave_bus.authz.standing import Asked, StandingCache, standing_key
 from agentweave_bus.exceptions import AgentWeaveError, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from agentweave_bus.authz.decision import AuthzContext
     from agentweave_bus.authz.engine import PolicyEngine, Standing
@@ -133,6 +133,21 @@ class Authorizer:
         decision = self._standing.get(key, self._now())
         if decision is None:
             decision = await self._ask(context, key)
+        return self._used(context, decision)
+
+    async def authorize_all(self, contexts: Sequence[AuthzContext]) -> list[AuthzDecision]:
+        """Do as :meth:`authorize` for each, at the same time."""
+        now = self._now()
+        standing = [self._standing.get(standing_key(context), now) for context in contexts]
+        decisions = [decision for decision in standing if decision is not None]
+        if len(decisions) == len(contexts):  # nobody needs to be asked, or waited for
+            return [self._used(*one) for one in zip(contexts, decisions, strict=True)]
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(self.authorize(context)) for context in contexts]
+        return [one.result() for one in asked]
+
+    def _used(self, context: AuthzContext, decision: AuthzDecision) -> AuthzDecision:
+        """Return what a decision comes to at this use of it: within its limits, and told to who listens."""
         if decision.allowed and decision.limits:
             decision = self._within_limits(context, decision)
         if not decision.allowed and self._default_action != "deny":

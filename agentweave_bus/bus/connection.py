@@ -304,6 +304,35 @@ class Session:
             answer.cancel()
             self._no_longer_asked(reply, answer)
 
+    async def ask_all(
+        self, questions: Sequence[tuple[str, bytes]], *, timeout_s: float
+    ) -> list[Msg | BusError | TimeoutError]:
+        """Ask the broker several things at once, each a subject and data, with one deadline for all.
+
+        Returns for each its answer, or what :meth:`ask` would raise.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout_s
+        answers: list[asyncio.Future[Msg]] = []
+        replies: list[str] = []
+        timer = loop.call_at(until, _all_too_late, answers)
+        try:
+            for subject, data in questions:
+                answer: asyncio.Future[Msg] = loop.create_future()
+                answers.append(answer)
+                replies.append(self._expect(subject, answer))
+                try:
+                    await self.publish_within(until - loop.time(), subject, data, replies[-1])
+                except (BusError, TimeoutError) as error:
+                    if not answer.done():
+                        answer.set_exception(error)
+            return [await _answer(one) for one in answers]
+        finally:
+            timer.cancel()
+            for reply, answer in zip(replies, answers, strict=True):
+                answer.cancel()
+                self._no_longer_asked(reply, answer)
+
     async def flush(self, timeout_s: float) -> None:
         """Wait until the broker has processed all that was sent so far."""
         try:
@@ -840,6 +869,18 @@ def too_late(answer: asyncio.Future[Any]) -> None:
     """Have whoever waits for ``answer`` wait no more: for a timer, where it is all that can block."""
     if not answer.done():
         answer.set_exception(TimeoutError())
+
+
+def _all_too_late(answers: Sequence[asyncio.Future[Any]]) -> None:
+    for answer in answers:
+        too_late(answer)
+
+
+async def _answer(asked: asyncio.Future[Msg]) -> Msg | BusError | TimeoutError:
+    try:
+        return await asked
+    except (BusError, TimeoutError) as error:
+        return error
 
 
 def _cause(error: BaseException) -> str:

@@ -25,7 +25,15 @@ from agentweave_bus.observability.metrics import Metrics
 from agentweave_bus.observability.spans import note
 from agentweave_bus.types import JsonValue
 
-__all__ = ["OnSealed", "as_call_errors", "check_arguments", "noting_attempts", "outbound_denial"]
+__all__ = [
+    "OnSealed",
+    "as_call_error",
+    "as_call_errors",
+    "attempt_notes",
+    "check_arguments",
+    "noting_attempts",
+    "outbound_denial",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -59,12 +67,22 @@ OnSealed = Callable[[Sealed], Awaitable[None]]
 """Is shown each sealed attempt before it is sent."""
 
 
-def noting_attempts(on_sealed: OnSealed) -> OnSealed:
-    """Return the same, with each attempt noted on the current span. Used only where tracing is on."""
+def attempt_notes() -> Callable[[Sealed], None]:
+    """Return what notes each attempt to send something on the current span. For where tracing is on."""
     attempts = itertools.count(1)
 
-    async def noting(sealed: Sealed) -> None:
+    def noting(sealed: Sealed) -> None:
         note("sealed", {ATTEMPT: next(attempts), "messaging.message.envelope.size": len(sealed.frame)})
+
+    return noting
+
+
+def noting_attempts(on_sealed: OnSealed) -> OnSealed:
+    """Return the same, with each attempt noted on the current span. Used only where tracing is on."""
+    note_attempt = attempt_notes()
+
+    async def noting(sealed: Sealed) -> None:
+        note_attempt(sealed)
         await on_sealed(sealed)
 
     return noting
@@ -109,11 +127,19 @@ class as_call_errors:  # noqa: N801 - a context manager, and none of a generator
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Raise the branch in place of an error that is none."""
-        if error is None or isinstance(error, AgentCallError) or not isinstance(error, AgentWeaveError):
-            return
-        if isinstance(error, AuditError):
-            told = f"the {self._what} could not be recorded: {error}"
-            raise CallRefusedError(told, step="local") from error
-        if isinstance(error, EnvelopeError):
-            raise CallRefusedError(f"the {self._what} can't be sealed: {error}", step="local") from error
-        raise UnreachableError(f"{self._could_not}: {error}") from error
+        if isinstance(error, AgentWeaveError) and not isinstance(error, AgentCallError):
+            raise as_call_error(error, self._what, self._could_not) from error
+
+
+def as_call_error(error: AgentWeaveError, what: str, could_not: str) -> AgentCallError:
+    """Return the branch that stands for ``error``; the words are those of :class:`as_call_errors`."""
+    if isinstance(error, AgentCallError):
+        return error
+    if isinstance(error, AuditError):
+        told: AgentCallError = CallRefusedError(f"the {what} could not be recorded: {error}", step="local")
+    elif isinstance(error, EnvelopeError):
+        told = CallRefusedError(f"the {what} can't be sealed: {error}", step="local")
+    else:
+        told = UnreachableError(f"{could_not}: {error}")
+    told.__cause__ = error
+    return told

@@ -18,6 +18,7 @@ from agentweave_bus.envelope.frame import Link, Proof, encode_frame
 from agentweave_bus.envelope.head import head_from_map, map_from_draft, pack_head
 from agentweave_bus.envelope.merkle import Tree, leaf_hash
 from agentweave_bus.envelope.verification import protected_root, signature_algorithm
+from agentweave_bus.exceptions import AgentWeaveError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,15 +70,19 @@ class Sealer:
             SvidUnavailableError: there is no valid SVID.
 
         """
-        prepared = self._prepare(draft, payload, via)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Sealed] = loop.create_future()
-        if not self._queue:
-            loop.call_soon(self._flush)
-        self._queue.append((prepared, future))
-        if len(self._queue) >= self._limits.max_batch_heads:
-            self._flush()
-        return await future
+        return await self._queued(self._prepare(draft, payload, via))
+
+    async def seal_all(
+        self, drafts: Sequence[tuple[Draft, bytes, tuple[Link, ...]]]
+    ) -> list[Sealed | AgentWeaveError]:
+        """Do as :meth:`seal` for each draft, payload and via; what it would raise stands in its place."""
+        sealed: list[asyncio.Future[Sealed] | AgentWeaveError] = []
+        for draft, payload, via in drafts:
+            try:
+                sealed.append(self._queued(self._prepare(draft, payload, via)))
+            except AgentWeaveError as error:
+                sealed.append(error)
+        return [one if isinstance(one, AgentWeaveError) else await _result(one) for one in sealed]
 
     def require_svid(self) -> None:
         """Make sure that something could be sealed now.
@@ -106,6 +111,16 @@ class Sealer:
         protected = protected_head(head_bytes)
         return _Prepared(head, head_bytes, leaf_hash(protected), sha256(protected), svid, payload, via)
 
+    def _queued(self, prepared: _Prepared) -> asyncio.Future[Sealed]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Sealed] = loop.create_future()
+        if not self._queue:
+            loop.call_soon(self._flush)
+        self._queue.append((prepared, future))
+        if len(self._queue) >= self._limits.max_batch_heads:
+            self._flush()
+        return future
+
     def _flush(self) -> None:
         queued, self._queue = self._queue, []
         waiting = [one for one in queued if not one[1].done()]
@@ -124,6 +139,13 @@ class Sealer:
                 future.set_result(_finish(prepared, tree, signature, index, self._limits))
             except Exception as error:  # noqa: BLE001 - one frame too large is not the others' trouble
                 future.set_exception(error)
+
+
+async def _result(sealed: asyncio.Future[Sealed]) -> Sealed | AgentWeaveError:
+    try:
+        return await sealed
+    except AgentWeaveError as error:
+        return error
 
 
 def _sign(batch: Sequence[_Prepared]) -> tuple[Tree, bytes]:

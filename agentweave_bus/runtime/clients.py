@@ -174,6 +174,7 @@ class AgentWeaveClient:
 
         """
         said = self._said(
+            idempotency_key=idempotency_key,
             deadline=deadline,
             delay=delay,
             at=at,
@@ -184,7 +185,8 @@ class AgentWeaveClient:
             principal=principal,
             scope=scope,
         )
-        return await self._submit(target, capability, payload, said, idempotency_key)
+        parts = self._connected()
+        return parts.handles.of(*await parts.client.submit(target, capability, payload, said))
 
     def submit_many(
         self,
@@ -203,16 +205,13 @@ class AgentWeaveClient:
         are under way behind it may have been stored, so to try again safely give them keys.
         """
         said = self._said(**options)
-
-        def start(payload: Any) -> Callable[[], Coroutine[Any, Any, TaskHandle]]:
-            key = None if idempotency_key is None else idempotency_key(payload)
-            return partial(self._submit, target, capability, payload, said, key)
-
-        return pipelined(start(payload) for payload in payloads)
+        keyed = ((one, None if idempotency_key is None else idempotency_key(one)) for one in payloads)
+        return pipelined(partial(self._submit_all, target, capability, said), keyed)
 
     def _said(
         self,
         *,
+        idempotency_key: str | None = None,
         deadline: float | None = None,
         delay: float | None = None,
         at: datetime | None = None,
@@ -223,8 +222,8 @@ class AgentWeaveClient:
         principal: Mapping[str, str] | None = None,
         scope: Sequence[str] | None = None,
     ) -> TaskOptions:
-        """Return what :meth:`submit` was told that is the same for every task of :meth:`submit_many`."""
         return TaskOptions(
+            idempotency_key=idempotency_key,
             deadline=deadline,
             delay=delay,
             at=at,
@@ -236,12 +235,13 @@ class AgentWeaveClient:
             scope=scope,
         )
 
-    async def _submit(
-        self, target: str, capability: str, payload: Any, said: TaskOptions, key: str | None
-    ) -> TaskHandle:
+    async def _submit_all(
+        self, target: str, capability: str, said: TaskOptions, payloads: Sequence[tuple[Any, str | None]]
+    ) -> list[TaskHandle | Exception]:
+        """Submit some at once; return their handles, and errors in the place of those that failed."""
         parts = self._connected()
-        options = said if key is None else said._replace(idempotency_key=key)
-        return parts.handles.of(*await parts.client.submit(target, capability, payload, options))
+        outcomes = await parts.client.submit_all(target, capability, payloads, said)
+        return [one if isinstance(one, Exception) else parts.handles.of(*one) for one in outcomes]
 
     async def publish(
         self,

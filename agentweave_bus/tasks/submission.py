@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
+
+from nats.aio.msg import Msg
 
 from agentweave_bus.bus.connection import Keeper, NotPermittedError
 from agentweave_bus.bus.slots import SlotOutcome, acknowledged
@@ -33,6 +35,7 @@ from agentweave_bus.envelope import (
     claim_key,
 )
 from agentweave_bus.exceptions import (
+    AgentWeaveError,
     AuthorizationError,
     BusError,
     CallRefusedError,
@@ -119,67 +122,82 @@ class Submissions:
         self._monotonic = monotonic
 
     async def store(
-        self, task: Submission, on_sealed: Callable[[Sealed], Awaitable[None]], *, timeout_s: float
-    ) -> Sealed:
-        """Store a task within ``timeout_s`` seconds and return its envelope.
+        self,
+        tasks: Sequence[Submission],
+        on_sealed: Callable[[Sequence[tuple[int, Sealed]]], Awaitable[None]],
+        *,
+        timeout_s: float,
+    ) -> list[Sealed | AgentWeaveError]:
+        """Store tasks within ``timeout_s`` seconds; return the envelope of each, or why it is not stored.
 
-        ``on_sealed`` is awaited with each envelope before it is sent; what it raises ends the submission.
+        ``on_sealed`` is awaited with envelopes before they are sent, each beside the number of its task;
+        what it raises ends the submission of all. Instead of an envelope there is for a task
 
-        Raises:
-            AuthorizationError: the broker does not let this identity submit that.
-            CallRefusedError: it is larger than the broker takes.
-            QueueFullError: the agent's queue takes nothing more; nothing was stored.
-            NoResponderError: the agent has no queue: no worker of it has ever run here.
-            CallTimeoutError: no clear answer in time; the task may have been stored.
-            UnreachableError: there was no connection to the broker in time; nothing was stored.
-
+        - AuthorizationError: the broker does not let this identity submit that;
+        - CallRefusedError: it is larger than the broker takes;
+        - EnvelopeError, SvidUnavailableError: it can't be sealed;
+        - QueueFullError: the agent's queue takes nothing more; it was not stored;
+        - NoResponderError: the agent has no queue: no worker of it has ever run here;
+        - CallTimeoutError: no clear answer in time; it may have been stored;
+        - UnreachableError: there was no connection to the broker in time; it was not stored.
         """
         began = self._monotonic()
         until, patient_until = began + timeout_s, began + min(timeout_s, self._patience_s)
-        pause, in_doubt, left = _FIRST_PAUSE_S, False, timeout_s
+        pause, left = _FIRST_PAUSE_S, timeout_s
+        pending = all_of_them = [_Pending(number, task) for number, task in enumerate(tasks)]
         while True:
-            outcome, sealed = await self._attempt(task, on_sealed, left, in_doubt=in_doubt)
-            if outcome is SlotOutcome.WRITTEN:
-                return sealed
-            now = self._monotonic()
-            if outcome is SlotOutcome.FULL:
-                raise QueueFullError(f"the queue of {task.agent} is full; nothing was stored")
-            if outcome is SlotOutcome.NOWHERE and not in_doubt and now + pause > patient_until:
-                raise NoResponderError(
-                    f"{task.agent} has no queue: has a worker of it ever run, and is that its name?"
-                )
-            in_doubt |= outcome is SlotOutcome.UNCLEAR
-            if now + pause > until:
-                raise CallTimeoutError(
-                    f"no clear word from the broker in time; the task {task.id} may have been stored"
-                )
+            await self._attempt(pending, on_sealed, left)
+            pending = [one for one in pending if one.ended is None]
+            if pending:
+                again_at = self._monotonic() + pause
+                for one in pending:
+                    one.give_up_if_over(again_at > until, again_at > patient_until)
+                pending = [one for one in pending if one.ended is None]
+            if not pending:
+                return [one.ended for one in all_of_them if one.ended is not None]
             await asyncio.sleep(pause)
             pause, left = min(2 * pause, _LAST_PAUSE_S), until - self._monotonic()
 
     async def _attempt(
         self,
-        task: Submission,
-        on_sealed: Callable[[Sealed], Awaitable[None]],
+        pending: Sequence[_Pending],
+        on_sealed: Callable[[Sequence[tuple[int, Sealed]]], Awaitable[None]],
         left_s: float,
-        *,
-        in_doubt: bool,
-    ) -> tuple[SlotOutcome, Sealed]:
+    ) -> None:
+        """Try once to store what is pending."""
         try:
             session = await self._keeper.session(max(0.0, left_s))
-        except UnreachableError:
-            if not in_doubt:
-                raise
-            raise CallTimeoutError(
-                f"the connection was lost; the task {task.id} may have been stored"
-            ) from None
+        except UnreachableError as error:
+            for one in pending:
+                one.unreachable(error)
+            return
+        sealed = await self._sealer.seal_all([self._draft(one.task) for one in pending])
+        sent: list[tuple[_Pending, Sealed]] = []
+        for one, envelope in zip(pending, sealed, strict=True):
+            if isinstance(envelope, AgentWeaveError):
+                one.ended = envelope
+            elif (fault := _too_large(one.task, len(envelope.frame), session.max_message_bytes)) is not None:
+                one.ended = fault
+            else:
+                sent.append((one, envelope))
+        if not sent:
+            return
+        await on_sealed([(one.number, envelope) for one, envelope in sent])
+        answers = await session.ask_all(
+            [(envelope.head.sub, envelope.frame) for _, envelope in sent],
+            timeout_s=min(_ANSWER_S, max(0.001, left_s)),
+        )
+        for (one, envelope), answer in zip(sent, answers, strict=True):
+            one.answered(envelope, answer)
+
+    def _draft(self, task: Submission) -> tuple[Draft, bytes, tuple[Link, ...]]:
         now_ms = self._clock_ms()
-        subject, stream = task.place
         draft: Draft = {
             "kind": Kind.TASK,
             "id": task.id,
             "aud": task.agent,
             "cap": task.capability,
-            "sub": subject,
+            "sub": task.place[0],
             "ct": task.content_type,
             "iat": now_ms,
             "exp": max(task.expires_ms, now_ms + 1),
@@ -193,24 +211,64 @@ class Submissions:
             "log": self._witness(),
             "trace": task.trace,
         }
-        sealed = await self._sealer.seal(draft, task.payload, task.via)
-        most = session.max_message_bytes - (0 if task.due_ms is None else _REISSUE_BYTES)
-        if len(sealed.frame) > most:
-            raise CallRefusedError(
-                f"the task takes {len(sealed.frame)} bytes; the broker lets {most} pass",
-                step="local",
-                reason="too large for the broker",
-            )
-        await on_sealed(sealed)
-        try:
-            timeout_s = min(_ANSWER_S, max(0.001, left_s))
-            return acknowledged(await session.ask(subject, sealed.frame, timeout_s=timeout_s), stream), sealed
-        except NotPermittedError:
-            raise AuthorizationError(
+        return draft, task.payload, task.via
+
+
+class _Pending:
+    """A task that is to be stored, and what has come of it."""
+
+    __slots__ = ("ended", "number", "outcome", "task", "uncertain")
+
+    def __init__(self, number: int, task: Submission) -> None:
+        self.number = number
+        self.task = task
+        self.outcome = SlotOutcome.UNCLEAR
+        self.uncertain = False
+        """Whether it may have been stored although no clear word came."""
+        self.ended: Sealed | AgentWeaveError | None = None
+
+    def answered(self, sealed: Sealed, answer: Msg | BusError | TimeoutError) -> None:
+        """Take note of what the broker said to ``sealed``, or of why it said nothing."""
+        task = self.task
+        if isinstance(answer, NotPermittedError):
+            self.ended = AuthorizationError(
                 f"the broker does not let this identity submit {task.capability!r} to {task.agent}:"
                 " no grant covers it, or the broker has not been told of the grant yet",
                 reason="the broker's permissions",
                 direction="broker",
-            ) from None
-        except (TimeoutError, BusError):
-            return SlotOutcome.UNCLEAR, sealed
+            )
+            return
+        stream = task.place[1]
+        self.outcome = acknowledged(answer, stream) if isinstance(answer, Msg) else SlotOutcome.UNCLEAR
+        self.uncertain |= self.outcome is SlotOutcome.UNCLEAR
+        if self.outcome is SlotOutcome.WRITTEN:
+            self.ended = sealed
+        elif self.outcome is SlotOutcome.FULL:
+            self.ended = QueueFullError(f"the queue of {task.agent} is full; nothing was stored")
+
+    def unreachable(self, error: UnreachableError) -> None:
+        """Take note that there is no connection to store it on."""
+        lost = f"the connection was lost; the task {self.task.id} may have been stored"
+        self.ended = CallTimeoutError(lost) if self.uncertain else error
+
+    def give_up_if_over(self, over: bool, no_queue_in_time: bool) -> None:
+        """End it if there is no time for another attempt."""
+        if self.outcome is SlotOutcome.NOWHERE and not self.uncertain and no_queue_in_time:
+            self.ended = NoResponderError(
+                f"{self.task.agent} has no queue: has a worker of it ever run, and is that its name?"
+            )
+        elif over:
+            self.ended = CallTimeoutError(
+                f"no clear word from the broker in time; the task {self.task.id} may have been stored"
+            )
+
+
+def _too_large(task: Submission, size: int, most: int) -> CallRefusedError | None:
+    most -= 0 if task.due_ms is None else _REISSUE_BYTES
+    if size <= most:
+        return None
+    return CallRefusedError(
+        f"the task takes {size} bytes; the broker lets {most} pass",
+        step="local",
+        reason="too large for the broker",
+    )

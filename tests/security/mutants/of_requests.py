@@ -485,7 +485,7 @@ MUTANTS = (
     ),
     AUTHORIZER(
         what="limits",
-        function="Authorizer.authorize",
+        function="Authorizer._used",
         find="decision.allowed and decision.limits",
         tests=(f"{STOOD}::test_a_limit_counts_every_use",),
     ),

@@ -120,6 +120,25 @@ async def test_a_write_that_fails_records_none_of_them_and_the_chain_goes_on(
     assert [record["n"] for record in chain(log.file)[1:]] == [3]
 
 
+async def test_several_are_recorded_in_one_write_or_none_counts(
+    log: AuditLog, writes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await log.record_all([{"event": "submit", "n": n} for n in range(5)])
+    assert len(writes) == 1
+
+    def full(_fd: int, _data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agentweave_bus.authz.audit.os.write", full)
+        with pytest.raises(AuditError, match="No space left"):
+            await log.record_all([{"event": "submit", "n": n} for n in (5, 6)])
+    with pytest.raises(AuditError, match="no JSON"):
+        await log.record_all([{"event": "submit", "n": 7}, {"event": "submit", "n": object()}])
+    await log.record_all([])
+    assert [record["n"] for record in chain(log.file)[1:]] == [*range(5)]
+
+
 async def test_a_full_file_is_followed_by_one_that_names_it(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "order.log", "order/1", max_file_bytes=2_000)
     await asyncio.gather(*(log.record({"event": "call", "text": "x" * 300}) for _ in range(20)))

@@ -618,3 +618,39 @@ class TestDefaultAction:
         for result, allowed in ((None, True), (PolicyUnavailableError("down"), True), (False, False)):
             authorizer = Authorizer(ScriptedEngine(result), default_action="allow", environment="development")
             assert (await authorizer.authorize(asking())).allowed is allowed
+
+
+class TestSeveralAtOnce:
+    async def test_what_does_not_stand_is_asked_for_at_the_same_time(self) -> None:
+        engine = ScriptedEngine(gate=asyncio.Event())
+        assert engine.gate is not None
+        payloads = [{"n": n} for n in range(3)]
+        deciding = asyncio.create_task(
+            Authorizer(engine).authorize_all([asking(payload=payload) for payload in payloads])
+        )
+        async with asyncio.timeout(5):
+            while len(engine.asked) < 3:  # noqa: ASYNC110 - there is no event
+                await asyncio.sleep(0)
+        engine.gate.set()
+        assert [one.allowed for one in await deciding] == [True] * 3
+        assert [parse_strict(one)["context"]["payload"] for one in engine.asked] == payloads
+
+    async def test_each_use_counts_also_of_what_stands(self, authorizer: Authorizer) -> None:
+        found = [
+            *await authorizer.authorize_all([asking("ping")] * 2),
+            *await authorizer.authorize_all([asking("ping")] * 2),
+        ]
+        assert [decision.allowed for decision in found] == [True, True, True, False]
+        assert [decision.standing for decision in found][2:] == [True, True]
+
+    async def test_one_that_does_not_stand_lets_none_be_decided_before_it(self) -> None:
+        """What stood when several were asked for may be revoked before the policy has answered."""
+        engine = ScriptedEngine(standing=Standing(30, "", {}))
+        authorizer = Authorizer(engine)
+        await authorizer.authorize(asking())
+        engine.gate, engine.result, engine.standing = asyncio.Event(), False, None
+        deciding = asyncio.create_task(authorizer.authorize_all([asking(), asking("other")]))
+        await asyncio.sleep(0)
+        authorizer.forget_standing()
+        engine.gate.set()
+        assert [one.allowed for one in await deciding] == [False, False]

@@ -90,6 +90,46 @@ async def test_a_lost_connection_and_a_refusal_are_told(session: Session, client
     assert_nothing_is_left(session)
 
 
+async def test_several_are_asked_at_once_and_each_has_its_own_answer(
+    session: Session, client: Client
+) -> None:
+    questions = [("here", b"1"), ("there", b"2"), ("here", b"3"), ("nowhere", b"4")]
+    asking = asyncio.create_task(session.ask_all(questions, timeout_s=0.2))
+    replies = [await client.asked.get() for _ in questions]
+    await session._on_api_answer(SimpleNamespace(subject=replies[2], data=b"three"))  # type: ignore[arg-type]
+    await session._on_api_answer(SimpleNamespace(subject=replies[0], data=b"one"))  # type: ignore[arg-type]
+    assert session.not_permitted("there")
+    first, second, third, fourth = await asking
+    assert (first.data, third.data) == (b"one", b"three")  # type: ignore[union-attr]
+    assert (type(second), type(fourth)) == (NotPermittedError, TimeoutError)
+    assert_nothing_is_left(session)
+
+
+async def test_of_several_that_find_no_room_or_no_connection_each_is_told(
+    session: Session, client: Client
+) -> None:
+    client.pending_data_size = FULL
+    async with asyncio.timeout(30):
+        found = await session.ask_all([("here", b""), ("there", b"")], timeout_s=0.01)
+    assert [type(one) for one in found] == [TimeoutError] * 2
+    client.pending_data_size = 0
+    asking = asyncio.create_task(session.ask_all([("here", b""), ("there", b"")], timeout_s=30))
+    await client.asked.get()
+    session.mark_closed()
+    assert [type(one) for one in await asking] == [BusError] * 2
+    assert [type(one) for one in await session.ask_all([("here", b"")], timeout_s=30)] == [BusError]
+    assert_nothing_is_left(session)
+
+
+async def test_several_that_are_cancelled_leave_nothing(session: Session, client: Client) -> None:
+    asking = asyncio.create_task(session.ask_all([("here", b""), ("there", b"")], timeout_s=30))
+    await client.asked.get()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert_nothing_is_left(session)
+
+
 def assert_nothing_is_left(session: Session) -> None:
     assert session.in_flight == 0
     assert not session._answers

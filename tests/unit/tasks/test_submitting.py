@@ -15,7 +15,6 @@ from agentweave_bus.exceptions import (
     QueueFullError,
     RetryableError,
 )
-from agentweave_bus.tasks.pipelining import pipelined
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.testing import MemoryBus, MockSecureAgent
 
@@ -125,26 +124,6 @@ async def test_retries_end(bus: MemoryBus, store: StoreAgent) -> None:
     assert (result.status, result.error, store.stored) == ("failed", "not yet", [])
 
 
-async def test_many_come_back_in_order_and_all_are_done(bus: MemoryBus, store: StoreAgent) -> None:
-    client = await bus.client()
-    payloads = [{"number": number} for number in range(300)]
-    handles = [one async for one in client.submit_many(bus.id(store), "store", payloads)]
-    results = await asyncio.gather(*(handle.result(timeout=30) for handle in handles))
-    assert [one.data["stored"] for one in results] == list(range(300))
-    assert sorted(store.stored) == list(range(300))
-
-
-async def test_many_with_keys_can_be_submitted_again(bus: MemoryBus, store: StoreAgent) -> None:
-    client = await bus.client()
-    for _ in range(2):
-        payloads = [{"number": number} for number in range(20)]
-        options = {"idempotency_key": lambda payload: f"key-{payload['number']}"}
-        handles = [one async for one in client.submit_many(bus.id(store), "store", payloads, **options)]
-        for handle in handles:
-            await handle.result(timeout=30)
-    assert sorted(store.stored) == list(range(20))
-
-
 async def test_a_full_queue_says_so_and_stores_nothing(bus: MemoryBus, store: StoreAgent) -> None:
     client = await bus.client()
     await bus.stop(store)
@@ -187,40 +166,3 @@ async def test_a_mock_has_no_queues() -> None:
     async with MockSecureAgent(OrderAgent) as mock:
         result = await mock.invoke("order", {"number": 1})
     assert result.status == "failed"
-
-
-async def test_a_pipeline_keeps_order_and_its_window() -> None:
-    under_way, most = 0, 0
-
-    async def work(number: int) -> int:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        await asyncio.sleep(0.001 * (number % 3))
-        under_way -= 1
-        return number
-
-    def start(number: int) -> Any:
-        return lambda: work(number)
-
-    found = [one async for one in pipelined((start(number) for number in range(50)), window=7)]
-    assert found == list(range(50))
-    assert most == 7
-
-
-async def test_a_pipeline_raises_in_place_and_leaves_nothing_running() -> None:
-    async def work(number: int) -> int:
-        if number == 2:
-            raise ValueError(number)
-        await asyncio.sleep(0 if number < 2 else 60)
-        return number
-
-    def start(number: int) -> Any:
-        return lambda: work(number)
-
-    before = asyncio.all_tasks()
-    results = pipelined((start(number) for number in range(6)), window=4)
-    assert [await anext(results), await anext(results)] == [0, 1]
-    with pytest.raises(ValueError, match="2"):
-        await anext(results)
-    assert asyncio.all_tasks() == before

@@ -28,10 +28,9 @@ __all__ = ["head_from_map", "map_from_draft", "pack_head", "parse_head"]
 _LARGEST_INT: Final = 2**53 - 1  # what every JSON reader holds exactly
 _HASH_BYTES: Final = 32  # SHA-256
 _MOST_REMEMBERED: Final = 1024
-_NONE: Final[dict[str, Any]] = {}
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[57][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-_SUBJECT: Final = re.compile(r"[!-)+-=?-~]{1,1024}")  # printable ASCII without the wildcards '*' and '>'
+_LONGEST_SUBJECT: Final = 1_024
 _CONTENT_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,62}/[a-z0-9][a-z0-9!#$&^_.+;=-]{0,126}")
 _INSTANCE: Final = re.compile(r"[A-Za-z0-9]{22}")
 _KEY: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -72,52 +71,67 @@ def head_from_map(value: Any, limits: Limits = DEFAULT_LIMITS) -> Head:
     """
     if type(value) is not dict:
         raise MalformedEnvelopeError("the head is no map")
-    fields = _checked_fields(value, limits)
-    if not fields.keys() >= _REQUIRED:
-        missing = ", ".join(sorted(_REQUIRED - fields.keys()))
-        raise MalformedEnvelopeError(f"the head lacks: {missing}")
-    head = Head(**fields)
-    _check_kind(head, fields)
+    more, kinds = _shape(value)
+    kind, iss, aud, cap, ct = _parties(value, limits)
+    if kind not in kinds:
+        extra = ", ".join(sorted(set(more) - _KEYS[kind]))
+        raise MalformedEnvelopeError(f"a {kind} has no key {extra}")
+    head = Head(
+        kind,
+        _uuid("id", value["id"], limits),
+        iss,
+        _hash("x5t", value["x5t"], limits),
+        aud,
+        cap,
+        _subject("sub", value["sub"], limits),
+        _count("iat", value["iat"], limits),
+        _count("exp", value["exp"], limits),
+        _hash("pd", value["pd"], limits),
+        ct,
+        **{key: _OPTIONAL[key](key, value[key], limits) for key in more},
+    )
+    _check_order(head)
     _check_lifetime(head, limits)
     return head
 
 
-def _checked_fields(value: dict[Any, Any], limits: Limits) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    # Each call makes four heads of some fifteen keys, so what most of them are is seen without a call.
-    # Whatever is not recognized so goes to its check.
-    for key, item in value.items():
-        form = type(item)
-        if form is bytes:
-            if len(item) == _HASH_BYTES and key in _HASHES:
-                fields[key] = item
-                continue
-        elif form is int:
-            if 0 <= item <= _LARGEST_INT and key in _COUNTS:
-                fields[key] = item
-                continue
-        elif form is str:
-            if (passed := _REMEMBERED.get(key, _NONE).get(item)) is not None:
-                fields[key] = passed
-                continue
-            if (matches := _PATTERNS.get(key)) is not None and matches(item):
-                fields[key] = item
-                continue
-        fields[key] = _checked(key, item, limits)
-    return fields
+def _shape(value: dict[Any, Any]) -> tuple[tuple[str, ...], frozenset[Kind]]:
+    """Return the keys of a head beside the required, and which kinds may have them; few shapes occur."""
+    keys = tuple(value)
+    known = _SHAPES.get(keys)
+    if known is None:
+        if not value.keys() >= _REQUIRED:
+            missing = ", ".join(sorted(_REQUIRED - value.keys()))
+            raise MalformedEnvelopeError(f"the head lacks: {missing}")
+        more = tuple(key for key in keys if key not in _REQUIRED)
+        for key in more:
+            if key not in _OPTIONAL:
+                raise MalformedEnvelopeError(f"the head has an unknown key: {str(key)[:40]!r}")
+        known = more, frozenset(kind for kind in Kind if _KEYS[kind] >= set(more))
+        if len(_SHAPES) >= _MOST_REMEMBERED:
+            _SHAPES.clear()
+        _SHAPES[keys] = known
+    return known
 
 
-def _checked(key: Any, item: Any, limits: Limits) -> Any:
-    """Put one value through the check of its key; what passed is remembered where it will come again."""
-    check = _CHECKS.get(key)
-    if check is None:
-        raise MalformedEnvelopeError(f"the head has an unknown key: {str(key)[:40]!r}")
-    passed = check(key, item, limits)
-    known = _REMEMBERED.get(key)
-    if known is not None:
-        if len(known) >= _MOST_REMEMBERED:
-            known.clear()
-        known[item] = passed
+def _parties(value: dict[Any, Any], limits: Limits) -> tuple[Kind, SpiffeID, SpiffeID, str, str]:
+    """Check who asks whom for what, and how it is written down: what comes again with each of their heads.
+
+    What passed is remembered. It is text, and among decoded values nothing but the same text equals that.
+    """
+    told = value["kind"], value["iss"], value["aud"], value["cap"], value["ct"]
+    try:
+        passed = _PASSED.get(told)
+    except TypeError:  # a list or a map is among them
+        passed = None
+    if passed is None:
+        kind, cap = _kind("kind", told[0], limits), _name("cap", told[3], limits)
+        iss, aud = _spiffe_id("iss", told[1], limits), _spiffe_id("aud", told[2], limits)
+        _check_ends(kind, iss, aud, cap)
+        passed = kind, iss, aud, cap, _content_type("ct", told[4], limits)
+        if len(_PASSED) >= _MOST_REMEMBERED:
+            _PASSED.clear()
+        _PASSED[told] = passed
     return passed
 
 
@@ -167,8 +181,10 @@ def _text(key: str, value: Any, limits: Limits) -> str:
 
 
 def _matching(pattern: re.Pattern[str], wanted: str) -> Callable[[str, Any, Limits], str]:
+    matches = pattern.fullmatch
+
     def check(key: str, value: Any, _limits: Limits) -> str:
-        if type(value) is not str or not pattern.fullmatch(value):
+        if type(value) is not str or not matches(value):
             raise _wrong(key, f"is not {wanted}")
         return value
 
@@ -194,6 +210,20 @@ def _spiffe_id(key: str, value: Any, _limits: Limits) -> SpiffeID:
 def _hash(key: str, value: Any, _limits: Limits) -> bytes:
     if type(value) is not bytes or len(value) != _HASH_BYTES:
         raise _wrong(key, "is not 32 bytes")
+    return value
+
+
+def _subject(key: str, value: Any, _limits: Limits) -> str:
+    if not (
+        type(value) is str
+        and 1 <= len(value) <= _LONGEST_SUBJECT
+        and value.isascii()
+        and value.isprintable()
+        and " " not in value
+        and "*" not in value
+        and ">" not in value
+    ):
+        raise _wrong(key, "is not a subject of 1 to 1024 printable characters without wildcards")
     return value
 
 
@@ -252,24 +282,20 @@ def _map_key(key: str, name: Any) -> None:
 def _log(key: str, value: Any, limits: Limits) -> tuple[str, int, bytes]:
     if type(value) is not list or len(value) != 3:  # noqa: PLR2004 - id, sequence, hash
         raise _wrong(key, "is no list of id, sequence and hash")
-    return (_text(key, value[0], limits), _count(key, value[1], limits), _hash(key, value[2], limits))
+    chain, sequence, last = value
+    return _text(key, chain, limits), _count(key, sequence, limits), _hash(key, last, limits)
 
 
 _KINDS: Final = {kind.value: kind for kind in Kind}
 
-_CHECKS: Final[dict[str, Callable[[str, Any, Limits], Any]]] = {
-    "kind": _kind,
-    "id": _matching(_UUID, "a UUID of version 7 or 5 in lower case"),
-    "iss": _spiffe_id,
-    "x5t": _hash,
-    "aud": _spiffe_id,
-    "cap": _matching(EVENT_NAME, "a capability or event name"),
-    "sub": _matching(_SUBJECT, "a subject of 1 to 1024 printable characters without wildcards"),
-    "iat": _count,
-    "exp": _count,
+_uuid: Final = _matching(_UUID, "a UUID of version 7 or 5 in lower case")
+_name: Final = _matching(EVENT_NAME, "a capability or event name")
+_content_type: Final = _matching(_CONTENT_TYPE, "a content type in lower case")
+
+_REQUIRED: Final = frozenset({"kind", "id", "iss", "x5t", "aud", "cap", "sub", "iat", "exp", "pd", "ct"})
+
+_OPTIONAL: Final[dict[str, Callable[[str, Any, Limits], Any]]] = {
     "nbf": _count,
-    "pd": _hash,
-    "ct": _matching(_CONTENT_TYPE, "a content type in lower case"),
     "re": _hash,
     "par": _hash,
     "scope": _scope,
@@ -287,21 +313,15 @@ _CHECKS: Final[dict[str, Callable[[str, Any, Limits], Any]]] = {
     "trace": _text,
 }
 
-_HASHES: Final = frozenset(key for key, check in _CHECKS.items() if check is _hash)
-_COUNTS: Final = frozenset(key for key, check in _CHECKS.items() if check is _count)
-_PATTERNS: Final = {"id": _UUID.fullmatch, "sub": _SUBJECT.fullmatch}  # new in each head
-
-# What passed its check, by its text, for keys whose values come again with each call.
-_REMEMBERED: Final[dict[str, dict[str, Any]]] = {
-    key: {} for key in ("kind", "iss", "aud", "cap", "ct", "reply")
-}
-
-_REQUIRED: Final = frozenset({"kind", "id", "iss", "x5t", "aud", "cap", "sub", "iat", "exp", "pd", "ct"})
+# What is the same in most heads that come, once it has passed its checks; each is emptied when it is full.
+_SHAPES: Final[dict[tuple[Any, ...], tuple[tuple[str, ...], frozenset[Kind]]]] = {}
+_PASSED: Final[dict[tuple[Any, ...], tuple[Kind, SpiffeID, SpiffeID, str, str]]] = {}
 
 
 # --- checks that join keys ------------------------------------------------------------------------
 
-_ANY_KIND: Final = _REQUIRED | {"par", "scope", "prn", "ctx", "log", "trace"}
+# Beside those that all have.
+_ANY_KIND: Final = frozenset({"par", "scope", "prn", "ctx", "log", "trace"})
 _WORK: Final = frozenset({"reply", "idk", "prio", "retry"})
 _ANSWER: Final = frozenset({"re"})
 
@@ -320,26 +340,22 @@ _MUST_ANSWER: Final = frozenset({Kind.REPLY, Kind.REFUSAL, Kind.PROGRESS})
 _TO_A_DOMAIN: Final = frozenset({Kind.EVENT, Kind.RECORD})
 
 
-def _check_kind(head: Head, fields: dict[str, Any]) -> None:
-    if not fields.keys() <= _KEYS[head.kind]:
-        extra = ", ".join(sorted(fields.keys() - _KEYS[head.kind]))
-        raise MalformedEnvelopeError(f"a {head.kind} has no key {extra}")
-    if head.kind in _MUST_ANSWER and head.re is None:
+def _check_order(head: Head) -> None:
+    if head.re is None and head.kind in _MUST_ANSWER:
         raise MalformedEnvelopeError(f"a {head.kind} says in 're' what it answers")
-    if head.kind is Kind.PROGRESS and head.seq is None:
+    if head.seq is None and head.kind is Kind.PROGRESS:
         raise MalformedEnvelopeError("progress has a 'seq'")
     if (head.prev is not None) != bool(head.seq):
         raise MalformedEnvelopeError("'prev' stands exactly where 'seq' is above 0")
-    _check_ends(head)
 
 
-def _check_ends(head: Head) -> None:
-    if not head.iss.path:
+def _check_ends(kind: Kind, iss: SpiffeID, aud: SpiffeID, cap: str) -> None:
+    if not iss.path:
         raise _wrong("iss", "is a trust domain, not a workload")
-    if (head.kind in _TO_A_DOMAIN) == bool(head.aud.path):
-        wanted = "a trust domain" if head.kind in _TO_A_DOMAIN else "a workload"
-        raise _wrong("aud", f"of kind {head.kind} must be {wanted}")
-    if head.kind not in _TO_A_DOMAIN and not CAPABILITY_NAME.fullmatch(head.cap):
+    if (kind in _TO_A_DOMAIN) == bool(aud.path):
+        wanted = "a trust domain" if kind in _TO_A_DOMAIN else "a workload"
+        raise _wrong("aud", f"of kind {kind} must be {wanted}")
+    if kind not in _TO_A_DOMAIN and not CAPABILITY_NAME.fullmatch(cap):
         raise _wrong("cap", "is no capability name")
 
 

@@ -454,16 +454,16 @@ MUTANTS = (
     ),
     HEAD(
         what="unknown keys",
-        function="_checked_fields",
-        find="fields[key] = _checked(key, item, limits)",
-        put="if key in _CHECKS:\n    fields[key] = _checked(key, item, limits)",
+        function="_shape",
+        find="tuple((key for key in keys if key not in _REQUIRED))",
+        put="tuple(key for key in keys if key not in _REQUIRED and key in _OPTIONAL)",
         tests=(f"{DOWNGRADE}::test_a_head_that_names_an_algorithm",),
     ),
     HEAD(
         what="counts beyond their ends",
-        function="_checked_fields",
-        find="0 <= item <= _LARGEST_INT",
-        put="True",
+        function="_count",
+        find="not 0 <= value <= _LARGEST_INT",
+        put="False",
         tests=("test_clock_skew.py::test_times_that_are_none",),
     ),
     HEAD(
@@ -482,7 +482,7 @@ MUTANTS = (
     HEAD(
         what="capabilities that are no names",
         function="_check_ends",
-        find="head.kind not in _TO_A_DOMAIN and not CAPABILITY_NAME.fullmatch(head.cap)",
+        find="kind not in _TO_A_DOMAIN and not CAPABILITY_NAME.fullmatch(cap)",
         tests=("test_colliding_names.py::test_a_capability_that_is_no_token",),
     ),
     HEAD(

@@ -52,7 +52,6 @@ from agentweave_bus.spiffe_id import SpiffeID
 from agentweave_bus.tasks.attempt import Attempted, TaskRun
 from agentweave_bus.tasks.event_performer import EventRun
 from agentweave_bus.tasks.handle import TaskHandle
-from agentweave_bus.tasks.progress import ProgressWriter
 from agentweave_bus.tasks.publishing import PublishedEvent
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.types import TaskResult
@@ -327,24 +326,20 @@ class _Served:
         assert isinstance(bound, BoundCapability)
         assert isinstance(call, ValidatedCall)
         began = time.perf_counter()
-        store = Steps(parts, run)
-        writer = ProgressWriter(
-            parts.desk, run.log.ref, asks.digest, run.record.epoch, since=max(1, run.log.redriven)
-        )
-        epoch = run.record.epoch
+        store, telling, epoch = Steps(parts, run), Telling(parts.desk, run), run.record.epoch
         with (
             self._span(head, bound, attempt=epoch) as span,
             log_context(task=head.id, caller=str(asks.iss)),
         ):
             context = self._context(admitted, asks, span.traceparent, epoch)
-            async with writer:
+            try:
                 with bind_context(context):
                     if run.give_up is None:
                         attempt = await bound.attempt(
                             call,
                             last_attempt=run.last,
                             store=store,
-                            sink=Telling(run, writer),
+                            sink=telling,
                             seconds=parts.config.bus.task_timeout,
                         )
                     else:
@@ -352,6 +347,8 @@ class _Served:
                         # So began what is out of attempts or of time; what is cancelled was to run.
                         exhausted = run.record.body.undoes is True
                         attempt = await bound.give_up(call, result, store=store, exhausted=exhausted)
+            finally:
+                await telling.finish()
             tell_outcome(span, failed=attempt.result.status == "failed", retry=attempt.retry)
         self._metrics.handler_ended(head.cap, time.perf_counter() - began)
         return Attempted(
@@ -360,7 +357,7 @@ class _Served:
             attempt.retry_after,
             attempt.correlation_id,
             attempt.exhausted,
-            writer.mark(),
+            telling.mark(),
             attempt.undoing,
             attempt.not_undone,
         )

@@ -24,10 +24,12 @@ from agentweave_bus.tasks.attempt import RunTask, TaskRun
 from agentweave_bus.tasks.backlog import Backlog
 from agentweave_bus.tasks.controls import Controls
 from agentweave_bus.tasks.dead_letters import DeadLetters
+from agentweave_bus.tasks.log import Desk
 from agentweave_bus.tasks.performer import Performer
 from agentweave_bus.tasks.progress import ProgressWriter
 from agentweave_bus.tasks.pulling import drained
 from agentweave_bus.tasks.queue import Acknowledgements
+from agentweave_bus.tasks.record import ProgressMark
 from agentweave_bus.tasks.retry import Retry
 from agentweave_bus.tasks.step_log import StepLog
 from agentweave_bus.tasks.task_puller import TaskPuller
@@ -199,18 +201,42 @@ def _in_run(name: str, run: int) -> str:
 
 
 class Telling:
-    """Where the progress of one attempt goes; each sign of it keeps the task, too."""
+    """Where the progress of one attempt goes; each sign of it keeps the task, too.
 
-    def __init__(self, run: TaskRun, writer: ProgressWriter) -> None:
+    What writes it is made for the first sign: most attempts give none.
+    """
+
+    def __init__(self, desk: Desk, run: TaskRun) -> None:
+        self._desk = desk
         self._run = run
-        self._writer = writer
+        self._writer: ProgressWriter | None = None
+        self._over = False
 
     async def progress(self, fraction: float, message: str) -> None:
         """Tell how much is done."""
         self._run.kept.extend()
-        await self._writer.progress(fraction, message)
+        await (await self._begun()).progress(fraction, message)
 
     async def artifact(self, artifact: Artifact) -> None:
         """Hand over a part of the result."""
         self._run.kept.extend()
-        await self._writer.artifact(artifact)
+        await (await self._begun()).artifact(artifact)
+
+    async def finish(self) -> None:
+        """Write what was told last; see :meth:`.ProgressWriter.finish`."""
+        self._over = True
+        if self._writer is not None:
+            await self._writer.finish()
+
+    def mark(self) -> ProgressMark | None:
+        """How much of it stands, for the record of the outcome."""
+        return None if self._writer is None else self._writer.mark()
+
+    async def _begun(self) -> ProgressWriter:
+        if self._writer is None:
+            run = self._run
+            task, since = run.opened.asks.digest, max(1, run.log.redriven)
+            self._writer = ProgressWriter(self._desk, run.log.ref, task, run.record.epoch, since=since)
+            if self._over:
+                await self._writer.finish()  # what its handler has left running tells nothing any more
+        return self._writer

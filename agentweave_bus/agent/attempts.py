@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from agentweave_bus.agent.context import RequestContext, bind_context, current_context
 from agentweave_bus.agent.failures import (
@@ -26,8 +26,7 @@ from agentweave_bus.types import ResultStatus, TaskResult
 __all__ = ["Attempt", "Performance"]
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """How one attempt at a task ended.
 
     ``retry`` says that the task is to be tried again, not before ``retry_after`` seconds where that is
@@ -46,8 +45,7 @@ class Attempt:
     not_undone: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Performance:
+class Performance(NamedTuple):
     """A capability's handler with its arguments, to be run as a task.
 
     ``timeout`` is the seconds that an attempt may go without progress. The current request's context is

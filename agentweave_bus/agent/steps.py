@@ -16,7 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final
 
 from anyio import fail_after, move_on_after, sleep_forever
@@ -91,7 +91,6 @@ class Steps:
         self.verdict: Verdict | None = None  # standing: this run is a replay
         self._in_thread = in_thread
         self._ledger = ledger
-        self._saga = None if ledger is None else Saga(ledger)
         self._timeout = timeout or _COMPENSATION_SECONDS
         self._names: set[str] = set()
         self._done: dict[str, _Done] = {}
@@ -100,6 +99,11 @@ class Steps:
         self._owed: set[str] = set()  # in a replay: what is still to be found
         self._looked = ledger is None or ledger.fresh
         self._over = False
+
+    @cached_property
+    def _saga(self) -> Saga | None:
+        # When it is asked for: most handlers take no steps.
+        return None if self._ledger is None else Saga(self._ledger)
 
     # --- running ------------------------------------------------------------------------------------
 

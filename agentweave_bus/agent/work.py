@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from anyio import CancelScope
 
 from agentweave_bus.agent.saga import Halt, Ledger
-from agentweave_bus.agent.steps import InThread, Steps
+from agentweave_bus.agent.steps import Steps
 from agentweave_bus.agent.threads import HandlerThreads
 from agentweave_bus.envelope.codec import to_json_value
 from agentweave_bus.exceptions import AgentWeaveError, AttemptLostError, PayloadError
@@ -78,7 +78,7 @@ class Work:
     @classmethod
     def of_call(cls, caller: str) -> Self:
         """Return what a call has, which is asked for by ``caller``."""
-        return cls(Steps(step_threads(caller)))
+        return cls(Steps(partial(_in_step_thread, caller=caller)))
 
     @classmethod
     def of_attempt(
@@ -86,7 +86,8 @@ class Work:
     ) -> Self:
         """Return what an attempt of a task has."""
         halt = ledger.halt if ledger else Halt()
-        return cls(Steps(step_threads(caller), ledger, timeout=timeout), halt, sink=sink)
+        in_thread = partial(_in_step_thread, caller=caller)
+        return cls(Steps(in_thread, ledger, timeout=timeout), halt, sink=sink)
 
     async def progress(self, fraction: float, message: str) -> None:
         """Tell of progress, and let the attempt's timeout begin anew."""
@@ -144,8 +145,8 @@ def checked_artifact(kind: object, data: object, name: object) -> Artifact:
 _threads: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, HandlerThreads]] = WeakKeyDictionary()
 
 
-def step_threads(caller: str) -> InThread:
-    """Return what runs a step's plain functions.
+async def _in_step_thread(call: Callable[[], Any], *, caller: str) -> Any:
+    """Run a step's plain function.
 
     Steps have threads of their own: were they those of the handlers, handlers that wait in all of them for
     a step would wait for ever.
@@ -154,4 +155,4 @@ def step_threads(caller: str) -> InThread:
     threads = _threads.get(loop)
     if threads is None:
         threads = _threads[loop] = HandlerThreads()
-    return partial(threads.run, caller=caller)
+    return await threads.run(call, caller)

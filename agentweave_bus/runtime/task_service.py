@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import Final
 
 from agentweave_bus.agent import BoundCapability
@@ -157,15 +158,27 @@ class Steps:
     """
 
     def __init__(self, parts: Connected, run: TaskRun) -> None:
-        self._log = StepLog(
+        self._parts = parts
+        self._run = run
+
+    # These two when they are asked for: most handlers take no steps.
+
+    @cached_property
+    def _log(self) -> StepLog:
+        parts, run = self._parts, self._run
+        return StepLog(
             parts.desk,
             run.log,
             run.record,
             largest=lambda: parts.keeper.max_message_bytes,
             monotonic=parts.surroundings.monotonic_s,
         )
+
+    @cached_property
+    def _runs(self) -> list[int]:
+        run = self._run
         begun = (one.epoch for one in run.log.records if one.body.redrive is not None)
-        self._runs = [0, *(epoch for epoch in begun if epoch <= run.record.epoch)]
+        return [0, *(epoch for epoch in begun if epoch <= run.record.epoch)]
 
     async def load(self, name: str) -> StepRecord | None:
         """Return what was saved under ``name``."""

@@ -212,8 +212,10 @@ class Performer:
         if log.closed and log.last is not None:
             await self._undo(case, admitted, log.last)
             return True
-        if give_up is None and case.tries(log.epoch) >= self._rule_of(case.opened).attempts:
-            give_up = _exhausted(case)
+        if give_up is None:
+            most = self._rule_of(case.opened).attempts  # also of a new task: it may ask for what is no rule
+            if log.epoch > 0 and case.tries(log.epoch) >= most:
+                give_up = _exhausted(case)
         if give_up is None and log.crowded:
             give_up = f"given up after {len(log.records)} records, since its log has room for few more"
         working = await log.append(case.working(undoes=give_up is not None), case.digest)  # 4
@@ -308,15 +310,15 @@ class Performer:
         self, case: Case, admitted: Admitted, working: StateRecord, give_up: str | None
     ) -> None:
         """Run it once: steps 5 to 7."""
-        rule, key = self._rule_of(case.opened), case.log.ref.key
+        rule, tries, key = self._rule_of(case.opened), case.tries(working.epoch), case.log.ref.key
         began = time.perf_counter()
         running = self._running[key] = _Running(case.digest, working.epoch)
         in_flight = self._metrics.in_flight(Direction.INBOUND)
         in_flight.inc()
         try:
             async with self._kept(case) as kept:
-                last = case.tries(working.epoch) >= rule.attempts
-                run = TaskRun(admitted, case.opened, case.log, working, kept, last=last, give_up=give_up)
+                last = tries >= rule.attempts
+                run = TaskRun(admitted, case.opened, case.log, working, kept, last, give_up)
                 outcome: Attempted | None = None
                 with running.scope:
                     outcome = await self._unless_stopped(run)  # 5
@@ -333,7 +335,7 @@ class Performer:
         seconds = time.perf_counter() - began
         self._count(case.opened, outcome, seconds)
         if outcome.retry:
-            await self._later(case, outcome, rule.delay(case.tries(working.epoch)))
+            await self._later(case, outcome, rule.delay(tries))
         elif canceled is not None:
             undoes = working.body.undoes
             await self._record(case, case.body(TaskState.CANCELED, message=canceled, undoes=undoes))

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import pytest
 
 from agentweave_bus import SecureAgent, capability
-from agentweave_bus.bus.streams import dead_stream_name, tasks_stream_name
+from agentweave_bus.bus.streams import dead_stream_name, state_stream_name, tasks_stream_name
 from agentweave_bus.bus.subjects import task_subject
 from agentweave_bus.client import Submitted, TaskOptions
 from agentweave_bus.envelope import Draft, Kind, decode_frame, decode_payload, encode_payload, new_id
@@ -444,3 +444,12 @@ async def test_states_are_what_they_say(yard: Yard) -> None:
     log = await yard.ended(await yard.submit())
     assert log.last is not None
     assert log.last.state is TaskState.COMPLETED
+
+
+async def test_of_what_asks_for_no_rule_of_retries_nothing_is_begun(
+    yard: Yard, caplog: pytest.LogCaptureFixture
+) -> None:
+    await yard.smuggle(retry={"attempts": 0})
+    await yard.until(lambda: "error of the bus itself" in caplog.text)
+    assert yard.agent.ran == []
+    assert yard.stored(state_stream_name(yard.target)) == []

@@ -20,10 +20,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from anyio import CancelScope, Lock, fail_after
+from anyio import Lock, fail_after
 from anyio.lowlevel import checkpoint
 
 from agentweave_bus.agent.records import StepRecord, StepStore
+from agentweave_bus.bus.cancel_scopes import cancel_scope
 from agentweave_bus.exceptions import AgentWeaveError, PayloadError
 from agentweave_bus.types import JsonValue, TaskResult
 
@@ -41,7 +42,7 @@ class Halt:
     """
 
     def __init__(self) -> None:
-        self.scope: Final = CancelScope()
+        self.scope: Final = cancel_scope()
         self.fault: BaseException | None = None
 
     async def stop(self, fault: BaseException | None = None) -> NoReturn:

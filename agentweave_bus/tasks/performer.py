@@ -34,6 +34,7 @@ import anyio
 from agentweave_bus.authz import AuditLog
 from agentweave_bus.bus.admission import Admission, AdmissionRefusedError, Step
 from agentweave_bus.bus.admitted import Admitted, OpenedTask, StoredArrival
+from agentweave_bus.bus.cancel_scopes import cancel_scope
 from agentweave_bus.bus.connection import DEFAULT_MAX_MESSAGE_BYTES
 from agentweave_bus.bus.records import WitnessNotes, envelope_facts, outcome_facts
 from agentweave_bus.envelope import Head, encode_payload
@@ -95,7 +96,7 @@ class _Running:
     def __init__(self, digest: bytes, epoch: int) -> None:
         self.digest = digest
         self.epoch = epoch
-        self.scope = anyio.CancelScope()
+        self.scope = cancel_scope()
         self.canceled: str | None = None
 
 

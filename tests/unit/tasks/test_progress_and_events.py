@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from agentweave_bus.bus.streams import progress_stream_name
 from agentweave_bus.bus.subjects import progress_subject
 from agentweave_bus.envelope import Draft, Kind, encode_payload, new_id
 from agentweave_bus.exceptions import AttemptLostError, BusError, ConfigurationError, PayloadError
+from agentweave_bus.runtime.task_service import Telling
 from agentweave_bus.tasks import hints
 from agentweave_bus.tasks.events import TaskEvent
 from agentweave_bus.tasks.handle import TaskHandle
@@ -158,6 +160,23 @@ async def test_who_tells_nothing_has_no_mark(world: World) -> None:
     async with writer(world) as progress:
         pass
     assert progress.mark() is None
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_what_a_handler_leaves_running_tells_no_progress(world: World, told: bool) -> None:
+    log = world.log()
+    asks, kept = SimpleNamespace(digest=TASK), SimpleNamespace(extend=lambda: None)
+    record = await log.append(body(TaskState.WORKING), TASK)
+    run: Any = SimpleNamespace(log=log, record=record, opened=SimpleNamespace(asks=asks), kept=kept)
+    telling = Telling(world.desk("agent"), run)
+    if told:
+        await telling.progress(0.5, "")
+    await telling.finish()
+    assert (telling.mark() is not None) is told
+    await telling.artifact(PIECE)
+    await telling.progress(0.75, "")
+    await asyncio.sleep(0.3)
+    assert [one.body.fraction for one in await chain_of(world)] == ([0.5, None] if told else [None])
 
 
 async def test_an_attempt_that_was_lost_tells_no_more(world: World) -> None:

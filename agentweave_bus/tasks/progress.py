@@ -276,8 +276,8 @@ class ProgressWriter:
     redrive the task begins anew, and so does its progress.
 
     Of what is told in quick succession ten a second are written, the last one always; artifacts are written
-    all. Use it as ``async with ProgressWriter(…) as progress:`` around the handler, or call :meth:`finish`;
-    after that :meth:`mark` says what the record of the outcome has to say.
+    all. Call :meth:`finish` when the handler has ended; after that :meth:`mark` says what the record of the
+    outcome has to say.
     """
 
     def __init__(
@@ -303,12 +303,6 @@ class ProgressWriter:
         self._since = since
         self._replay = Replay()
         self._recalled = attempt <= since
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.finish()
 
     async def progress(self, fraction: float, message: str = "") -> None:
         """Tell that ``fraction`` (0 to 1) is done. It is written soon, unless a later one takes its place.

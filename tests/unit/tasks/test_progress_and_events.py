@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +39,15 @@ def writer(world: World, attempt: int = 1) -> ProgressWriter:
     return ProgressWriter(world.desk("agent"), world.ref, TASK, attempt)
 
 
+@asynccontextmanager
+async def writing(world: World, attempt: int = 1) -> AsyncIterator[ProgressWriter]:
+    progress = writer(world, attempt)
+    try:
+        yield progress
+    finally:
+        await progress.finish()
+
+
 async def seen(handle: TaskHandle, after: str | None = None) -> list[TaskEvent]:
     async with asyncio.timeout(30):
         return [event async for event in handle.events(after=after)]
@@ -54,7 +65,7 @@ async def two_attempts(world: World) -> None:
     log = world.log()
     for attempt in (1, 2):
         await log.append(body(TaskState.WORKING), TASK)
-        async with writer(world, attempt) as progress:
+        async with writing(world, attempt) as progress:
             await progress.progress(0.25 * attempt, "so far")
             await progress.finish()
             await progress.artifact(PIECE | {"data": attempt})
@@ -99,7 +110,7 @@ async def test_events_come_as_they_happen(
         assert (await anext(events)).state == "working"
         waiting = asyncio.ensure_future(anext(events))
         await asyncio.sleep(0.1)
-        async with writer(world) as progress:
+        async with writing(world) as progress:
             await progress.progress(0.5)
             assert (await waiting).fraction == 0.5
             await progress.progress(0.75)
@@ -117,7 +128,7 @@ async def test_what_is_no_cursor(handle: TaskHandle, cursor: str) -> None:
 
 async def test_much_progress_is_told_ten_times_a_second_and_the_last_always(world: World) -> None:
     began = time.monotonic()
-    async with writer(world) as progress:
+    async with writing(world) as progress:
         for number in range(250):
             await progress.progress(number / 250)
             await asyncio.sleep(0.001)
@@ -138,14 +149,14 @@ async def chain_of(world: World) -> list[Any]:
 
 
 async def test_every_artifact_is_told(world: World) -> None:
-    async with writer(world) as progress:
+    async with writing(world) as progress:
         for number in range(20):
             await progress.artifact({"type": "n", "data": number})
     assert [one.body.artifact.data for one in await chain_of(world)] == list(range(20))
 
 
 async def test_artifacts_and_progress_keep_their_order(world: World) -> None:
-    async with writer(world) as progress:
+    async with writing(world) as progress:
         for number in range(3):
             await progress.progress(number / 4)
             await progress.artifact({"type": "n", "data": number})
@@ -157,7 +168,7 @@ async def test_artifacts_and_progress_keep_their_order(world: World) -> None:
 
 
 async def test_who_tells_nothing_has_no_mark(world: World) -> None:
-    async with writer(world) as progress:
+    async with writing(world) as progress:
         pass
     assert progress.mark() is None
 
@@ -210,13 +221,13 @@ async def test_an_artifact_that_is_too_large_is_the_handlers_error(world: World)
 
 async def tell(progress: ProgressWriter, *told: tuple[float, str] | int) -> None:
     """Tell fractions with their words, each on its own, and artifacts."""
-    async with progress:
-        for one in told:
-            if isinstance(one, int):
-                await progress.artifact({"type": "n", "data": one})
-            else:
-                await progress.progress(*one)
-                await progress._tell_latest()
+    for one in told:
+        if isinstance(one, int):
+            await progress.artifact({"type": "n", "data": one})
+        else:
+            await progress.progress(*one)
+            await progress._tell_latest()
+    await progress.finish()
 
 
 async def told_by(world: World, attempt: int) -> list[object]:
@@ -357,7 +368,7 @@ async def test_forged_progress_is_told_by_nobody(world: World, handle: TaskHandl
         changed = changed | {"aud": type(world.ref.agent)(f"spiffe://{world.ref.agent.trust_domain}")}
     log, before = world.log(), foreign(world)
     await log.append(body(TaskState.WORKING), TASK)
-    async with writer(world) as progress:
+    async with writing(world) as progress:
         await progress.progress(0.5)
         await progress.finish()
     number = 1 if "follows" in name else 0
@@ -368,7 +379,7 @@ async def test_forged_progress_is_told_by_nobody(world: World, handle: TaskHandl
         assert last is not None
         changed = {"seq": 1, "prev": bytes.fromhex(last.digest)} | changed
     smuggle(world, 1, await forged(world, who, 1, **changed))
-    async with writer(world, 2) as again:
+    async with writing(world, 2) as again:
         await again.artifact(PIECE)
     done = body(TaskState.FAILED, message="x").model_copy(update={"progress": again.mark()})
     await log.append(body(TaskState.WORKING), TASK)
@@ -379,7 +390,7 @@ async def test_forged_progress_is_told_by_nobody(world: World, handle: TaskHandl
 
 async def test_a_copy_of_genuine_progress_is_told_nowhere_else(world: World, handle: TaskHandle) -> None:
     other = World(world.bus, world.parts, new_id(world.desk("agent").clock_ms()))
-    async with writer(other) as progress:
+    async with writing(other) as progress:
         await progress.progress(0.5)
     ref = other.ref
     stream = world.bus.broker.jetstream.streams[progress_stream_name(ref.agent)]
@@ -395,7 +406,7 @@ async def test_a_copy_of_genuine_progress_is_told_nowhere_else(world: World, han
 async def test_progress_that_was_withheld_is_told_as_a_gap(world: World, handle: TaskHandle) -> None:
     log = world.log()
     await log.append(body(TaskState.WORKING), TASK)
-    async with writer(world) as progress:
+    async with writing(world) as progress:
         for _ in range(4):
             await progress.artifact(PIECE)
     stream = world.bus.broker.jetstream.streams[progress_stream_name(world.ref.agent)]
@@ -415,7 +426,7 @@ async def test_progress_that_was_withheld_is_told_as_a_gap(world: World, handle:
 async def test_progress_whose_end_was_withheld_is_told_as_a_gap(world: World, handle: TaskHandle) -> None:
     log = world.log()
     await log.append(body(TaskState.WORKING), TASK)
-    async with writer(world) as progress:
+    async with writing(world) as progress:
         for _ in range(3):
             await progress.artifact(PIECE)
     stream = world.bus.broker.jetstream.streams[progress_stream_name(world.ref.agent)]

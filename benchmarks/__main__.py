@@ -22,7 +22,8 @@ from benchmarks.durable.report import (
     task_targets_table,
 )
 from benchmarks.durable.results import rounds_of as task_rounds_of
-from benchmarks.durable.rows import ONE, TASK_ROWS, TaskRow
+from benchmarks.durable.rows import ONE, TaskRow
+from benchmarks.durable.rows import USUAL as USUAL_TASKS
 from benchmarks.durable.rows import chosen as chosen_tasks
 from benchmarks.durable.run import compare_tasks
 from benchmarks.instructions import Instructions, count_instructions, instructions_table
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     memory.set_defaults(act=_memory)
 
     tasks = commands.add_parser("tasks", help="the comparison of durable tasks, alone")
-    tasks.add_argument("--rows", default=",".join(row.name for row in TASK_ROWS), help="which, by commas")
+    tasks.add_argument("--rows", default=USUAL_TASKS, help="which, by commas; also: floor")
     tasks.set_defaults(act=_tasks)
 
     large = commands.add_parser("large", help="whether a long queue is as quick as a short one")
@@ -121,7 +122,7 @@ async def _run(options: argparse.Namespace) -> None:
     if not options.no_stages:
         documents.save("stages", [asdict(one) for one in await measure_stages()])
     if not options.no_tasks:
-        await _compare_tasks(TASK_ROWS, options)
+        await _compare_tasks(chosen_tasks(USUAL_TASKS), options)
     _print_comparison(options.write)
     if not options.no_stages:
         _print_stages(options.write)

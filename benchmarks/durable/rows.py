@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["AT_ONCE", "IDLE", "ONE", "QUEUES", "TASK_ROWS", "TWO", "TaskRow", "chosen"]
+__all__ = ["AT_ONCE", "IDLE", "ONE", "QUEUES", "TASK_ROWS", "TWO", "USUAL", "TaskRow", "chosen"]
 
 IDLE: Final = "idle"
 """Its worker holds what it has got, and takes nothing more: here storing is measured alone."""
@@ -25,21 +25,27 @@ AT_ONCE: Final = 100
 class TaskRow:
     """One thing measured. ``peer`` names a module of :mod:`benchmarks.durable.peers`.
 
-    One that ``keeps`` results keeps what each task returned, where the peer can do without.
+    One that ``keeps`` results keeps what each task returned, where the peer can do without. One that stands
+    ``aside`` is measured only when it is named.
     """
 
     name: str
     title: str
     peer: str
     keeps: bool = False
+    aside: bool = False
 
 
 TASK_ROWS: Final = (
     TaskRow("jetstream", "JetStream of nats-py over mTLS", "raw"),
+    TaskRow("floor", "the least that signs and records", "floor", aside=True),
     TaskRow("tasks", "durable tasks", "bus"),
     TaskRow("taskiq", "Taskiq on plain NATS", "taskiq"),
     TaskRow("taskiq-results", "Taskiq, results kept", "taskiq", keeps=True),
 )
+
+USUAL: Final = ",".join(row.name for row in TASK_ROWS if not row.aside)
+"""Those that are measured when none is named."""
 
 
 def chosen(names: str) -> tuple[TaskRow, ...]:

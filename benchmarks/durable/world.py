@@ -170,7 +170,7 @@ class TaskWorld:
             "queues": ",".join(self._queues),
             "keeps": "yes" if row.keeps else "",
             **{what: str(self._folder / f"{row.name}-{what}") for what in ("starts", "cancels")},
-            **(raw.options if row.peer == "raw" else {}),
+            **(raw.options if row.peer in ("raw", "floor") else {}),
         }
         queues = {}
         for name, count in self._queues.items():

@@ -7,7 +7,8 @@ call whom; a replay filter; a chained audit record before anything runs, in one 
 What it has not, and no bus can be without: certificates that are checked further than their expiry,
 revocation, a strict decoder, any bound on any size or number, a policy, delegation, payloads that are checked
 against what the capability takes, redaction, refusals that say why, deadlines, retries, metrics, traces,
-rotation of anything, or a broker that goes away. Nothing but the benchmark may use it.
+rotation of anything, or a broker that goes away. Nothing but the benchmark may use it; the floor of durable
+tasks (:mod:`benchmarks.durable.peers.floor`) does, too.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from benchmarks.peers import Call, WrongAnswerError
 from benchmarks.peers.raw import connected
 from benchmarks.places import PAYLOAD, Place
 
-__all__ = ["client", "serve"]
+__all__ = ["Audit", "Opener", "Sealer", "client", "now_milliseconds", "opened_audit", "serve"]
 
 _SUBJECT: Final = "floor.echo"
 _CALLER: Final = "client"
@@ -48,7 +49,9 @@ _REMEMBERED: Final = 100_000
 _pack: Final[Callable[[object], bytes]] = msgpack.packb
 
 
-class _Sealer:
+class Sealer:
+    """Signs what one ``part`` sends, once for all that is queued in one turn of the loop."""
+
     def __init__(self, place: Place, part: str) -> None:
         key = load_pem_private_key(Path(place.options[f"{part}_key"]).read_bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -57,14 +60,15 @@ class _Sealer:
         self._chain = [one.public_bytes(Encoding.DER) for one in chain]
         self._part = part
         self._x5t = sha256(self._chain[0]).digest()
-        self._queue: list[tuple[bytes, bytes, asyncio.Future[bytes]]] = []
+        self._queue: list[tuple[bytes, bytes, asyncio.Future[tuple[bytes, bytes]]]] = []
 
-    async def seal(self, head: dict[str, Any], payload: bytes) -> bytes:
+    async def seal(self, head: dict[str, Any], payload: bytes) -> tuple[bytes, bytes]:
+        """Return the frame, and the digest of its head."""
         whole = {"iss": self._part, "x5t": self._x5t, "pd": sha256(payload).digest(), **head}
         loop = asyncio.get_running_loop()
         if not self._queue:
             loop.call_soon(self._flush)
-        sealed: asyncio.Future[bytes] = loop.create_future()
+        sealed: asyncio.Future[tuple[bytes, bytes]] = loop.create_future()
         self._queue.append((_pack(whole), payload, sealed))
         return await sealed
 
@@ -80,7 +84,8 @@ class _Sealer:
                 for depth, level in enumerate(levels[:-1])
             ]
             if not sealed.done():
-                sealed.set_result(_pack((head, signature, index, path, self._chain, payload)))
+                frame = _pack((head, signature, index, path, self._chain, payload))
+                sealed.set_result((frame, levels[0][index]))
 
 
 def _parents(level: list[bytes]) -> list[bytes]:
@@ -89,12 +94,15 @@ def _parents(level: list[bytes]) -> list[bytes]:
     return parents + level[-1:] if len(level) % 2 else parents
 
 
-class _Opener:
+class Opener:
+    """Verifies; chains and roots are looked at once."""
+
     def __init__(self) -> None:
         self._leaves: dict[bytes, tuple[ec.EllipticCurvePublicKey, bytes, float]] = {}
         self._roots: dict[tuple[bytes, bytes, bytes], None] = {}
 
     def open(self, frame: bytes, now_ms: int) -> tuple[dict[str, Any], bytes, bytes]:
+        """Return the head, the payload, and the digest of the head."""
         head_bytes, signature, index, path, chain, payload = msgpack.unpackb(frame)
         leaf = self._leaves.get(chain[0]) or self._read(chain[0])
         key, x5t, until_ms = leaf
@@ -122,7 +130,9 @@ class _Opener:
         return self._leaves[der]
 
 
-class _Audit:
+class Audit:
+    """A chain of records, written once for all of one turn of the loop."""
+
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._previous = bytes(32)
@@ -130,12 +140,14 @@ class _Audit:
         self._waiting: list[asyncio.Future[None]] = []
 
     async def record(self, record: dict[str, Any]) -> None:
+        """Append it, and return when it is written."""
         self.record_soon(record)
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(written)
         await written
 
     def record_soon(self, record: dict[str, Any]) -> None:
+        """Append it without waiting."""
         if not self._lines:
             asyncio.get_running_loop().call_soon(self._write)
         line = orjson.dumps({"prev": self._previous.hex(), **record})
@@ -151,12 +163,14 @@ class _Audit:
 
 
 @contextmanager
-def _audit() -> Iterator[_Audit]:
+def opened_audit() -> Iterator[Audit]:
+    """Record into a file for the length of the block."""
     with tempfile.TemporaryFile() as file:
-        yield _Audit(file.fileno())
+        yield Audit(file.fileno())
 
 
-def _now_ms() -> int:
+def now_milliseconds() -> int:
+    """Return the time since the epoch."""
     return time.time_ns() // 1_000_000
 
 
@@ -164,14 +178,14 @@ async def serve(place: Place, ready: Callable[[], None]) -> None:
     """Answer every call that verifies with its own payload."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    sealer, opener = _Sealer(place, _CALLEE), _Opener()
+    sealer, opener = Sealer(place, _CALLEE), Opener()
     seen: dict[bytes, None] = {}
     tasks: set[asyncio.Task[None]] = set()
-    with _audit() as audit:
+    with opened_audit() as audit:
         async with connected(place, _CALLEE) as connection:
 
             async def answer(message: Msg) -> None:
-                now_ms = _now_ms()
+                now_ms = now_milliseconds()
                 head, payload, digest = opener.open(message.data, now_ms)
                 bound = (head["kind"], head["aud"], head["cap"], head["sub"])
                 if bound != ("call", _CALLEE, "echo", message.subject) or digest in seen:
@@ -192,7 +206,7 @@ async def serve(place: Place, ready: Callable[[], None]) -> None:
                     "iat": now_ms,
                     "re": digest,
                 }
-                frame = await sealer.seal(reply, orjson.dumps(asked))
+                frame, _ = await sealer.seal(reply, orjson.dumps(asked))
                 audit.record_soon({"event": "outcome", "status": "completed", **facts})
                 await connection.publish(message.reply, frame)
 
@@ -210,10 +224,10 @@ async def serve(place: Place, ready: Callable[[], None]) -> None:
 @asynccontextmanager
 async def client(place: Place) -> AsyncIterator[Call]:
     """Connect; each call is decided, recorded, sealed, sent, and its answer verified."""
-    sealer, opener = _Sealer(place, _CALLER), _Opener()
+    sealer, opener = Sealer(place, _CALLER), Opener()
     waiting: dict[str, asyncio.Future[Msg]] = {}
     inbox = f"_INBOX.{os.urandom(16).hex()}"
-    with _audit() as audit:
+    with opened_audit() as audit:
         async with connected(place, _CALLER) as connection:
 
             async def arrived(message: Msg) -> None:
@@ -223,12 +237,12 @@ async def client(place: Place) -> AsyncIterator[Call]:
             await connection.subscribe(f"{inbox}.*", cb=arrived)
 
             async def call() -> None:
-                now_ms = _now_ms()
+                now_ms = now_milliseconds()
                 number = os.urandom(16).hex()
                 facts = {"callee": _CALLEE, "action": "echo", "id": number}
                 facts["revision"] = _MAY[_CALLER, _CALLEE, "echo"]
                 await audit.record({"event": "call", "ts": now_ms, **facts})
-                frame = await sealer.seal(_call_head(number, now_ms), orjson.dumps({"text": PAYLOAD}))
+                frame, _ = await sealer.seal(_call_head(number, now_ms), orjson.dumps({"text": PAYLOAD}))
                 answered: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
                 reply = f"{inbox}.{number}"
                 waiting[reply] = answered
@@ -238,7 +252,7 @@ async def client(place: Place) -> AsyncIterator[Call]:
                         message = await answered
                 finally:
                     del waiting[reply]
-                head, payload, _ = opener.open(message.data, _now_ms())
+                head, payload, _ = opener.open(message.data, now_milliseconds())
                 bound = (head["kind"], head["iss"], head["sub"])
                 if bound != ("reply", _CALLEE, reply) or orjson.loads(payload) != {"text": PAYLOAD}:
                     raise WrongAnswerError("floor: another answer than was sent")

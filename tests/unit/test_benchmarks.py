@@ -11,14 +11,19 @@ import sys
 import time
 from dataclasses import asdict
 
+import msgpack
 import pytest
+from cryptography.exceptions import InvalidSignature
 
+from agentweave_bus.testing.trust import TrustDomain
 from benchmarks import documents, machine
 from benchmarks.gauges import cpu_seconds, resident_bytes
 from benchmarks.instructions import Instructions, instructions_table
 from benchmarks.load import Load, Sample, closed_loop, percentile
 from benchmarks.memory import MemorySample, growth_of, memory_report
 from benchmarks.peers import WrongAnswerError
+from benchmarks.peers.floor import Opener, Sealer, now_milliseconds
+from benchmarks.places import Place
 from benchmarks.plot import bars
 from benchmarks.report import failures_list, figures_table, ratios_tables, stages_table, table, targets_table
 from benchmarks.results import Figure, StageFigure, figures_of, ratio, rounds_of
@@ -302,6 +307,28 @@ def test_what_one_peer_brings_is_not_there_for_others(tmp_path, package, peer, f
     assert (
         found or b"No module named 'aiohttp'" in ended.stderr or b"import of aiohttp halted" in ended.stderr
     )
+
+
+@pytest.mark.anyio
+async def test_the_floor_verifies_what_shares_a_signature(tmp_path):
+    """Else it would be no bound for anything that does."""
+    svid = TrustDomain("bench.test").issue("agent/worker")
+    files = {"worker_certificate": svid.chain_pem(), "worker_key": svid.key_pem()}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    sealer = Sealer(Place("floor", "floor", "", {name: str(tmp_path / name) for name in files}), "worker")
+    heads = [{"id": number} for number in range(5)]
+    sealed = await asyncio.gather(*(sealer.seal(head, b"payload of all") for head in heads))
+    assert len({msgpack.unpackb(frame)[1] for frame, _ in sealed}) == 1, "one signature"
+    now_ms = now_milliseconds()
+    opened = [Opener().open(frame, now_ms) for frame, _ in sealed]
+    assert [head["id"] for head, _, _ in opened] == [0, 1, 2, 3, 4]
+    assert [digest for _, _, digest in opened] == [digest for _, digest in sealed]
+    head, *proof, payload = msgpack.unpackb(sealed[0][0])
+    with pytest.raises(WrongAnswerError):
+        Opener().open(msgpack.packb([head, *proof, b"another"]), now_ms)
+    with pytest.raises(InvalidSignature):
+        Opener().open(msgpack.packb([head + b"x", *proof, payload]), now_ms)
 
 
 @pytest.mark.slow

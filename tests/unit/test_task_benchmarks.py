@@ -19,7 +19,7 @@ from benchmarks.durable.report import (
     task_targets_table,
 )
 from benchmarks.durable.results import TaskSample, rounds_of
-from benchmarks.durable.rows import IDLE, ONE, TASK_ROWS, chosen
+from benchmarks.durable.rows import IDLE, ONE, TASK_ROWS, USUAL, chosen
 from benchmarks.durable.run import Counts, Turn, compare_tasks
 from benchmarks.durable.stamps import StampReader, StampWriter, stamped
 from benchmarks.durable.targets import judge_tasks
@@ -176,6 +176,8 @@ async def test_a_line_that_is_not_whole_yet_is_left_for_the_next_look(tmp_path):
 
 def test_rows_are_chosen_by_name():
     assert [row.name for row in chosen("tasks,jetstream")] == ["jetstream", "tasks"]
+    assert [row.name for row in chosen(USUAL)] == ["jetstream", "tasks", "taskiq", "taskiq-results"]
+    assert [row.name for row in chosen("floor")] == ["floor"]
     with pytest.raises(ValueError, match="no such row of tasks: celery;"):
         chosen("celery")
 
@@ -225,14 +227,24 @@ def test_the_picture_has_each_row_that_was_measured_and_ours_in_its_colour(monke
 @pytest.mark.slow
 @pytest.mark.anyio
 async def test_rows_of_tasks_are_measured_side_by_side():
-    found = await compare_tasks(chosen("jetstream,tasks"), rounds=1, seconds=0.1)
-    assert set(found) == {"jetstream", "tasks"}
+    found = await compare_tasks(chosen("jetstream,floor,tasks"), rounds=1, seconds=0.1)
+    assert set(found) == {"jetstream", "floor", "tasks"}
     for (one,) in found.values():
         assert min(one.submitted, one.through, one.worked, one.worked_by_two) > 10
         assert 0 < one.start_p50_us <= one.start_p99_us
     (ours,) = found["tasks"]
     assert ours.cpu_us["worker"] > found["jetstream"][0].cpu_us["worker"]
     assert len(ours.cancels_ms) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_the_floor_stores_two_records_of_each_task(tmp_path):
+    (row,) = chosen("floor")
+    async with TaskWorld(tmp_path, [row], queues={ONE: 1}, closed=()).contenders() as (contender,):
+        await Turn(contender).through(ONE, 150)
+        states = await contender.queues[ONE].broker.stream_info("floor-one-states")
+        assert states.state.messages == 2 * 151, "one more is what the client tried itself with"
 
 
 @pytest.mark.slow

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
-__all__ = ["cpu_seconds", "resident_bytes"]
+__all__ = ["cpu_seconds", "processors", "resident_bytes"]
 
 
 def cpu_seconds(pid: int) -> float:
@@ -23,3 +24,8 @@ def resident_bytes(pid: int) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     raise ProcessLookupError(pid)
+
+
+def processors() -> int:
+    """Return how many processors this process, and what it starts, may run on."""
+    return len(os.sched_getaffinity(0))

@@ -16,8 +16,9 @@ class TaskSample:
     ``submitted`` is storing alone. ``through`` is from the first submission to the last acknowledgement,
     while one worker process works. ``worked`` and ``worked_by_two`` are what one and two worker processes
     get done of a queue that was filled before. ``cpu_us`` is the client's for storing, the worker's and the
-    broker's for working; ``resident`` the worker's memory in bytes. ``cancels_ms`` is after how long handlers
-    felt a cancellation, where there is such a thing.
+    broker's for working by one worker; ``resident`` is the worker's memory in bytes, ``processors`` how many
+    all processes together could use. ``cancels_ms`` is after how long handlers felt a cancellation, where
+    there is such a thing.
     """
 
     submitted: float
@@ -28,6 +29,7 @@ class TaskSample:
     start_p99_us: float
     cpu_us: Mapping[str, float]
     resident: int
+    processors: int
     cancels_ms: Sequence[float] = field(default_factory=tuple)
 
 

@@ -16,7 +16,7 @@ from benchmarks.durable.results import TaskRounds, TaskSample
 from benchmarks.durable.rows import IDLE, ONE, TWO, TaskRow
 from benchmarks.durable.stamps import StampReader
 from benchmarks.durable.world import Contender, Queue, TaskWorld
-from benchmarks.gauges import cpu_seconds, resident_bytes
+from benchmarks.gauges import cpu_seconds, processors, resident_bytes
 from benchmarks.load import percentile
 from benchmarks.run import say
 
@@ -121,6 +121,7 @@ class Turn:
             start_p99_us=percentile(starts, 0.99) / 1000,
             cpu_us=cpu_us,
             resident=resident_bytes(worker),
+            processors=processors(),
             cancels_ms=cancels,
         )
 

@@ -22,7 +22,7 @@ from benchmarks.durable.results import TaskSample, rounds_of
 from benchmarks.durable.rows import IDLE, ONE, TASK_ROWS, USUAL, chosen
 from benchmarks.durable.run import Counts, Turn, compare_tasks
 from benchmarks.durable.stamps import StampReader, StampWriter, stamped
-from benchmarks.durable.targets import judge_tasks
+from benchmarks.durable.targets import judge_tasks, room_for_second
 from benchmarks.durable.world import TaskWorld
 from benchmarks.memory import MemorySample, memory_report
 from benchmarks.places import PAYLOAD_BYTES
@@ -39,13 +39,14 @@ def sample(**changed):
         start_p99_us=9000.0,
         cpu_us={"client": 100.0, "worker": 200.0, "broker": 50.0},
         resident=100_000_000,
+        processors=2,
     )
     return replace(found, **changed)
 
 
 def run_of(**ours):
     """Return a run of one round in which every target is just met, but for what is changed of ours."""
-    just = {"submitted": 1000.0, "through": 500.0, "worked": 800.0, "worked_by_two": 1280.0}
+    just = {"submitted": 1000.0, "through": 500.0, "worked": 800.0, "worked_by_two": 1152.1}
     return {
         "jetstream": [sample(submitted=5000.0, through=4000.0, worked=5000.0)],
         "tasks": [sample(**{**just, "cancels_ms": [199.0], **ours})],
@@ -64,7 +65,7 @@ def test_targets_that_are_just_met_are_met():
     [
         ({"submitted": 999.0}, [0]),
         ({"through": 499.5}, [1, 2]),
-        ({"worked_by_two": 1279.0}, [4]),
+        ({"worked_by_two": 1151.9}, [4]),
         ({"cancels_ms": [100.0, 200.0, 300.0]}, [5]),
     ],
 )
@@ -78,6 +79,39 @@ def test_end_to_end_is_held_against_how_fast_jetstream_works_off_a_full_queue():
     found = run_of()
     found["jetstream"] = [sample(submitted=5000.0, through=1.0, worked=5001.0)]
     assert [verdict.met for verdict in judge_tasks(found)][1] is False
+
+
+@pytest.mark.parametrize(
+    ("processors", "broker", "room"),
+    [
+        (2, 50.0, 1.6),  # two workers and the broker share them
+        (2, 200.0, 1.0),  # the broker needs one by itself
+        (2, 300.0, 1.0),  # there is none to spare
+        (1, 50.0, 1.0),
+        (3, 50.0, 2.0),  # never more than twice
+        (64, 50.0, 2.0),
+    ],
+)
+def test_a_second_worker_is_held_against_what_the_processors_leave_beside_the_broker(
+    processors, broker, room
+):
+    cpu = {"client": 100.0, "worker": 200.0, "broker": broker}
+    one = sample(worked=1000.0, worked_by_two=1000.0 * room, cpu_us=cpu, processors=processors)
+    assert room_for_second(one) == pytest.approx(room)
+    for share, met in ((0.91, True), (0.89, False)):
+        changed = {"cpu_us": cpu, "processors": processors, "worked_by_two": 800.0 * room * share}
+        verdict = list(judge_tasks(run_of(**changed)))[4]
+        assert (verdict.met, verdict.found.median) == (met, pytest.approx(share))
+        assert f"two workers ({room * share:.2f} x one)" in verdict.wanted
+        assert f"{processors} processors leave beside the broker ({room:.2f} x one)" in verdict.wanted
+
+
+def test_a_second_worker_is_judged_round_by_round():
+    busy = sample(worked=400.0, worked_by_two=640.0 * 0.95)
+    found = {"tasks": [sample(worked_by_two=800.0), busy, busy]}
+    (verdict,) = judge_tasks(found)
+    assert verdict.met
+    assert (verdict.found.low, verdict.found.median) == (pytest.approx(0.625), pytest.approx(0.95))
 
 
 def test_targets_without_their_rows_are_left_out():

@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from agentweave_bus.worker import run_on_fastest_loop
 from benchmarks import documents
+from benchmarks.durable.instructions import (
+    TaskInstructions,
+    count_task_instructions,
+    task_instructions_table,
+)
 from benchmarks.durable.large import LongRun, large_report, measure_long_queue
 from benchmarks.durable.memory import sample_task_memory
 from benchmarks.durable.plot import draw_tasks
@@ -99,18 +104,28 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--seconds", type=float, default=5.0)
     profile.set_defaults(act=_profile)
 
-    instructions = commands.add_parser("instructions", help="how many instructions a call takes, by perf")
-    instructions.add_argument("--rows", default="raw,floor,safe,faststream,a2a", help="which, by commas")
-    instructions.add_argument("--tasks", type=int, default=64)
-    instructions.add_argument("--seconds", type=float, default=5.0)
-    instructions.set_defaults(act=_instructions)
-
     show = commands.add_parser("show", help="print (and write) the results that are in build/ again")
     show.set_defaults(act=_show)
 
-    for command in (run, stages, memory, tasks, large, kept, instructions, show):
+    instructions = _add_instructions(commands.add_parser)
+    for command in (run, stages, memory, tasks, large, kept, *instructions, show):
         command.add_argument("--write", action="store_true", help="update docs/benchmarks.md")
     return parser
+
+
+def _add_instructions(add: Callable[..., argparse.ArgumentParser]) -> Iterator[argparse.ArgumentParser]:
+    calls = add("instructions", help="how many instructions a call takes, by perf")
+    calls.add_argument("--rows", default="raw,floor,safe,faststream,a2a", help="which, by commas")
+    calls.add_argument("--tasks", type=int, default=64)
+    calls.add_argument("--seconds", type=float, default=5.0)
+    calls.set_defaults(act=_instructions)
+    yield calls
+
+    tasks = add("instructions-tasks", help="the same for a durable task")
+    tasks.add_argument("--rows", default=f"{USUAL_TASKS},floor", help="which, by commas")
+    tasks.add_argument("--count", type=int, default=10_000, help="how many of each row")
+    tasks.set_defaults(act=_task_instructions)
+    yield tasks
 
 
 async def _run(options: argparse.Namespace) -> None:
@@ -188,6 +203,14 @@ async def _instructions(options: argparse.Namespace) -> None:
     _print_instructions(options.write)
 
 
+async def _task_instructions(options: argparse.Namespace) -> None:
+    machine = describe()
+    found = await count_task_instructions(chosen_tasks(options.rows), options.count)
+    kept = {"machine": machine, "rows": {name: asdict(one) for name, one in found.items()}}
+    documents.save("instructions-tasks", kept)
+    _print_task_instructions(options.write)
+
+
 async def _show(options: argparse.Namespace) -> None:
     kept = documents.load()
     for part, show in (
@@ -198,6 +221,7 @@ async def _show(options: argparse.Namespace) -> None:
         ("large", _print_large),
         ("memory-tasks", _print_memory_tasks),
         ("instructions", _print_instructions),
+        ("instructions-tasks", _print_task_instructions),
     ):
         if part in kept:
             show(options.write)
@@ -285,6 +309,12 @@ def _print_instructions(write: bool) -> None:
     kept = documents.load()["instructions"]
     text = instructions_table({name: Instructions(**one) for name, one in kept["rows"].items()})
     _put("instructions", f"{machine_line(kept['machine'])}\n\n{text}", write)
+
+
+def _print_task_instructions(write: bool) -> None:
+    kept = documents.load()["instructions-tasks"]
+    text = task_instructions_table({name: TaskInstructions(**one) for name, one in kept["rows"].items()})
+    _put("instructions-tasks", f"{machine_line(kept['machine'])}\n\n{text}", write)
 
 
 def _put(part: str, text: str, write: bool) -> None:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from benchmarks.load import Load
 from benchmarks.report import TITLES, table
@@ -23,11 +23,19 @@ from benchmarks.rows import Row
 from benchmarks.run import say
 from benchmarks.world import Contender, World
 
-__all__ = ["Instructions", "count_instructions", "instructions_table"]
+__all__ = ["Counted", "Instructions", "check_perf", "count_instructions", "counting", "instructions_table"]
 
 _WARM: Final = Load(64, 1.0, 1.0)
-_BEGIN_S: Final = 0.5  # perf does not say when it has begun; a call that it misses is one of thousands
+_BEGIN_S: Final = 0.5  # perf does not say when it has begun; what it misses is one of thousands
+_EVENTS: Final = "instructions:u,cycles:u"
 _COUNT: Final = re.compile(rb"^(\d+),", re.MULTILINE)
+
+
+class Counted(NamedTuple):
+    """What was counted of a process: its instructions, and in how many cycles a processor did them."""
+
+    instructions: int
+    cycles: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +53,7 @@ async def count_instructions(rows: Sequence[Row], *, tasks: int, seconds: float)
         RuntimeError: ``perf`` is not there, or may not count.
 
     """
-    if shutil.which("perf") is None:
-        raise RuntimeError("perf is not installed (Debian's package linux-perf)")
+    check_perf()
     found = {}
     with tempfile.TemporaryDirectory(prefix="agentweave-bench-") as folder:
         async with World(Path(folder), rows, None).contenders() as contenders:
@@ -59,20 +66,27 @@ async def count_instructions(rows: Sequence[Row], *, tasks: int, seconds: float)
 
 async def _counted(contender: Contender, load: Load) -> Instructions:
     await contender.client.run(_WARM, contender.processes)
-    counts: dict[str, int] = {}
+    counts: dict[str, Counted] = {}
     async with (
-        _counting(contender.processes["worker"], "worker", counts),
-        _counting(contender.client.pid, "client", counts),
+        counting(contender.processes["worker"], "worker", counts),
+        counting(contender.client.pid, "client", counts),
     ):
         sample = await contender.client.run(load, contender.processes)
-    return Instructions(counts["worker"] / sample.calls, counts["client"] / sample.calls)
+    worker, client = (counts[part].instructions / sample.calls for part in ("worker", "client"))
+    return Instructions(worker, client)
+
+
+def check_perf() -> None:
+    """Raise RuntimeError where there is no ``perf``."""
+    if shutil.which("perf") is None:
+        raise RuntimeError("perf is not installed (Debian's package linux-perf)")
 
 
 @asynccontextmanager
-async def _counting(pid: int, name: str, counts: dict[str, int]) -> AsyncIterator[None]:
-    """Count what a process does during the block."""
+async def counting(pid: int, name: str, counts: dict[str, Counted]) -> AsyncIterator[None]:
+    """Count what a process does during the block, and put it under ``name``."""
     perf = await asyncio.create_subprocess_exec(
-        *("perf", "stat", "-x,", "-e", "instructions:u", "-p", str(pid)), stderr=asyncio.subprocess.PIPE
+        *("perf", "stat", "-x,", "-e", _EVENTS, "-p", str(pid)), stderr=asyncio.subprocess.PIPE
     )
     try:
         await asyncio.sleep(_BEGIN_S)
@@ -81,9 +95,9 @@ async def _counting(pid: int, name: str, counts: dict[str, int]) -> AsyncIterato
         if perf.returncode is None:
             perf.send_signal(signal.SIGINT)
         _, told = await perf.communicate()
-    if not (count := _COUNT.search(told)):
+    if len(found := _COUNT.findall(told)) != len(Counted._fields):
         raise RuntimeError(f"perf does not count: {told.decode(errors='replace').strip()}")
-    counts[name] = int(count[1])
+    counts[name] = Counted(*map(int, found))
 
 
 def instructions_table(found: Mapping[str, Instructions]) -> str:

@@ -10,9 +10,9 @@ from benchmarks.durable.targets import cancels_of, judge_tasks
 from benchmarks.report import spread, table, verdicts_table
 from benchmarks.results import Figure, ratio
 
-__all__ = ["cancels_line", "task_figures_table", "task_ratios_tables", "task_targets_table"]
+__all__ = ["TITLES", "cancels_line", "task_figures_table", "task_ratios_tables", "task_targets_table"]
 
-_TITLES = {row.name: row.title for row in TASK_ROWS}
+TITLES = {row.name: row.title for row in TASK_ROWS}
 
 _RATES: Mapping[str, Callable[[TaskSample], float]] = {
     "submitted, /s": lambda one: one.submitted,
@@ -34,7 +34,7 @@ def task_figures_table(found: Mapping[str, TaskRounds]) -> str:
     """Return the figures of each row: the median of the rounds, and the least and the greatest."""
     measures = {**_RATES, **_USE, **_MEMORY}
     lines = [
-        [_TITLES[name], *(spread(Figure.of([of(one) for one in rounds])) for of in measures.values())]
+        [TITLES[name], *(spread(Figure.of([of(one) for one in rounds])) for of in measures.values())]
         for name, rounds in found.items()
     ]
     return table(["median (least to greatest round)", *measures], lines)
@@ -46,11 +46,11 @@ def task_ratios_tables(found: Mapping[str, TaskRounds]) -> Iterator[str]:
     for base in ("jetstream", "taskiq", "taskiq-results"):
         if base in found and len(found) > 1:
             lines = [
-                [_TITLES[name], *(spread(ratio(rounds, found[base], of), ".2f") for of in measures.values())]
+                [TITLES[name], *(spread(ratio(rounds, found[base], of), ".2f") for of in measures.values())]
                 for name, rounds in found.items()
                 if name != base
             ]
-            yield table([f"times {_TITLES[base]}", *measures], lines)
+            yield table([f"times {TITLES[base]}", *measures], lines)
 
 
 def cancels_line(found: Mapping[str, TaskRounds]) -> str:

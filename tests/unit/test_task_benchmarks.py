@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import documents
 from benchmarks.durable import plot
+from benchmarks.durable.instructions import TaskInstructions, task_instructions_table
 from benchmarks.durable.large import LengthSample, LongRun, large_report
 from benchmarks.durable.report import (
     cancels_line,
@@ -208,6 +209,20 @@ async def test_a_line_that_is_not_whole_yet_is_left_for_the_next_look(tmp_path):
     assert await reader.next(1, 30.0) == [23]
 
 
+def test_instructions_are_shown_as_times_the_first_row():
+    cycles = {"client_cycles": 100_000, "worker_cycles": 1_000_000}
+    found = {
+        "jetstream": TaskInstructions(client=170_000, worker=165_400, broker=53_000, **cycles),
+        "tasks": TaskInstructions(client=640_000, worker=2_030_000, broker=254_000, **cycles),
+    }
+    raw, ours = (
+        [cell.strip() for cell in line.split("|")]
+        for line in task_instructions_table(found).splitlines()[-2:]
+    )
+    assert raw[2:-1] == ["170", "165", "335", "1.0", "53", "1.7", "0.2"]
+    assert ours[2:-1] == ["640", "2,030", "2,670", "8.0", "254", "6.4", "2.0"]
+
+
 def test_rows_are_chosen_by_name():
     assert [row.name for row in chosen("tasks,jetstream")] == ["jetstream", "tasks"]
     assert [row.name for row in chosen(USUAL)] == ["jetstream", "tasks", "taskiq", "taskiq-results"]
@@ -218,7 +233,7 @@ def test_rows_are_chosen_by_name():
 
 def test_the_document_has_a_place_for_each_part_and_explains_each_row():
     text = documents.DOCUMENT.read_text()
-    for part in ("tasks", "large", "memory-tasks"):
+    for part in ("tasks", "large", "memory-tasks", "instructions-tasks"):
         documents.replace_part(text, part, "")
     for row in TASK_ROWS:
         assert f"\n| {row.title} | " in text, row.name

@@ -277,7 +277,7 @@ class Admission:
 
     async def _check_before_fetch(self, task: OpenedTask) -> None:
         """Let only those have something fetched whom the grants, or a standing answer, let do it at all."""
-        facts = self._facts(task.request, task.via)
+        facts = self._facts(task.request, task.via, task=task)
         reason = task.capability.admits_peer(task.asks.iss)
         if reason is None and await self._authorizer.allows_action_in_general(facts):
             return
@@ -298,9 +298,7 @@ class Admission:
         """
         request, capability, via = task.request, task.capability, task.via
         payload = await self._validate(request, capability, via, fetched)  # 10
-        facts = self._facts(request, via, payload.policy_payload)
-        expired = task.asks.sender_expired
-        facts = replace(facts, stored_at=task.stored_at_ms, sender_expired=expired, approval=approval)
+        facts = self._facts(request, via, payload.policy_payload, task=task, approval=approval)
         if denied is not None:
             facts = facts if noted is None else replace(facts, payload=noted)
             undoing = {"event": "undoing"}
@@ -512,10 +510,17 @@ class Admission:
         return await self._authorizer.allows_action_in_general(facts)
 
     def _facts(
-        self, request: OpenedEnvelope, via: tuple[VerifiedLink, ...], payload: Any = None
+        self,
+        request: OpenedEnvelope,
+        via: tuple[VerifiedLink, ...],
+        payload: Any = None,
+        *,
+        task: OpenedTask | None = None,
+        approval: Mapping[str, Any] | None = None,
     ) -> AuthzContext:
+        """Return what a policy is asked about a request; of a ``task``, also what is known of its waiting."""
         head = request.head
-        asks = requester(request, via)
+        asks = requester(request, via) if task is None else task.asks
         return AuthzContext(
             caller=asks.iss,
             callee=head.aud,
@@ -529,6 +534,9 @@ class Admission:
             principal=asks.principal,
             scope=head.scope,
             reissued_by=asks.reissued_by,
+            stored_at=None if task is None else task.stored_at_ms,
+            sender_expired=asks.sender_expired,
+            approval=approval,
         )
 
     async def _record_admission(

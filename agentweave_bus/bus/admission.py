@@ -523,7 +523,7 @@ class Admission:
         asks = requester(request, via) if task is None else task.asks
         return AuthzContext(
             caller=asks.iss,
-            callee=head.aud,
+            callee=self._me,  # also of an event, which is addressed to a trust domain
             action=head.cap,
             direction="inbound",
             payload=payload,

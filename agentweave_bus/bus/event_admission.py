@@ -12,16 +12,14 @@ The steps and their numbers are the same. What differs:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from hashlib import sha256
-from typing import Any, Final
+from typing import Final
 
-from agentweave_bus.authz import AuthzContext
 from agentweave_bus.bus.admission import Admission, AdmissionRefusedError
 from agentweave_bus.bus.admitted import Capability, OpenedTask, StoredArrival
 from agentweave_bus.bus.refusal import Step
 from agentweave_bus.bus.subjects import event_subject
-from agentweave_bus.envelope import Kind, OpenedEnvelope, VerifiedLink, claim_key, requester
+from agentweave_bus.envelope import Kind, OpenedEnvelope, claim_key, requester
 from agentweave_bus.spiffe_id import SpiffeID, domain_id
 
 __all__ = ["NO_HANDLER", "EventAdmission"]
@@ -133,8 +131,3 @@ class EventAdmission(Admission):
         if head.ct != capability.content_type:
             raise AdmissionRefusedError(Step.BINDING, f"content type {head.ct!r}", request=request)
         return capability
-
-    def _facts(
-        self, request: OpenedEnvelope, via: tuple[VerifiedLink, ...], payload: Any = None
-    ) -> AuthzContext:
-        return replace(super()._facts(request, via, payload), callee=self._me)

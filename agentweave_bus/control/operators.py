@@ -194,9 +194,11 @@ class _OperatorAdmission(Admission):
         self._repeats = Repeats()
 
     def _facts(
-        self, request: OpenedEnvelope, via: tuple[VerifiedLink, ...], payload: Any = None
+        self, request: OpenedEnvelope, via: tuple[VerifiedLink, ...], payload: Any = None, **more: Any
     ) -> AuthzContext:
-        return replace(super()._facts(request, via, payload), action=OPERATOR_CAPABILITIES[request.head.cap])
+        return replace(
+            super()._facts(request, via, payload, **more), action=OPERATOR_CAPABILITIES[request.head.cap]
+        )
 
     async def _record_admission(
         self,

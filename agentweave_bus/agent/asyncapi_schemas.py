@@ -16,7 +16,7 @@ from agentweave_bus.envelope import Kind
 from agentweave_bus.tasks.approving import DecisionBody
 from agentweave_bus.tasks.controls import CancelBody
 from agentweave_bus.tasks.progress import ProgressBody
-from agentweave_bus.tasks.record import RecordBody
+from agentweave_bus.tasks.record import RecordPayload
 
 __all__ = ["Schemas"]
 
@@ -121,7 +121,7 @@ _REFUSAL: Final[dict[str, Any]] = {
 }
 _SHARED: Final[dict[str, Any]] = {"head": _HEAD, "result": _RESULT, "refusal": _REFUSAL}
 _BODIES: Final[dict[str, type[BaseModel]]] = {
-    "record": RecordBody,
+    "record": RecordPayload,
     "progress": ProgressBody,
     "cancel": CancelBody,
     "decision": DecisionBody,

@@ -458,7 +458,7 @@ class Performer:
                 data = encode_payload(body.result, blobs.limits)
                 async with self._kept(case):
                     blob = await blobs.put(ref.sender, data, f"result {ref.key}")
-                return body.model_copy(update={"result": None, "blob": blob.to_json()})
+                return body._replace(result=None, blob=blob.to_json())
             except (PayloadError, QueueFullError) as reason:
                 error = reason
             except UnreachableError as reason:

@@ -17,8 +17,9 @@ Nobody else is believed, whatever stands in the stream.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,6 +39,7 @@ from agentweave_bus.envelope import (
     encode_payload,
     new_id,
 )
+from agentweave_bus.envelope.codec import pack
 from agentweave_bus.exceptions import MalformedEnvelopeError, PayloadError, SignatureRefusedError
 from agentweave_bus.spiffe_id import SpiffeID, domain_id
 from agentweave_bus.tasks.approval import Asked, Decided, check_decision
@@ -49,6 +51,7 @@ __all__ = [
     "RECORD_TYPE",
     "ProgressMark",
     "RecordBody",
+    "RecordPayload",
     "StateRecord",
     "TaskNamed",
     "TaskRef",
@@ -63,6 +66,11 @@ RECORD_TYPE: Final = "task.state"
 _LIFETIME_MS: Final = 31 * 86_400_000
 _BY_CONTROL: Final = frozenset({TaskState.REJECTED, TaskState.CANCELED, TaskState.FAILED})
 _OPEN: Final = frozenset({TaskState.WORKING})
+
+_BARE: Final = frozenset({"v", "state", "pd", "task"})
+"""What a record may say that has no text of anybody and no data, so that nothing in it can be too much."""
+_USUAL: Final = _BARE | {"result", "progress", "given_back", "undoes"}
+"""What is in bounds, or found to be too much when it is encoded. The rest is checked as its readers do."""
 
 _Hex: Final = r"[0-9a-f]{64}"
 _Digest = Annotated[str, Field(strict=True, pattern=f"^{_Hex}$")]
@@ -111,16 +119,17 @@ class ProgressMark(BaseModel):
     digest: _Digest
 
 
-class TaskNamed(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)  # no model: each task makes one, which needs no check
+class TaskNamed:
     """What a task's first record says of it; the subject has the hash of that, and who takes part."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     capability: Annotated[str, Field(strict=True, max_length=64)]
     id: Annotated[str, Field(strict=True, max_length=64)]
 
 
-class RecordBody(BaseModel):
+class RecordPayload(BaseModel):
     """The payload of a record.
 
     ``pd`` is the SHA-256 of the task's payload, in hexadecimal: by it a submitter sees that an idempotency
@@ -135,7 +144,7 @@ class RecordBody(BaseModel):
     ``blob`` refers to a result that is too large to stand here. ``task`` names the task, in its first record.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(title="RecordBody", extra="forbid", frozen=True)
 
     v: Literal[1] = 1
     state: Annotated[TaskState, Field(strict=False)]
@@ -153,23 +162,61 @@ class RecordBody(BaseModel):
     decided: Decided | None = None
     task: TaskNamed | None = None
 
-    def naming(self, ref: TaskRef) -> Self:
+
+class RecordBody(NamedTuple):
+    """What a record says, in the fields of :class:`RecordPayload`, which tells what they mean.
+
+    That one checks what is read. Each task makes several of these, and a tuple costs a fraction of a model.
+    The order is that of the bytes.
+    """
+
+    state: TaskState
+    pd: str
+    message: str | None = None
+    result: dict[str, Any] | None = None
+    retry_at: int | None = None
+    step: str | None = None
+    redrive: str | None = None
+    given_back: Literal[True] | None = None
+    undoes: Literal[True] | None = None
+    blob: dict[str, Any] | None = None
+    progress: ProgressMark | None = None
+    task: TaskNamed | None = None
+    asked: Asked | None = None
+    decided: Decided | None = None
+
+    @classmethod
+    def read(cls, payload: object) -> RecordBody:
+        """Take what a record says out of its decoded payload. Raises pydantic's ``ValidationError``."""
+        said = dict(RecordPayload.model_validate(payload))
+        del said["v"]
+        return cls(**said)
+
+    def naming(self, ref: TaskRef) -> RecordBody:
         """Return the same, as the first record of a task."""
-        return self.model_copy(update={"task": TaskNamed(capability=ref.capability, id=ref.id)})
+        return self._replace(task=TaskNamed(capability=ref.capability, id=ref.id))
 
     def encoded(self) -> bytes:
-        """Return it as an envelope's payload. Raises PayloadError."""
-        said: dict[str, Any] = {"v": self.v, "state": self.state.value, "pd": self.pd}
-        for name in ("message", "result", "retry_at", "step", "redrive", "given_back", "undoes", "blob"):
-            if (value := getattr(self, name)) is not None:
-                said[name] = value
+        """Return it as an envelope's payload. Raises PayloadError, also for what nobody would read."""
+        said: dict[str, Any] = {"v": 1}
+        for name, value in zip(self._fields, self, strict=True):
+            if value is not None:
+                said[name] = value  # noqa: PERF403 - behind v: the order is part of the bytes
+        said["state"] = str(self.state)
         if self.progress is not None:
             said["progress"] = {"count": self.progress.count, "digest": self.progress.digest}
         if self.task is not None:
             said["task"] = {"capability": self.task.capability, "id": self.task.id}
+        if said.keys() <= _BARE:
+            return pack(said)
         for name, part in (("asked", self.asked), ("decided", self.decided)):
             if part is not None:
                 said[name] = part.model_dump(exclude_none=True)
+        if not said.keys() <= _USUAL:
+            try:
+                RecordPayload.model_validate(said)
+            except ValidationError as error:
+                raise PayloadError("a record that nobody could read") from error
         return encode_payload(said)
 
 
@@ -309,7 +356,7 @@ def _opened(
     if not fits:
         raise MalformedEnvelopeError("an envelope that is no record of this place and task")
     try:
-        body = RecordBody.model_validate(decode_payload(opened.payload))
+        body = RecordBody.read(decode_payload(opened.payload))
     except (PayloadError, ValidationError) as error:
         raise MalformedEnvelopeError("a record whose payload is none of a record") from error
     if body.task is not None and head.seq:

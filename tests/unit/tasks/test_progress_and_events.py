@@ -72,7 +72,7 @@ async def two_attempts(world: World) -> None:
         if attempt == 1:
             await log.append(body(TaskState.SUBMITTED, message="again"), TASK)
     done = body(TaskState.COMPLETED, result={"status": "completed", "messages": []})
-    await log.append(done.model_copy(update={"progress": progress.mark()}), TASK)
+    await log.append(done._replace(progress=progress.mark()), TASK)
 
 
 ALL = [
@@ -381,7 +381,7 @@ async def test_forged_progress_is_told_by_nobody(world: World, handle: TaskHandl
     smuggle(world, 1, await forged(world, who, 1, **changed))
     async with writing(world, 2) as again:
         await again.artifact(PIECE)
-    done = body(TaskState.FAILED, message="x").model_copy(update={"progress": again.mark()})
+    done = body(TaskState.FAILED, message="x")._replace(progress=again.mark())
     await log.append(body(TaskState.WORKING), TASK)
     await log.append(done, TASK)
     assert brief(await seen(handle)) == ["working", "progress 0.5", "working", "artifact", "failed"]
@@ -415,7 +415,7 @@ async def test_progress_that_was_withheld_is_told_as_a_gap(world: World, handle:
     assert dropped is not None
     stream._drop(dropped.sequence)
     smuggle(world, 1, b"something else")
-    done = body(TaskState.FAILED, message="x").model_copy(update={"progress": progress.mark()})
+    done = body(TaskState.FAILED, message="x")._replace(progress=progress.mark())
     await log.append(done, TASK)
     events = await seen(handle)
     assert brief(events) == ["working", "artifact", "gap 1", "artifact", "artifact", "failed"]
@@ -434,7 +434,7 @@ async def test_progress_whose_end_was_withheld_is_told_as_a_gap(world: World, ha
         last = stream.last_of(progress_subject(world.ref.agent, world.ref.sender, world.ref.key, slot))
         assert last is not None
         stream._drop(last.sequence)
-    done = body(TaskState.FAILED, message="x").model_copy(update={"progress": progress.mark()})
+    done = body(TaskState.FAILED, message="x")._replace(progress=progress.mark())
     await log.append(done, TASK)
     events = await seen(handle)
     assert brief(events) == ["working", "artifact", "gap 2", "failed"]

@@ -360,7 +360,7 @@ async def working_again(trial: Trial, log: TaskLog, evidence: str | None) -> boo
     pd = mine.last.body.pd
     body = RecordBody(state=TaskState.WORKING, pd=pd, redrive=evidence or "x")
     if evidence is None:
-        body = body.model_copy(update={"redrive": None})
+        body = body._replace(redrive=None)
         mine._is_open_to = lambda _body: True  # type: ignore[method-assign]
     assert await mine.append(body, mine.last.task) is not None
     return await log.refresh()

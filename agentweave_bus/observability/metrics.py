@@ -97,7 +97,7 @@ _QUEUED_STATES: Final = ("working", "completed", "failed", "canceled", "rejected
 class Declaration:
     """One metric: its name, what it counts, and its labels; ``buckets`` are a histogram's.
 
-    What is ``tallied`` is changed by every call, on the event loop only; see :mod:`.tallies`.
+    What is ``tallied`` is changed by every call or task, on the event loop only; see :mod:`.tallies`.
     """
 
     kind: type[Counter | Gauge | Histogram]
@@ -247,6 +247,7 @@ DECLARATIONS: Final[Mapping[str, Declaration]] = {
         "agentweave_task_states_total",
         "Durable tasks that came to a state: each attempt is `working` once.",
         ("capability", "state"),
+        tallied=True,
     ),
     "task_retries": Declaration(
         Counter,
@@ -317,7 +318,7 @@ class Metrics:
     replies_dropped: Counter
     bus_reconnects: Counter
     call_retries: Counter
-    task_states: Counter
+    task_states: Tallied[Tally]
     task_retries: Counter
     redeliveries: Counter
     dead_letters: Counter
@@ -436,7 +437,7 @@ class Metrics:
 
     def task_came_to(self, capability: str, state: str) -> None:
         """Count that a durable task is on record as being in ``state``, by this process's hand."""
-        self._one("task_states", self._known(Direction.INBOUND, capability), state).inc()
+        self.task_states.labels(self._known(Direction.INBOUND, capability), state).inc()
 
     def tried_again(self, capability: str) -> None:
         """Count an attempt at a durable task or an event that failed and is made again later."""

@@ -18,7 +18,6 @@ Nobody else is believed, whatever stands in the stream.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -85,13 +84,16 @@ class TaskRef:
         self.sender = sender
         self.capability = capability
         self.id = task_id
+        self._key = ""  # made when it is first asked for; who submits a task asks for no key
 
-    @cached_property
+    @property
     def key(self) -> str:
         """Under which all that is kept of the task stands: 64 hexadecimal digits."""
-        return claim_key(self.sender, self.agent, self.capability, self.id)
+        if not self._key:  # no cached_property, which takes a lock
+            self._key = claim_key(self.sender, self.agent, self.capability, self.id)
+        return self._key
 
-    @cached_property
+    @property
     def stream(self) -> str:
         """The name of the stream of its records."""
         return state_stream_name(self.agent)

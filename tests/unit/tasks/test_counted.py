@@ -126,7 +126,5 @@ def test_a_pass_that_only_undoes_is_no_attempt() -> None:
         RecordBody(state=TaskState.CANCELED, pd="ab" * 32, undoes=True),
     ):
         _count_record(metrics, "work", body)
-    counts = {
-        state: metrics.task_states.labels("other", state)._value.get() for state in ("working", "canceled")
-    }
+    counts = {state: metrics.task_states.labels("other", state).value for state in ("working", "canceled")}
     assert counts == {"working": 1, "canceled": 1}

@@ -47,6 +47,9 @@ class Case(NamedTuple):
 
     def working(self, *, undoes: bool) -> RecordBody:
         """Return what the record says with which the next attempt, or a pass that only undoes, begins."""
-        if not self.log.ended:
-            return self.body(TaskState.WORKING, undoes=(undoes or self.log.undoing) or None)
+        log = self.log
+        if not log.records:  # as of most tasks: named here, the record is not made anew when it is written
+            return self.body(TaskState.WORKING, undoes=undoes or None, task=log.ref.named)
+        if not log.ended:
+            return self.body(TaskState.WORKING, undoes=(undoes or log.undoing) or None)
         return self.body(TaskState.WORKING, redrive=redrive_evidence(self.opened.request.link))

@@ -187,7 +187,8 @@ class TaskLog:
 
         """
         known = len(self.records)
-        body = body if self.records else body.naming(self.ref)
+        if not self.records and body.task is None:
+            body = body._replace(task=self.ref.named)
         while self._is_open_to(body):
             sealed = await self._sealed(body, task)
             stands = await self._desk.slots.put(

@@ -98,6 +98,11 @@ class TaskRef:
         """The name of the stream of its records."""
         return state_stream_name(self.agent)
 
+    @property
+    def named(self) -> TaskNamed:
+        """How the first of its records names it."""
+        return TaskNamed(capability=self.capability, id=self.id)
+
     def subject(self, slot: int) -> str:
         """Where the record in ``slot`` stands, counted from 0."""
         return record_subject(self.agent, self.sender, self.key, slot)
@@ -193,10 +198,6 @@ class RecordBody(NamedTuple):
         said = dict(RecordPayload.model_validate(payload))
         del said["v"]
         return cls(**said)
-
-    def naming(self, ref: TaskRef) -> RecordBody:
-        """Return the same, as the first record of a task."""
-        return self._replace(task=TaskNamed(capability=ref.capability, id=ref.id))
 
     def encoded(self) -> bytes:
         """Return it as an envelope's payload. Raises PayloadError, also for what nobody would read."""

@@ -60,8 +60,10 @@ __all__ = [
     "pull_inbox",
     "record_subject",
     "records_of_sender",
+    "records_of_task",
     "reply_inbox",
     "reply_subject",
+    "slot_of",
     "step_subject",
     "task_subject",
     "wakeup_subject",
@@ -215,7 +217,17 @@ def record_subject(agent: SpiffeID, sender: SpiffeID, key: str, number: int) -> 
 
     ``key`` is the task's claim key, 64 hexadecimal digits.
     """
-    return _numbered(Family.STATE, agent, sender, key, number)
+    return slot_of(records_of_task(agent, sender, key), number)
+
+
+def records_of_task(agent: SpiffeID, sender: SpiffeID, key: str) -> str:
+    """Return what the slots of all records of one task begin with; the rest as of :func:`record_subject`."""
+    return f"{_shared_prefix(Family.STATE, agent, sender)}.{_checked_key(key)}"
+
+
+def slot_of(records: str, number: int) -> str:
+    """Return the slot of record ``number``, from 0, of those that :func:`records_of_task` returned."""
+    return _bounded(f"{records}.{_count(number)}")
 
 
 def step_subject(agent: SpiffeID, key: str, step_name: str) -> str:
@@ -231,7 +243,7 @@ def step_subject(agent: SpiffeID, key: str, step_name: str) -> str:
 
 def progress_subject(agent: SpiffeID, sender: SpiffeID, key: str, number: int) -> str:
     """Return the slot of progress ``number``, from 0, that ``agent`` makes for ``sender`` in task ``key``."""
-    return _numbered(Family.PROGRESS, agent, sender, key, number)
+    return _bounded(f"{_shared_prefix(Family.PROGRESS, agent, sender)}.{_checked_key(key)}.{_count(number)}")
 
 
 def records_of_sender(sender: SpiffeID) -> str:
@@ -385,10 +397,6 @@ def _agent_of(domain: str, path: str) -> SpiffeID:
         return SpiffeID(f"spiffe://{domain.replace('=', '.')}/{path.replace('=', '.')}")
     except ValueError as error:
         raise MalformedEnvelopeError("the subject names no agent") from error
-
-
-def _numbered(family: Family, agent: SpiffeID, sender: SpiffeID, key: str, number: int) -> str:
-    return _bounded(f"{_shared_prefix(family, agent, sender)}.{_checked_key(key)}.{_count(number)}")
 
 
 @lru_cache(_REMEMBERED)  # of one pair's tasks each has several such subjects

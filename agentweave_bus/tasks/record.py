@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agentweave_bus.bus.slots import StoredFrame
 from agentweave_bus.bus.streams import state_stream_name
-from agentweave_bus.bus.subjects import record_subject
+from agentweave_bus.bus.subjects import record_subject, records_of_task, slot_of
 from agentweave_bus.envelope import (
     Draft,
     EnvelopeVerifier,
@@ -84,7 +84,7 @@ class TaskRef:
         self.sender = sender
         self.capability = capability
         self.id = task_id
-        self._key = ""  # made when it is first asked for; who submits a task asks for no key
+        self._key = self._records = ""  # made when first asked for; who submits a task asks for neither
 
     @property
     def key(self) -> str:
@@ -105,7 +105,9 @@ class TaskRef:
 
     def subject(self, slot: int) -> str:
         """Where the record in ``slot`` stands, counted from 0."""
-        return record_subject(self.agent, self.sender, self.key, slot)
+        if not self._records:
+            self._records = records_of_task(self.agent, self.sender, self.key)
+        return slot_of(self._records, slot)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TaskRef) and (self.agent, self.key) == (other.agent, other.key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from agentweave_bus.bus.admitted import OpenedTask
 from agentweave_bus.tasks.log import TaskLog
@@ -15,22 +15,23 @@ from agentweave_bus.types import TaskState
 __all__ = ["Case"]
 
 
-class Case(NamedTuple):
-    """A delivery that was opened, and the log of its task."""
+class Case:
+    """A delivery that was opened, and the log of its task. What never changes is looked up once.
 
-    delivery: Delivery
-    opened: OpenedTask
-    log: TaskLog
+    ``digest`` is that of the task's head, which its records name, and ``pd`` its payload's, in hexadecimal.
+    ``redrive`` is the attempt with which this redrive begins; 0 for a task as it was submitted.
+    """
 
-    @property
-    def digest(self) -> bytes:
-        """The digest of the task's head, which its records name."""
-        return self.opened.asks.digest
+    __slots__ = ("delivery", "digest", "log", "opened", "pd", "redrive")
 
-    @property
-    def redrive(self) -> int:
-        """The attempt with which this redrive begins; 0 for a task as it was submitted."""
-        return redriven_attempt(self.opened.request.head)
+    def __init__(self, delivery: Delivery, opened: OpenedTask, log: TaskLog) -> None:
+        head = opened.request.head
+        self.delivery = delivery
+        self.opened = opened
+        self.log = log
+        self.digest = opened.asks.digest
+        self.pd = head.pd.hex()
+        self.redrive = redriven_attempt(head)
 
     def tries(self, epoch: int) -> int:
         """Say the how many-th attempt one is, of those of this run that count."""
@@ -39,11 +40,11 @@ class Case(NamedTuple):
     @property
     def parked(self) -> Parked:
         """The same, for whoever lets it wait."""
-        return Parked(self.delivery, self.log, self.opened.request.head.pd.hex(), self.digest)
+        return Parked(self.delivery, self.log, self.pd, self.digest)
 
     def body(self, state: TaskState, **more: Any) -> RecordBody:
         """Return what the record of a state says."""
-        return RecordBody(state=state, pd=self.opened.request.head.pd.hex(), **more)
+        return RecordBody(state=state, pd=self.pd, **more)
 
     def working(self, *, undoes: bool) -> RecordBody:
         """Return what the record says with which the next attempt, or a pass that only undoes, begins."""

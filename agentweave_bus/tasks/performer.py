@@ -301,7 +301,7 @@ class Performer:
         Who submitted it is told by the record that stands. It is no dead letter: under that key nothing could
         be made of it, by no operator either.
         """
-        if last.body.pd != case.opened.request.head.pd.hex():
+        if last.body.pd != case.pd:
             reason = "its id or idempotency key was used before, with another payload"
             _log.warning("a task is not run: %s (%r)", reason, case.log.ref)
             self._note_refusal(case, reason)

@@ -67,6 +67,9 @@ class SlotOutcome(Enum):
     """No clear answer came; it may have been written."""
 
 
+_WRITTEN: Final = SlotOutcome.WRITTEN  # Python 3.11 takes long to find a member in its enum
+
+
 class StoredFrame(NamedTuple):
     """What stands in a slot, and when the broker says that it was stored (milliseconds since the epoch)."""
 
@@ -125,7 +128,7 @@ class Slots:
         pause = _FIRST_PAUSE_S
         while True:
             outcome = await self.write(stream, subject, frame, timeout_s=min(_ANSWER_S, deadline_s))
-            if outcome is SlotOutcome.WRITTEN:
+            if outcome is _WRITTEN:
                 return None
             try:
                 stands = await self.read(stream, subject, timeout_s=min(_ANSWER_S, deadline_s))
@@ -154,7 +157,7 @@ def acknowledged(message: Msg, stream: str) -> SlotOutcome:
         return _refused(error)
     sequence = answer.get("seq")
     clear = answer.get("stream") == stream and type(sequence) is int and sequence > 0
-    return SlotOutcome.WRITTEN if clear and not answer.get("duplicate") else SlotOutcome.UNCLEAR
+    return _WRITTEN if clear and not answer.get("duplicate") else SlotOutcome.UNCLEAR
 
 
 def nanoseconds_of(rfc3339: str) -> int:

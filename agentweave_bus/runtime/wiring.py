@@ -429,7 +429,7 @@ def _blobs(
 
 def _count_record(metrics: Metrics, capability: str, body: RecordBody) -> None:
     """Count what a task came to; a pass that only undoes what was done is no attempt at it."""
-    if body.state is not TaskState.WORKING or body.undoes is None:
+    if body.undoes is None or body.state is not TaskState.WORKING:
         metrics.task_came_to(capability, body.state)
 
 

@@ -62,6 +62,7 @@ __all__ = [
 RECORD_TYPE: Final = "task.state"
 """The ``cap`` of a state's record."""
 
+_RECORD: Final = Kind.RECORD  # Python 3.11 takes long to find a member in its enum
 _LIFETIME_MS: Final = 31 * 86_400_000
 _BY_CONTROL: Final = frozenset({TaskState.REJECTED, TaskState.CANCELED, TaskState.FAILED})
 _OPEN: Final = frozenset({TaskState.WORKING})
@@ -260,7 +261,7 @@ def draft_record(
 ) -> Draft:
     """Return what the head of the record in ``slot`` says, which follows on ``before``."""
     return Draft(
-        kind=Kind.RECORD,
+        kind=_RECORD,
         id=new_id(now_ms),
         aud=domain_id(ref.agent.trust_domain),
         cap=RECORD_TYPE,

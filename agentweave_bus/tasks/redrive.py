@@ -30,7 +30,7 @@ __all__ = ["check_redrive", "origin_of", "redrive_evidence", "redriven_attempt"]
 
 def redriven_attempt(head: Head) -> int:
     """Return the attempt that a head lets begin anew; 0 for what is no redrive."""
-    return (head.att or 0) if head.kind is Kind.REISSUE else 0
+    return head.att if head.att and head.kind is Kind.REISSUE else 0
 
 
 def redrive_evidence(reissue: Link) -> str:

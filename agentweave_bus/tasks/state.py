@@ -23,6 +23,7 @@ from agentweave_bus.types import TaskState
 
 __all__ = ["FOLLOWS", "REDRIVEN", "may_follow", "next_epoch"]
 
+_WORKING: Final = TaskState.WORKING  # Python 3.11 takes long to find a member in its enum
 _ENDED: Final = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELED, TaskState.REJECTED})
 _WAITING: Final = frozenset({TaskState.AUTH_REQUIRED, TaskState.INPUT_REQUIRED})
 _NOT_RUN: Final = frozenset({TaskState.FAILED, TaskState.CANCELED, TaskState.REJECTED})
@@ -61,4 +62,4 @@ def may_follow(
 
 def next_epoch(epoch: int, state: TaskState) -> int:
     """Return the epoch of a record of ``state`` that follows one of ``epoch``."""
-    return epoch + 1 if state is TaskState.WORKING else epoch
+    return epoch + 1 if state is _WORKING else epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from agentweave_bus.envelope import decode_payload, encode_payload
 from agentweave_bus.exceptions import PayloadError
@@ -72,6 +73,36 @@ def test_it_is_read_as_it_was_written(said: RecordBody) -> None:
 
 def test_it_has_the_fields_of_what_is_read() -> None:
     assert {"v", *RecordBody._fields} == set(RecordPayload.model_fields)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"v": 2},
+        {"more": 1},
+        {"state": "done"},
+        {"pd": PD[1:]},
+        {"message": 1},
+        {"retry_at": True},
+        {"undoes": False},
+        {"progress": {"count": -1, "digest": PD}},
+        {"task": {"capability": "work"}},
+        {"task": {"capability": "work", "id": "1", "more": 1}},
+        {"task": {"capability": "work", "id": 1}},
+        {"task": {"capability": "work", "id": "1" * 65}},
+        {"task": ["work", "1"]},
+    ],
+)
+def test_what_is_no_record_is_not_read(changed: dict[str, object]) -> None:
+    said = {"v": 1, "state": "working", "pd": PD}
+    assert RecordBody.read(said) == body(TaskState.WORKING)
+    with pytest.raises(ValidationError):
+        RecordBody.read(said | changed)
+
+
+def test_a_record_is_no_list() -> None:
+    with pytest.raises(ValidationError):
+        RecordBody.read(["working", PD])
 
 
 @pytest.mark.parametrize(

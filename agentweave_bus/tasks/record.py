@@ -260,20 +260,20 @@ def draft_record(
     log: LogWitness | None,
 ) -> Draft:
     """Return what the head of the record in ``slot`` says, which follows on ``before``."""
-    return Draft(
-        kind=_RECORD,
-        id=new_id(now_ms),
-        aud=domain_id(ref.agent.trust_domain),
-        cap=RECORD_TYPE,
-        sub=ref.subject(slot),
-        iat=now_ms,
-        exp=now_ms + _LIFETIME_MS,
-        re=task,
-        seq=0 if before is None else before.number + 1,
-        prev=None if before is None else before.digest,
-        att=epoch,
-        log=log,
-    )
+    return {
+        "kind": _RECORD,
+        "id": new_id(now_ms),
+        "aud": domain_id(ref.agent.trust_domain),
+        "cap": RECORD_TYPE,
+        "sub": ref.subject(slot),
+        "iat": now_ms,
+        "exp": now_ms + _LIFETIME_MS,
+        "re": task,
+        "seq": 0 if before is None else before.number + 1,
+        "prev": None if before is None else before.digest,
+        "att": epoch,
+        "log": log,
+    }
 
 
 def read_record(

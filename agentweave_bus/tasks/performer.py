@@ -188,6 +188,7 @@ class Performer:
             try:
                 approval = log.approval
                 said = None if approval is None else approval.decided.facts()
+                self._check_rule(case)
                 admitted = await self._admitted(case, said)  # 3
             except AdmissionRefusedError as refusal:
                 if await self._refused(case, refusal):
@@ -199,6 +200,16 @@ class Performer:
             finally:
                 self._admission.leave_task(admitted)
         await self._back(delivery)
+
+    def _check_rule(self, case: Case) -> None:
+        """Refuse a task that asks to be tried again by what is no rule: its sender's client made it up."""
+        try:
+            self._rule_of(case.opened)
+        except PayloadError as error:
+            _log.warning("a task is not run: %s (%r)", error, case.log.ref)
+            self._note_refusal(case, str(error), Step.PAYLOAD)
+            request = case.opened.request
+            raise AdmissionRefusedError(Step.PAYLOAD, str(error), told=str(error), request=request) from error
 
     async def _admitted(self, case: Case, approval: Mapping[str, Any] | None) -> Admitted:
         """Take step 3. A large payload takes its time to be fetched, and the broker is told so."""
@@ -213,10 +224,8 @@ class Performer:
         if log.closed and log.last is not None:
             await self._undo(case, admitted, log.last)
             return True
-        if give_up is None:
-            most = self._rule_of(case.opened).attempts  # also of a new task: it may ask for what is no rule
-            if log.epoch > 0 and case.tries(log.epoch) >= most:
-                give_up = _exhausted(case)
+        if give_up is None and log.epoch > 0 and case.tries(log.epoch) >= self._rule_of(case.opened).attempts:
+            give_up = _exhausted(case)
         if give_up is None and log.crowded:
             give_up = f"given up after {len(log.records)} records, since its log has room for few more"
         working = await log.append(case.working(undoes=give_up is not None), case.digest)  # 4
@@ -621,9 +630,10 @@ class Performer:
         status = RequestStatus.ERROR if outcome.failed else RequestStatus.SUCCESS
         self._metrics.request_ended(Direction.INBOUND, opened.capability.name, status, seconds)
 
-    def _note_refusal(self, case: Case, reason: str) -> None:
+    def _note_refusal(self, case: Case, reason: str, step: Step = Step.REPLAY) -> None:
         request = case.opened.request
-        record = {"event": "refusal", "step": Step.REPLAY.number, "step_name": Step.REPLAY.label}
+        self._metrics.admission_refused(step.label, "refused")
+        record = {"event": "refusal", "step": step.number, "step_name": step.label}
         try:
             self._audit.append({**record, "reason": reason, **envelope_facts(request, WitnessNotes())})
         except AuditError as error:

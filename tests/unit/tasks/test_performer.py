@@ -446,10 +446,15 @@ async def test_states_are_what_they_say(yard: Yard) -> None:
     assert log.last.state is TaskState.COMPLETED
 
 
-async def test_of_what_asks_for_no_rule_of_retries_nothing_is_begun(
-    yard: Yard, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("rule", [{"attempts": 0}, {"forever": 1}])
+async def test_what_asks_for_no_rule_of_retries_is_rejected_once_and_for_all(
+    yard: Yard, caplog: pytest.LogCaptureFixture, rule: dict[str, int]
 ) -> None:
-    await yard.smuggle(retry={"attempts": 0})
-    await yard.until(lambda: "error of the bus itself" in caplog.text)
+    await yard.smuggle(retry=rule)
+    await yard.until(lambda: yard.queued == 0)
     assert yard.agent.ran == []
-    assert yard.stored(state_stream_name(yard.target)) == []
+    (stored,) = yard.stored(state_stream_name(yard.target))
+    payload = decode_payload(decode_frame(stored.data).payload)
+    assert (payload["state"], payload["step"]) == ("rejected", "payload")
+    assert payload["message"].startswith("retry: ")
+    assert "error of the bus itself" not in caplog.text

@@ -19,7 +19,7 @@ from agentweave_bus.bus.admission import Step
 from agentweave_bus.bus.streams import blob_stream_name
 from agentweave_bus.bus.subjects import api_inbox, blob_subject, blobs_of, reply_subject, task_subject
 from agentweave_bus.client import TaskOptions
-from agentweave_bus.envelope import Draft, Kind, encode_payload, new_id
+from agentweave_bus.envelope import Draft, Kind, Sealed, encode_payload, new_id
 from agentweave_bus.envelope.blob import BLOB_CONTENT_TYPE, CHUNK_BYTES, WIDE_LIMITS, BlobReference
 from agentweave_bus.envelope.codec import pack
 from agentweave_bus.envelope.envelope import sha256
@@ -86,7 +86,8 @@ class BlobStage:
         parts = self.cli.parts
         task = Submission(**values)
         assert parts.client.submissions is not None
-        sealed = await parts.client.submissions.store(task, recorded, timeout_s=PATIENCE)
+        (sealed,) = await parts.client.submissions.store([task], recorded, timeout_s=PATIENCE)
+        assert isinstance(sealed, Sealed)
         ref = TaskRef(ECHO, CLI, task.capability, task.id)
         return parts.handles.of(ref, sealed.digest, sealed.head.pd, sealed.head.exp)
 

@@ -108,6 +108,7 @@ class AuditLog:
         self._written = self._seq, self._hash
         self._queued: list[_Queued] = []
         self._queued_bytes = 0
+        self._queued_frames: list[tuple[bytes, bytes]] = []
         self._settled: list[tuple[list[_Queued], AuditError | None]] = []
         self._settling_on: asyncio.AbstractEventLoop | None = None
         self._fd, self._size, self._number = -1, 0, 0
@@ -152,15 +153,19 @@ class AuditLog:
                 self._rotate()
             return self._append(body)
 
-    async def record(self, record: Mapping[str, Any]) -> AuditEntry:
+    async def record(
+        self, record: Mapping[str, Any], *, frame: tuple[bytes, bytes] | None = None
+    ) -> AuditEntry:
         """Do what :meth:`append` does, in one write with all that is recorded in this turn of the loop.
+
+        ``frame`` is a digest and a frame to be kept as by :meth:`keep_frame`, before the record is written.
 
         Raises:
             AuditError: it can't be written. Nothing may happen that was to be recorded by it.
 
         """
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = self._queue(self._body(record), waiter, None)
+        entry = self._queue(self._body(record), waiter, None, frame)
         await waiter
         return entry
 
@@ -305,6 +310,7 @@ class AuditLog:
         body: bytes,
         waiter: asyncio.Future[None] | None,
         on_failure: Callable[[AuditError], None] | None,
+        frame: tuple[bytes, bytes] | None = None,
     ) -> AuditEntry:
         with self._lock:
             if self._size + self._queued_bytes >= self._max_file_bytes:
@@ -314,6 +320,8 @@ class AuditLog:
             self._advance(entry)
             self._queued.append((line, waiter, on_failure))
             self._queued_bytes += len(line)
+            if frame is not None:
+                self._queued_frames.append(frame)
             self._settle_soon()
         return entry
 
@@ -339,10 +347,13 @@ class AuditLog:
         When it fails, none of it was recorded, and the chain goes on from what was written last.
         """
         queued, self._queued = self._queued, []
+        frames, self._queued_frames = self._queued_frames, []
         if not queued:
             return
         self._queued_bytes, error = 0, None
         try:
+            if frames:
+                self._frames.keep_all(frames)
             self._write(b"".join([line for line, _, _ in queued]))
             self._written = self._seq, self._hash
         except AuditError as problem:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from agentweave_bus.exceptions import AuditError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["FrameStore", "KeptFrame", "frames_in"]
@@ -83,13 +83,26 @@ class FrameStore:
             AuditError: it can't be written.
 
         """
+        self.keep_all([(digest, frame)])
+
+    def keep_all(self, frames: Sequence[tuple[bytes, bytes]]) -> None:
+        """Do what :meth:`keep` does for several digests and frames, in one write where they fit into one.
+
+        Raises:
+            AuditError: they can't be written, or not all of them.
+
+        """
         if self._max_bytes == 0:
             return
         with self._lock:
             if self._closed:
                 raise AuditError("the audit log is closed; no frame can be kept")
+            now_ms = self._clock_ms()
+            entries = [_HEADER.pack(digest, now_ms, len(frame)) + frame for digest, frame in frames]
+            together = b"".join(entries)
             try:
-                self._write(_HEADER.pack(digest, self._clock_ms(), len(frame)) + frame)
+                for data in entries if len(together) > self._segment_bytes else (together,):
+                    self._write(data)
             except OSError as problem:
                 raise AuditError(f"a frame can't be kept: {problem.strerror}") from problem
 

@@ -559,9 +559,8 @@ class Admission:
             **(more or {}),
         }
         try:
-            if keep:
-                self._audit.keep_frame(request.digest, request.frame)
-            entry = await self._audit.record(record)
+            frame = (request.digest, request.frame) if keep else None
+            entry = await self._audit.record(record, frame=frame)
         except AuditError as error:
             self._notes.forget(request.head)
             self._metrics.audit_write_failures.inc()

@@ -592,7 +592,7 @@ MUTANTS = (
         part=12,
         what="envelopes that are not kept",
         function="Admission._record_admission",
-        find="self._audit.keep_frame(request.digest, request.frame)",
+        find="(request.digest, request.frame) if keep else None",
         put="None",
         tests=("test_audit_write_fails.py::test_an_envelope_that_can_not_be_kept",),
     ),

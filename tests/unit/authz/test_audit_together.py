@@ -41,6 +41,10 @@ def written_to(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.jsonl"))
 
 
+def segments_of(folder: Path) -> list[int]:
+    return [path.stat().st_size for path in folder.glob("*.frames")]
+
+
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of what is written from now on."""
@@ -118,6 +122,54 @@ async def test_a_write_that_fails_records_none_of_them_and_the_chain_goes_on(
     entry = await log.record({"event": "call", "n": 3})
     assert entry.seq == 1
     assert [record["n"] for record in chain(log.file)[1:]] == [3]
+
+
+async def test_frames_are_kept_before_the_records_that_name_them_in_one_write(
+    log: AuditLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    write = os.write
+
+    def noted(fd: int, data: bytes) -> int:
+        written.append("record" if data.startswith(b"{") else "frames")
+        return write(fd, data)
+
+    monkeypatch.setattr("os.write", noted)
+    frames = [(bytes([n]) * 32, b"frame %d" % n) for n in range(5)]
+    await asyncio.gather(*(log.record({"event": "admission", "n": n}, frame=frames[n]) for n in range(5)))
+    assert written == ["frames", "record"]
+    assert [log.find_frame(digest) for digest, _ in frames] == [frame for _, frame in frames]
+
+
+async def test_where_a_frame_can_not_be_kept_nothing_is_recorded(
+    log: AuditLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("agentweave_bus.authz.frames.os.open", _no_space)
+        results = await asyncio.gather(
+            log.record({"event": "admission", "n": 1}, frame=(b"d" * 32, b"frame")),
+            log.record({"event": "call", "n": 2}),
+            return_exceptions=True,
+        )
+    assert [type(one) for one in results] == [AuditError, AuditError]
+    await log.record({"event": "admission", "n": 3}, frame=(b"e" * 32, b"later"))
+    assert [record["n"] for record in chain(log.file)[1:]] == [3]
+    assert log.find_frame(b"d" * 32) is None
+
+
+async def test_frames_that_are_more_than_a_segment_each_have_their_own(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "order.log", "order/1", max_frames_bytes=16_000)
+    frames = [(bytes([n]) * 32, bytes([n]) * 700) for n in range(9)]
+    await asyncio.gather(*(log.record({"event": "admission"}, frame=one) for one in frames))
+    assert log.find_frame(frames[-1][0]) == frames[-1][1]
+    sizes = segments_of(tmp_path)
+    assert len(sizes) == 9
+    assert sum(sizes) <= 16_000
+    log.close()
+
+
+def _no_space(*_: object) -> int:
+    raise OSError(28, "No space left on device")
 
 
 async def test_several_are_recorded_in_one_write_or_none_counts(

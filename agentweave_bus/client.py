@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Final, NamedTuple, Protocol
 
 from agentweave_bus.authz import AuditLog, Authorizer, AuthzContext, AuthzDecision, Grants
@@ -327,9 +328,9 @@ class Client:
                 size = len(task.payload)
                 describe_sending(span, "submit", task.place[0], task.id, size, named=declared)
             (outcome,) = await self._submitted([(task, facts)], options.timeout)
-        if isinstance(outcome, AgentCallError):
-            raise outcome
-        return outcome
+            if isinstance(outcome, AgentCallError):
+                raise outcome
+            return outcome
 
     async def submit_all(
         self, target: str, capability: str, payloads: Sequence[tuple[Any, str | None]], options: TaskOptions
@@ -375,13 +376,20 @@ class Client:
                 allowed.append(_Allowed(number, task, told, decision))
             else:
                 outcomes[number] = self._denied(told, decision)
-        for together in _storable(allowed):
-            stored = await self._stored(together, timeout_s)  # 4
-            for one, outcome in zip(together, stored, strict=True):
-                outcomes[one.number] = (
-                    outcome if isinstance(outcome, AgentCallError) else self._named(*outcome)
-                )
+        together = _storable(allowed)
+        for one, outcome in zip(chain(*together), await self._all_stored(together, timeout_s), strict=True):
+            outcomes[one.number] = outcome if isinstance(outcome, AgentCallError) else self._named(*outcome)
         return [one for one in outcomes if one is not None]
+
+    async def _all_stored(
+        self, groups: Sequence[Sequence[_Allowed]], timeout_s: float
+    ) -> list[tuple[Submission, Sealed] | AgentCallError]:
+        """Take step 4 for groups at the same time; return what came of each task, in their order."""
+        if len(groups) == 1:
+            return await self._stored(groups[0], timeout_s)
+        async with asyncio.TaskGroup() as at_once:
+            storing = [at_once.create_task(self._stored(group, timeout_s)) for group in groups]
+        return [outcome for group in storing for outcome in group.result()]
 
     async def _stored(
         self, tasks: Sequence[_Allowed], timeout_s: float
@@ -399,14 +407,13 @@ class Client:
             await self.audit.record_all(entries)
 
         submissions, left_s = [one.task for one in tasks], timeout_s
-        stored: Sequence[Sealed | AgentWeaveError]
-        try:
-            if submissions[0].content_type == BLOB_CONTENT_TYPE:
-                submissions[0], left_s = await self._stored_apart(submissions[0], timeout_s)
-            stored = await self.submissions.store(submissions, record, timeout_s=left_s)
-        except AgentWeaveError as error:
-            stored = [error] * len(tasks)
         could_not = f"the task could not be stored for {submissions[0].agent}"
+        if submissions[0].content_type == BLOB_CONTENT_TYPE:  # then it is alone
+            try:
+                submissions[0], left_s = await self._stored_apart(submissions[0], timeout_s)
+            except AgentWeaveError as error:
+                return [as_call_error(error, "task", could_not)]
+        stored = await self.submissions.store(submissions, record, timeout_s=left_s)
         return [
             as_call_error(one, "task", could_not) if isinstance(one, AgentWeaveError) else (task, one)
             for task, one in zip(submissions, stored, strict=True)

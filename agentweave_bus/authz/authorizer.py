@@ -142,9 +142,15 @@ class Authorizer:
         decisions = [decision for decision in standing if decision is not None]
         if len(decisions) == len(contexts):  # nobody needs to be asked, or waited for
             return [self._used(*one) for one in zip(contexts, decisions, strict=True)]
-        async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(self.authorize(context)) for context in contexts]
-        return [one.result() for one in asked]
+        if len(contexts) == 1:
+            return [await self.authorize(contexts[0])]
+        asked = [asyncio.create_task(self.authorize(context)) for context in contexts]
+        try:
+            return [await one for one in asked]
+        finally:
+            for one in asked:
+                one.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
 
     def _used(self, context: AuthzContext, decision: AuthzDecision) -> AuthzDecision:
         """Return what a decision comes to at this use of it: within its limits, and told to who listens."""

@@ -321,6 +321,9 @@ class Session:
                 answer: asyncio.Future[Msg] = loop.create_future()
                 answers.append(answer)
                 replies.append(self._expect(subject, answer))
+                if loop.time() >= until:  # the timer may have gone off before this one was there
+                    too_late(answer)
+                    continue
                 try:
                     await self.publish_within(until - loop.time(), subject, data, replies[-1])
                 except (BusError, TimeoutError) as error:

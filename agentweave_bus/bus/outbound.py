@@ -128,11 +128,11 @@ class as_call_errors:  # noqa: N801 - a context manager, and none of a generator
     ) -> None:
         """Raise the branch in place of an error that is none."""
         if isinstance(error, AgentWeaveError) and not isinstance(error, AgentCallError):
-            raise as_call_error(error, self._what, self._could_not) from error
+            raise as_call_error(error, self._what, self._could_not)
 
 
 def as_call_error(error: AgentWeaveError, what: str, could_not: str) -> AgentCallError:
-    """Return the branch that stands for ``error``; the words are those of :class:`as_call_errors`."""
+    """Return the branch that stands for ``error``, its cause; the words are of :class:`as_call_errors`."""
     if isinstance(error, AgentCallError):
         return error
     if isinstance(error, AuditError):

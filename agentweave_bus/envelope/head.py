@@ -63,7 +63,7 @@ def _check_size(data: bytes, limits: Limits) -> None:
 
 
 def head_from_map(value: Any, limits: Limits = DEFAULT_LIMITS) -> Head:
-    """Check a decoded head: exact types, known keys, those that its kind has, and what joins them.
+    """Check a head that was decoded, or made by :func:`map_from_draft`: keys, types, and what joins them.
 
     Raises:
         MalformedEnvelopeError: the message names the key and what is wrong with it.

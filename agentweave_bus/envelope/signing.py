@@ -77,12 +77,17 @@ class Sealer:
     ) -> list[Sealed | AgentWeaveError]:
         """Do as :meth:`seal` for each draft, payload and via; what it would raise stands in its place."""
         sealed: list[asyncio.Future[Sealed] | AgentWeaveError] = []
-        for draft, payload, via in drafts:
-            try:
-                sealed.append(self._queued(self._prepare(draft, payload, via)))
-            except AgentWeaveError as error:
-                sealed.append(error)
-        return [one if isinstance(one, AgentWeaveError) else await _result(one) for one in sealed]
+        try:
+            for draft, payload, via in drafts:
+                try:
+                    sealed.append(self._queued(self._prepare(draft, payload, via)))
+                except AgentWeaveError as error:
+                    sealed.append(error)
+            return [one if isinstance(one, AgentWeaveError) else await _result(one) for one in sealed]
+        finally:
+            for one in sealed:  # cancelled meanwhile, or failed for a reason that nobody foresaw
+                if isinstance(one, asyncio.Future) and not one.cancel() and not one.cancelled():
+                    one.exception()
 
     def require_svid(self) -> None:
         """Make sure that something could be sealed now.

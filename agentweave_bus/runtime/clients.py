@@ -199,10 +199,11 @@ class AgentWeaveClient:
     ) -> AsyncGenerator[TaskHandle, None]:
         """Submit a task for each of ``payloads``, many at once, and yield their handles in that order.
 
-        Each is accepted when its handle comes. At most 256 are under way, so ``payloads`` may be endless, and
-        whoever takes handles slowly submits slowly. ``idempotency_key`` returns a payload's key; the other
-        options are those of :meth:`submit`. What it raises for one of them is raised in its place; those that
-        are under way behind it may have been stored, so to try again safely give them keys.
+        Each is accepted when its handle comes; 64 come at once, when the last of these is stored. At most 256
+        are under way, so ``payloads`` may be endless, and whoever takes handles slowly submits slowly.
+        ``idempotency_key`` returns a payload's key; the other options are those of :meth:`submit`. What it
+        raises for one of them is raised in its place; those that are under way behind it may have been
+        stored, so to try again safely give them keys.
         """
         said = self._said(**options)
         keyed = ((one, None if idempotency_key is None else idempotency_key(one)) for one in payloads)

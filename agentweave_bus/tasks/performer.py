@@ -188,7 +188,6 @@ class Performer:
             try:
                 approval = log.approval
                 said = None if approval is None else approval.decided.facts()
-                self._check_rule(case)
                 admitted = await self._admitted(case, said)  # 3
             except AdmissionRefusedError as refusal:
                 if await self._refused(case, refusal):
@@ -201,22 +200,26 @@ class Performer:
                 self._admission.leave_task(admitted)
         await self._back(delivery)
 
-    def _check_rule(self, case: Case) -> None:
-        """Refuse a task that asks to be tried again by what is no rule: its sender's client made it up."""
-        try:
-            self._rule_of(case.opened)
-        except PayloadError as error:
-            _log.warning("a task is not run: %s (%r)", error, case.log.ref)
-            self._note_refusal(case, str(error), Step.PAYLOAD)
-            request = case.opened.request
-            raise AdmissionRefusedError(Step.PAYLOAD, str(error), told=str(error), request=request) from error
-
     async def _admitted(self, case: Case, approval: Mapping[str, Any] | None) -> Admitted:
         """Take step 3. A large payload takes its time to be fetched, and the broker is told so."""
         if case.opened.request.head.ct != BLOB_CONTENT_TYPE:
-            return await self._admission.admit_task(case.opened, approval=approval)
-        async with self._kept(case):
-            return await self._admission.admit_task(case.opened, approval=approval)
+            admitted = await self._admission.admit_task(case.opened, approval=approval)
+        else:
+            async with self._kept(case):
+                admitted = await self._admission.admit_task(case.opened, approval=approval)
+        try:
+            self._rule_of(case.opened)
+        except PayloadError as error:  # it asks for what is no rule of retries
+            self._admission.leave_task(admitted)
+            raise self._no_rule(case, error) from error
+        return admitted
+
+    def _no_rule(self, case: Case, error: PayloadError) -> AdmissionRefusedError:
+        told, request = str(error), case.opened.request
+        _log.warning("a task is not run: %s (%r)", told, case.log.ref)
+        refusal = AdmissionRefusedError(Step.PAYLOAD, told, told=told, request=request)
+        refusal.audit_id = self._note_refusal(case, told, Step.PAYLOAD)
+        return refusal
 
     async def _begun(self, case: Case, admitted: Admitted, give_up: str | None = None) -> bool:
         """Run an admitted task, or undo it (``give_up`` says why); false: the log must be looked at again."""
@@ -630,14 +633,17 @@ class Performer:
         status = RequestStatus.ERROR if outcome.failed else RequestStatus.SUCCESS
         self._metrics.request_ended(Direction.INBOUND, opened.capability.name, status, seconds)
 
-    def _note_refusal(self, case: Case, reason: str, step: Step = Step.REPLAY) -> None:
+    def _note_refusal(self, case: Case, reason: str, step: Step = Step.REPLAY) -> str:
+        """Count and audit a refusal; return the record's id, if there is one."""
         request = case.opened.request
         self._metrics.admission_refused(step.label, "refused")
         record = {"event": "refusal", "step": step.number, "step_name": step.label}
         try:
-            self._audit.append({**record, "reason": reason, **envelope_facts(request, WitnessNotes())})
+            said = {**record, "reason": reason, **envelope_facts(request, WitnessNotes())}
+            return self._audit.append(said).audit_id
         except AuditError as error:
             self._outcome_lost(error)
+            return ""
 
     def _note_outcome(self, opened: OpenedTask, record: StateRecord, seconds: float) -> None:
         """Audit an outcome. It stands: a record that fails is an alarm, not an undoing."""

@@ -131,7 +131,7 @@ class Submissions:
         """Store tasks within ``timeout_s`` seconds; return the envelope of each, or why it is not stored.
 
         ``on_sealed`` is awaited with envelopes before they are sent, each beside the number of its task;
-        what it raises ends the submission of all. Instead of an envelope there is for a task
+        when it raises, those are not sent. Instead of an envelope there is for a task
 
         - AuthorizationError: the broker does not let this identity submit that;
         - CallRefusedError: it is larger than the broker takes;
@@ -139,7 +139,8 @@ class Submissions:
         - QueueFullError: the agent's queue takes nothing more; it was not stored;
         - NoResponderError: the agent has no queue: no worker of it has ever run here;
         - CallTimeoutError: no clear answer in time; it may have been stored;
-        - UnreachableError: there was no connection to the broker in time; it was not stored.
+        - UnreachableError: there was no connection to the broker in time; it was not stored;
+        - what ``on_sealed`` raised of this package's errors; it was not stored.
         """
         began = self._monotonic()
         until, patient_until = began + timeout_s, began + min(timeout_s, self._patience_s)
@@ -169,7 +170,7 @@ class Submissions:
             session = await self._keeper.session(max(0.0, left_s))
         except UnreachableError as error:
             for one in pending:
-                one.unreachable(error)
+                one.not_sent(error, "the connection was lost")
             return
         sealed = await self._sealer.seal_all([self._draft(one.task) for one in pending])
         sent: list[tuple[_Pending, Sealed]] = []
@@ -182,7 +183,12 @@ class Submissions:
                 sent.append((one, envelope))
         if not sent:
             return
-        await on_sealed([(one.number, envelope) for one, envelope in sent])
+        try:
+            await on_sealed([(one.number, envelope) for one, envelope in sent])
+        except AgentWeaveError as error:
+            for one, _ in sent:
+                one.not_sent(error, str(error))
+            return
         answers = await session.ask_all(
             [(envelope.head.sub, envelope.frame) for _, envelope in sent],
             timeout_s=min(_ANSWER_S, max(0.001, left_s)),
@@ -246,10 +252,10 @@ class _Pending:
         elif self.outcome is SlotOutcome.FULL:
             self.ended = QueueFullError(f"the queue of {task.agent} is full; nothing was stored")
 
-    def unreachable(self, error: UnreachableError) -> None:
-        """Take note that there is no connection to store it on."""
-        lost = f"the connection was lost; the task {self.task.id} may have been stored"
-        self.ended = CallTimeoutError(lost) if self.uncertain else error
+    def not_sent(self, error: AgentWeaveError, why: str) -> None:
+        """End it because it can't be sent, or not again."""
+        told = f"{why}; the task {self.task.id} may have been stored"
+        self.ended = CallTimeoutError(told) if self.uncertain else error
 
     def give_up_if_over(self, over: bool, no_queue_in_time: bool) -> None:
         """End it if there is no time for another attempt."""

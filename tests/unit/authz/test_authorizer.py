@@ -635,6 +635,17 @@ class TestSeveralAtOnce:
         assert [one.allowed for one in await deciding] == [True] * 3
         assert [parse_strict(one)["context"]["payload"] for one in engine.asked] == payloads
 
+    async def test_what_fails_is_raised_as_it_is_and_leaves_nothing_running(self) -> None:
+        def heard(context: AuthzContext, _decision: AuthzDecision) -> None:
+            raise RuntimeError(context.action)
+
+        authorizer = Authorizer(ScriptedEngine(), on_decision=heard)
+        before = asyncio.all_tasks()
+        for contexts in ([asking("one")], [asking("one"), asking("two")]):
+            with pytest.raises(RuntimeError, match="one"):
+                await authorizer.authorize_all(contexts)
+        assert asyncio.all_tasks() == before
+
     async def test_each_use_counts_also_of_what_stands(self, authorizer: Authorizer) -> None:
         found = [
             *await authorizer.authorize_all([asking("ping")] * 2),

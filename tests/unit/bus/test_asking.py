@@ -121,6 +121,22 @@ async def test_of_several_that_find_no_room_or_no_connection_each_is_told(
     assert_nothing_is_left(session)
 
 
+async def test_what_comes_to_be_asked_when_the_time_is_up_does_not_wait(
+    session: Session, client: Client
+) -> None:
+    client.pending_data_size = FULL
+
+    async def drained(*_: Any) -> None:
+        await asyncio.sleep(0.05)  # longer than the deadline
+        client.pending_data_size = 0
+
+    client.publish = drained  # type: ignore[method-assign]
+    async with asyncio.timeout(30):
+        found = await session.ask_all([("here", b""), ("there", b"")], timeout_s=0.02)
+    assert [type(one) for one in found] == [TimeoutError] * 2
+    assert_nothing_is_left(session)
+
+
 async def test_several_that_are_cancelled_leave_nothing(session: Session, client: Client) -> None:
     asking = asyncio.create_task(session.ask_all([("here", b""), ("there", b"")], timeout_s=30))
     await client.asked.get()

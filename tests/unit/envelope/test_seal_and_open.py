@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from agentweave_bus.envelope import (
     Kind,
+    Sealed,
     Sealer,
     decode_payload,
     encode_payload,
@@ -130,6 +132,56 @@ async def test_a_failing_key_fails_every_caller(world: World) -> None:
         *(sealer.seal(draft(ORDER), b"\xc0") for _ in range(3)), return_exceptions=True
     )
     assert [str(one) for one in results] == ["the key is gone"] * 3
+
+
+@pytest.mark.anyio
+async def test_several_are_sealed_together_and_what_is_wrong_with_one_stands_in_its_place(
+    world: World,
+) -> None:
+    drafts = [
+        (draft(ORDER), b"\xc0", ()),
+        (draft(ORDER, id="7"), b"\xc0", ()),
+        (draft(ORDER), b"\xc1" * 9, ()),
+    ]
+    first, second, third = await world.sealer(CLIENT).seal_all(drafts)
+    assert isinstance(second, MalformedEnvelopeError)
+    assert isinstance(first, Sealed)
+    assert isinstance(third, Sealed)
+    assert [one.link.proof.size for one in (first, third)] == [2, 2]
+    world.open(first)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_several_that_fail_or_are_cancelled_leave_nothing_behind(
+    world: World, *, cancelled: bool
+) -> None:
+    svid, signed = world.svid(CLIENT), []
+
+    class Key:
+        curve = svid.private_key.curve
+
+        def sign(self, root: bytes, _algorithm: object) -> bytes:
+            signed.append(root)
+            raise RuntimeError("the key is gone")
+
+    class Own:
+        spiffe_id, x5t, cert_chain, private_key = CLIENT, svid.x5t, svid.cert_chain, Key()
+
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+    sealer = Sealer(Own)  # type: ignore[arg-type,return-value]
+    sealing = asyncio.ensure_future(sealer.seal_all([(draft(ORDER), b"\xc0", ())] * 4))
+    await asyncio.sleep(0)
+    if cancelled:
+        sealing.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait([sealing])
+    assert sealing.cancelled() is cancelled
+    assert sealing.cancelled() or str(sealing.exception()) == "the key is gone"
+    await asyncio.sleep(0)
+    gc.collect()
+    assert told == []
 
 
 def test_the_sealer_refuses_what_a_receiver_would(world: World) -> None:

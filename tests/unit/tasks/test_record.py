@@ -31,6 +31,10 @@ EVERYTHING = RecordBody(
 )
 
 
+def test_what_is_written_has_the_fields_of_what_is_read() -> None:
+    assert {"v", *RecordBody._fields} == set(RecordPayload.model_fields)
+
+
 def test_it_says_what_it_has_in_one_order() -> None:
     assert EVERYTHING.encoded() == encode_payload(
         {

@@ -221,11 +221,11 @@ async def test_without_an_audit_record_nothing_is_undone_yet(
 ) -> None:
     record, full = AuditLog.record, [True]
 
-    async def fails(self: AuditLog, fields: dict[str, Any]) -> Any:
+    async def fails(self: AuditLog, fields: dict[str, Any], **more: Any) -> Any:
         if full and fields["event"] == "undoing":
             full.pop()
             raise AuditError("the disk is full")
-        return await record(self, fields)
+        return await record(self, fields, **more)
 
     monkeypatch.setattr(AuditLog, "record", fails)
     await shop.between_attempts()

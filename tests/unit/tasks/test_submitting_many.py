@@ -220,6 +220,71 @@ async def test_what_cannot_be_recorded_is_not_sent(
     monkeypatch.undo()
 
 
+async def test_what_is_stored_stays_so_when_the_next_attempt_at_another_can_not_be_recorded(
+    bus: MemoryBus, client: AgentWeaveClient, store: StoreAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bus.stop(store)
+    jetstream, audit, heard = bus.broker.jetstream, parts_of(client).audit, 0
+    answer = jetstream._answer
+
+    def full(_line: bytes) -> None:
+        raise AuditError("the disk is full")
+
+    def lossy(reply: str, told: dict[str, Any]) -> None:
+        nonlocal heard
+        heard += 1
+        if heard == 3:
+            monkeypatch.setattr(audit, "_write", full)
+        answer(reply, {"nonsense": True} if heard == 3 else told)
+
+    monkeypatch.setattr(jetstream, "_answer", lossy)
+    found = await outcomes(bus, client, numbers(3))
+    monkeypatch.undo()
+    assert [isinstance(one, Exception) for one in found] == [False, False, True]
+    assert isinstance(found[2], CallTimeoutError)
+    assert "the disk is full; the task" in str(found[2])
+    assert "may have been stored" in str(found[2])
+
+
+async def test_large_payloads_of_a_batch_are_stored_at_the_same_time(
+    bus: MemoryBus, client: AgentWeaveClient, store: StoreAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs, under_way, all_there = parts_of(client).client.blobs, 0, asyncio.Event()
+    assert blobs is not None
+    put = blobs.put
+
+    async def together(*args: Any, **more: Any) -> Any:
+        nonlocal under_way
+        under_way += 1
+        if under_way == 3:
+            all_there.set()
+        await all_there.wait()
+        return await put(*args, **more)
+
+    monkeypatch.setattr(blobs, "put", together)
+    async with asyncio.timeout(30):
+        found = await outcomes(bus, client, [{"number": n, "text": LARGE} for n in range(3)])
+    handles = [parts_of(client).handles.of(*one) for one in found]
+    assert [(await one.result(timeout=30)).data["stored"] for one in handles] == [0, 1, 2]
+
+
+async def test_a_submission_that_fails_is_marked_in_its_trace(
+    bus: MemoryBus, client: AgentWeaveClient, store: StoreAgent
+) -> None:
+    exporter = InMemorySpanExporter()
+    tracing = Tracing.create(TracingConfig(enabled=True), service="cli", spiffe_id="x", exporter=exporter)
+    parts_of(client).client.tracing = tracing
+    await bus.stop(store)
+    bus.broker.jetstream.streams[tasks_stream_name(store.spiffe_id)].config["max_msgs"] = 1
+    await client.submit(bus.id(store), "store", {"number": 0})
+    with pytest.raises(QueueFullError):
+        await client.submit(bus.id(store), "store", {"number": 1})
+    tracing.shutdown()
+    _, span = exporter.get_finished_spans()
+    assert span.attributes is not None
+    assert (span.status.is_ok, span.attributes["error.type"]) == (False, "QueueFullError")
+
+
 async def test_where_tracing_is_on_each_has_a_span(
     bus: MemoryBus, client: AgentWeaveClient, store: StoreAgent
 ) -> None:

@@ -138,7 +138,7 @@ class Submissions:
         - EnvelopeError, SvidUnavailableError: it can't be sealed;
         - QueueFullError: the agent's queue takes nothing more; it was not stored;
         - NoResponderError: the agent has no queue: no worker of it has ever run here;
-        - CallTimeoutError: no clear answer in time; it may have been stored;
+        - CallTimeoutError: it may have been stored: no clear answer in time, or at an earlier attempt;
         - UnreachableError: there was no connection to the broker in time; it was not stored;
         - what ``on_sealed`` raised of this package's errors; it was not stored.
         """
@@ -176,7 +176,7 @@ class Submissions:
         sent: list[tuple[_Pending, Sealed]] = []
         for one, envelope in zip(pending, sealed, strict=True):
             if isinstance(envelope, AgentWeaveError):
-                one.ended = envelope
+                one.not_sent(envelope, str(envelope))
             elif (fault := _too_large(one.task, len(envelope.frame), session.max_message_bytes)) is not None:
                 one.ended = fault
             else:
@@ -237,12 +237,13 @@ class _Pending:
         """Take note of what the broker said to ``sealed``, or of why it said nothing."""
         task = self.task
         if isinstance(answer, NotPermittedError):
-            self.ended = AuthorizationError(
+            denied = AuthorizationError(
                 f"the broker does not let this identity submit {task.capability!r} to {task.agent}:"
                 " no grant covers it, or the broker has not been told of the grant yet",
                 reason="the broker's permissions",
                 direction="broker",
             )
+            self.not_sent(denied, "the broker does not let this identity submit it any more")
             return
         stream = task.place[1]
         self.outcome = acknowledged(answer, stream) if isinstance(answer, Msg) else SlotOutcome.UNCLEAR
@@ -250,10 +251,11 @@ class _Pending:
         if self.outcome is SlotOutcome.WRITTEN:
             self.ended = sealed
         elif self.outcome is SlotOutcome.FULL:
-            self.ended = QueueFullError(f"the queue of {task.agent} is full; nothing was stored")
+            full = f"the queue of {task.agent} is full"
+            self.not_sent(QueueFullError(f"{full}; nothing was stored"), full)
 
     def not_sent(self, error: AgentWeaveError, why: str) -> None:
-        """End it because it can't be sent, or not again."""
+        """End it because it is not stored, and can't be, unless an earlier attempt has stored it."""
         told = f"{why}; the task {self.task.id} may have been stored"
         self.ended = CallTimeoutError(told) if self.uncertain else error
 

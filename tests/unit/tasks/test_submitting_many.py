@@ -246,6 +246,26 @@ async def test_what_is_stored_stays_so_when_the_next_attempt_at_another_can_not_
     assert "may have been stored" in str(found[2])
 
 
+async def test_what_may_have_been_stored_is_not_said_to_be_refused_when_the_queue_has_filled(
+    bus: MemoryBus, client: AgentWeaveClient, store: StoreAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bus.stop(store)
+    jetstream, heard = bus.broker.jetstream, 0
+    jetstream.streams[tasks_stream_name(store.spiffe_id)].config["max_msgs"] = 1
+    answer = jetstream._answer
+
+    def lossy(reply: str, told: dict[str, Any]) -> None:
+        nonlocal heard
+        heard += 1
+        answer(reply, {"nonsense": True} if heard == 1 else told)
+
+    monkeypatch.setattr(jetstream, "_answer", lossy)
+    (found,) = await outcomes(bus, client, numbers(1))
+    assert isinstance(found, CallTimeoutError)
+    assert "is full; the task" in str(found)
+    assert len(frames(bus, store)) == 1
+
+
 async def test_large_payloads_of_a_batch_are_stored_at_the_same_time(
     bus: MemoryBus, client: AgentWeaveClient, store: StoreAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:

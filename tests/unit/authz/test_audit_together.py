@@ -145,7 +145,7 @@ async def test_where_a_frame_can_not_be_kept_nothing_is_recorded(
     log: AuditLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("agentweave_bus.authz.frames.os.open", _no_space)
+        patch.setattr("agentweave_bus.authz.frames.FrameStore._write", _no_space)
         results = await asyncio.gather(
             log.record({"event": "admission", "n": 1}, frame=(b"d" * 32, b"frame")),
             log.record({"event": "call", "n": 2}),
